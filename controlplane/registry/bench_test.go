@@ -1,0 +1,150 @@
+package registry
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"testing"
+	"time"
+
+	"ringmain/controlplane"
+)
+
+const benchOrgs = 100
+
+// seeded returns a state with n live keys, spread over 1,000 projects.
+func seeded(tb testing.TB, n int) *State {
+	l := NewLoader()
+	epoch := controlplane.Epoch{Counter: 1, Region: "us-east"}
+	err := l.Shard(ShardInfo{Shard: anyEast, Members: []string{"us-east"}, Home: "us-east", Epoch: epoch,
+		Last: controlplane.Point{Epoch: epoch, Seq: 1}, Spans: []Span{{Epoch: epoch, Start: 1}}})
+	add := func(r *Record) {
+		b, encErr := EncodeRecord(r)
+		if encErr == nil {
+			r, encErr = DecodeRecord(b) // as it comes from a disk, sharing nothing
+		}
+		if encErr == nil {
+			encErr = l.Record(r)
+		}
+		if encErr != nil {
+			tb.Fatal(encErr)
+		}
+	}
+	for i := range benchOrgs {
+		add(org(benchID("org", i), anyEast, "any", "build", "verified"))
+	}
+	for i := range 10 * benchOrgs {
+		add(project(benchID("prj", i), anyEast, benchID("org", i%benchOrgs), "web"+fmt.Sprint(i)))
+	}
+	for i := range n {
+		add(benchKey(i))
+	}
+	s, stateErr := l.State()
+	if err != nil || stateErr != nil {
+		tb.Fatal(err, stateErr)
+	}
+	return s
+}
+
+func benchID(prefix string, i int) string { return fmt.Sprintf("%s_any_%016d", prefix, i) }
+
+func benchKey(i int) *Record {
+	at := time.Unix(1_800_000_000+int64(i/10), 0)
+	random := rand.NewChaCha8([32]byte{byte(i), byte(i >> 8), byte(i >> 16)})
+	return key(NewID("key", "any", at, random), anyEast, benchID("prj", i%(10*benchOrgs)), "live")
+}
+
+// BenchmarkApplyKeyPut is one committed key creation, from the command's bytes.
+func BenchmarkApplyKeyPut(b *testing.B) {
+	for _, n := range []int{0, 100_000} {
+		b.Run(fmt.Sprintf("beside %d", n), func(b *testing.B) {
+			s := seeded(b, n)
+			info, _ := s.Shard(anyEast)
+			at := info.Last
+			commands := make([][]byte, b.N)
+			for i := range commands {
+				e := NextAfter(anyEast, at, []Change{{Op: OpPut, Record: benchKey(n + i), IfRevision: RevisionAbsent}})
+				at = e.Point()
+				c, err := EncodeCommand(&Command{Type: CmdEntry, Entries: [][]byte{entry(b, e)}})
+				if err != nil {
+					b.Fatal(err)
+				}
+				commands[i] = c
+			}
+			b.ReportAllocs()
+			b.ResetTimer()
+			for _, c := range commands {
+				cmd, err := DecodeCommand(c)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if out := s.Apply(cmd); out.Err != nil {
+					b.Fatal(out.Err)
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkGet(b *testing.B) {
+	s := seeded(b, 100_000)
+	ids := make([]string, 1<<10)
+	for i := range ids {
+		ids[i] = benchKey(i * 97).Meta.ID
+	}
+	b.ResetTimer()
+	for i := range b.N {
+		if _, ok := s.Get(KindKey, ids[i%len(ids)]); !ok {
+			b.Fatal("not found")
+		}
+	}
+}
+
+// BenchmarkSnapshot reports per state of 100,000 keys: writing, restoring,
+// digesting, and the memory held per key.
+func BenchmarkSnapshot(b *testing.B) {
+	const n = 100_000
+	before := heap()
+	s := seeded(b, n)
+	perKey := float64(heap()-before) / n
+	var buf bytes.Buffer
+	if err := s.Snapshot(&buf); err != nil {
+		b.Fatal(err)
+	}
+	b.Run("write", func(b *testing.B) {
+		for range b.N {
+			if err := s.Snapshot(io.Discard); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.ReportMetric(perKey, "B/key")
+		b.ReportMetric(float64(buf.Len())/n, "disk-B/key")
+	})
+	b.Run("restore", func(b *testing.B) {
+		for range b.N {
+			if _, err := Restore(bytes.NewReader(buf.Bytes())); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	b.Run("digest", func(b *testing.B) {
+		for range b.N {
+			s.Digest(anyEast)
+		}
+	})
+	b.Run("clone", func(b *testing.B) {
+		for range b.N {
+			s.Clone()
+		}
+	})
+	runtime.KeepAlive(s)
+}
+
+func heap() int64 {
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}

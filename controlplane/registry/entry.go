@@ -1,0 +1,144 @@
+package registry
+
+import (
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"ringmain/controlplane"
+)
+
+// FormatVersion is the first byte of every encoded Entry.
+const FormatVersion = 1
+
+// Op is what a Change does.
+type Op uint8
+
+// Operations of format version 1.
+const (
+	OpPut    Op = iota + 1 // create or replace Record
+	OpDelete               // remove the record (Kind, ID)
+	OpRevoke               // add (Kind, ID) to the grow-only safety set; a key's record is marked too
+	OpOpen                 // first entry of an epoch: Members and Home take effect
+)
+
+// RevisionAbsent as IfRevision asks that the record not exist yet.
+const RevisionAbsent = ^uint64(0)
+
+// Change is one effect of an Entry. All changes of an Entry take effect, or none.
+type Change struct {
+	Op         Op      `cbor:"1,keyasint"`
+	Record     *Record `cbor:"2,keyasint,omitempty"` // OpPut
+	Kind       Kind    `cbor:"3,keyasint,omitempty"` // OpDelete, OpRevoke
+	ID         string  `cbor:"4,keyasint,omitempty"`
+	IfRevision uint64  `cbor:"5,keyasint,omitempty"` // 0 = whatever it is; RevisionAbsent; else must equal
+	At         int64   `cbor:"6,keyasint,omitempty"` // OpRevoke: Unix milliseconds, stamped by the proposer
+	Expires    int64   `cbor:"7,keyasint,omitempty"` // OpRevoke: when the credential would have ended; 0 = never
+
+	Members []string `cbor:"8,keyasint,omitempty"` // OpOpen: regions that hold the shard
+	Home    string   `cbor:"9,keyasint,omitempty"` // OpOpen
+}
+
+// Entry is one command in a shard's history: the frozen envelope. It is what
+// Raft's log, a feed and a data node's delta log all carry.
+type Entry struct {
+	_       struct{} `cbor:",toarray"`
+	Shard   controlplane.Shard
+	Epoch   controlplane.Epoch
+	Seq     uint64             // contiguous within the shard, across epochs; the first is 1
+	Prev    controlplane.Epoch // epoch of the entry at Seq-1; zero at 1
+	Changes []Change           // empty for an entry whose changes were refused when applied
+}
+
+// Point is the position right after e.
+func (e *Entry) Point() controlplane.Point {
+	return controlplane.Point{Epoch: e.Epoch, Seq: e.Seq}
+}
+
+var encMode = must(cbor.CoreDetEncOptions().EncMode())
+
+// Decoding is strict: an unknown field, a duplicate key or a trailing byte is
+// an error, because skipping part of a command would fork the state.
+var decMode = must(cbor.DecOptions{
+	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+	IndefLength:       cbor.IndefLengthForbidden,
+	TagsMd:            cbor.TagsForbidden,
+	MaxNestedLevels:   16,
+	MaxArrayElements:  1 << 20,
+	MaxMapPairs:       1 << 16,
+}.DecMode())
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// EncodeEntry returns the format version byte and the entry in deterministic CBOR.
+func EncodeEntry(e *Entry) ([]byte, error) {
+	b, err := encMode.Marshal(e)
+	if err != nil {
+		return nil, fmt.Errorf("encode entry: %w", err)
+	}
+	return append([]byte{FormatVersion}, b...), nil
+}
+
+// DecodeEntry reads what EncodeEntry wrote. Anything else is
+// controlplane.ErrUnknownEntry: the node must halt, never skip.
+func DecodeEntry(b []byte) (*Entry, error) {
+	if len(b) == 0 || b[0] != FormatVersion {
+		return nil, fmt.Errorf("%w: format version byte %.1x", controlplane.ErrUnknownEntry, b)
+	}
+	e := new(Entry)
+	if err := decMode.Unmarshal(b[1:], e); err != nil {
+		return nil, fmt.Errorf("%w: %w", controlplane.ErrUnknownEntry, err)
+	}
+	for i := range e.Changes {
+		if err := e.Changes[i].known(); err != nil {
+			return nil, err
+		}
+	}
+	return e, nil
+}
+
+// known reports an operation or kind of record that this version does not know.
+func (c *Change) known() error {
+	switch c.Op {
+	case OpPut:
+		if c.Record != nil {
+			return c.Record.known()
+		}
+	case OpDelete, OpRevoke:
+		if !c.Kind.known() {
+			return fmt.Errorf("%w: %s", controlplane.ErrUnknownEntry, c.Kind)
+		}
+	case OpOpen:
+	default:
+		return fmt.Errorf("%w: operation %d", controlplane.ErrUnknownEntry, c.Op)
+	}
+	return nil
+}
+
+func (r *Record) known() error {
+	if !r.Kind.known() || !r.oneBody() {
+		return fmt.Errorf("%w: record of %s", controlplane.ErrUnknownEntry, r.Kind)
+	}
+	return nil
+}
+
+// EncodeRecord returns the record in deterministic CBOR.
+func EncodeRecord(r *Record) ([]byte, error) { return encMode.Marshal(r) }
+
+// DecodeRecord reads what EncodeRecord wrote.
+func DecodeRecord(b []byte) (*Record, error) {
+	r := new(Record)
+	if err := decMode.Unmarshal(b, r); err != nil {
+		return nil, fmt.Errorf("%w: record: %w", controlplane.ErrUnknownEntry, err)
+	}
+	if err := r.known(); err != nil {
+		return nil, err
+	}
+	return r, nil
+}

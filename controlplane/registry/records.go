@@ -1,0 +1,142 @@
+package registry
+
+import (
+	"fmt"
+
+	"ringmain/controlplane"
+)
+
+// Kind names a type of record. New kinds activate by cluster version.
+type Kind uint8
+
+// Kinds of record known to format version 1.
+const (
+	KindOrg Kind = iota + 1
+	KindProject
+	KindKey
+	KindUpstream
+	KindRoute
+	KindPolicy
+	KindRegion
+)
+
+// Meta is common to all records. The home's leader stamps it before proposing;
+// Apply reads no clock.
+type Meta struct {
+	ID       string             `cbor:"1,keyasint" json:"id"`
+	Shard    controlplane.Shard `cbor:"2,keyasint" json:"shard"`
+	Revision uint64             `cbor:"3,keyasint" json:"revision"` // sequence, in its shard, of the entry that last changed it; set by Apply
+	Created  int64              `cbor:"4,keyasint" json:"created"`  // Unix milliseconds
+	Updated  int64              `cbor:"5,keyasint" json:"updated"`  // Unix milliseconds
+}
+
+// Org is a customer account.
+type Org struct {
+	Name         string `cbor:"1,keyasint" json:"name"`
+	Plan         string `cbor:"2,keyasint" json:"plan"`                        // trial, build, scale, enterprise
+	State        string `cbor:"3,keyasint" json:"state"`                       // unverified, verified, suspended
+	Jurisdiction string `cbor:"4,keyasint" json:"jurisdiction"`                // two to four lowercase letters; "any" = unpinned
+	Roaming      bool   `cbor:"5,keyasint,omitempty" json:"roaming,omitempty"` // unpinned only: a request entered in the EU may leave it
+}
+
+// Project is the unit of billing, policy and limits. Its ID carries its org's jurisdiction.
+type Project struct {
+	Org           string `cbor:"1,keyasint" json:"org"`
+	Name          string `cbor:"2,keyasint" json:"name"`
+	CrossProvider bool   `cbor:"3,keyasint,omitempty" json:"cross_provider,omitempty"` // another provider than the first upstream's may be asked
+}
+
+// Key is an API key: everything but the secret. A revoked key stays revoked.
+type Key struct {
+	Project   string `cbor:"1,keyasint" json:"project"`
+	Name      string `cbor:"2,keyasint" json:"name"`
+	Class     string `cbor:"3,keyasint" json:"class"`                          // live, test
+	Hash      []byte `cbor:"4,keyasint" json:"-"`                              // bcrypt of base64(SHA-256(whole key))
+	PrevHash  []byte `cbor:"5,keyasint,omitempty" json:"-"`                    // the secret before rotation, valid until PrevUntil
+	PrevUntil int64  `cbor:"6,keyasint,omitempty" json:"prev_until,omitempty"` // Unix milliseconds
+	Expires   int64  `cbor:"7,keyasint,omitempty" json:"expires,omitempty"`    // Unix milliseconds; 0 = never
+	Revoked   int64  `cbor:"8,keyasint,omitempty" json:"revoked,omitempty"`    // Unix milliseconds; 0 = in force
+	Hint      string `cbor:"9,keyasint" json:"hint"`                           // last four characters of the id part, for people
+}
+
+// Terms are what a provider's contract says about one upstream.
+type Terms struct {
+	Retention   string `cbor:"1,keyasint" json:"retention"`    // zero, or days as "30d"
+	PromptCache string `cbor:"2,keyasint" json:"prompt_cache"` // none, memory, disk
+	Training    string `cbor:"3,keyasint" json:"training"`     // never (any other value is refused)
+	BAA         bool   `cbor:"4,keyasint,omitempty" json:"baa,omitempty"`
+	Contract    string `cbor:"5,keyasint" json:"contract"` // SHA-256 of the contract, hex
+	Dated       string `cbor:"6,keyasint" json:"dated"`    // YYYY-MM-DD
+}
+
+// Upstream is one provider endpoint in one region.
+type Upstream struct {
+	Name       string `cbor:"1,keyasint" json:"name"`        // public name, unique; shown in idc-upstream
+	Provider   string `cbor:"2,keyasint" json:"provider"`    // openai, anthropic, …
+	Region     string `cbor:"3,keyasint" json:"region"`      // ringmain region whose data nodes call it
+	Dialect    string `cbor:"4,keyasint" json:"dialect"`     // openai, anthropic
+	BaseURL    string `cbor:"5,keyasint" json:"base_url"`    // https; the endpoint path (/v1/…) is appended
+	Auth       string `cbor:"6,keyasint" json:"auth"`        // bearer, x-api-key, api-key, none
+	Credential []byte `cbor:"7,keyasint,omitempty" json:"-"` // never shown again; sealed wherever it rests
+	Terms      Terms  `cbor:"8,keyasint" json:"terms"`
+	Simulated  bool   `cbor:"9,keyasint,omitempty" json:"simulated,omitempty"` // the only kind that test keys reach
+	Disabled   bool   `cbor:"10,keyasint,omitempty" json:"disabled,omitempty"`
+}
+
+// Format writes the name alone under every verb: the credential must not reach
+// a log.
+func (u Upstream) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "upstream %s", u.Name) }
+
+// Target is one way to serve a model.
+type Target struct {
+	Upstream string `cbor:"1,keyasint" json:"upstream"`                   // name of the upstream
+	Model    string `cbor:"2,keyasint" json:"model"`                      // the model's name there
+	Weight   uint32 `cbor:"3,keyasint,omitempty" json:"weight,omitempty"` // within one order; 0 = 1
+	Order    uint32 `cbor:"4,keyasint,omitempty" json:"order,omitempty"`  // lower first
+}
+
+// Timeouts bound one attempt. Zero values take the defaults in brackets.
+type Timeouts struct {
+	ConnectMS   uint32 `cbor:"1,keyasint,omitempty" json:"connect_ms,omitempty"`        // [2000]
+	FirstByteMS uint32 `cbor:"2,keyasint,omitempty" json:"first_byte_ms,omitempty"`     // [60000]
+	IdleMS      uint32 `cbor:"3,keyasint,omitempty" json:"between_events_ms,omitempty"` // [30000]
+	TotalMS     uint32 `cbor:"4,keyasint,omitempty" json:"total_ms,omitempty"`          // [600000]
+}
+
+// Route maps a public model name to its upstreams.
+type Route struct {
+	Model    string   `cbor:"1,keyasint" json:"model"` // public name, unique
+	Targets  []Target `cbor:"2,keyasint" json:"targets"`
+	Timeouts Timeouts `cbor:"3,keyasint,omitempty" json:"timeouts,omitzero"`
+}
+
+// Policy narrows what an org (Project empty) or a project may do. Absent
+// policy narrows nothing beyond the org's own jurisdiction.
+type Policy struct {
+	Org         string   `cbor:"1,keyasint" json:"org"`
+	Project     string   `cbor:"2,keyasint,omitempty" json:"project,omitempty"`
+	Residency   string   `cbor:"3,keyasint,omitempty" json:"residency,omitempty"` // jurisdiction, or empty
+	NoRetention bool     `cbor:"4,keyasint,omitempty" json:"no_retention,omitempty"`
+	Models      []string `cbor:"5,keyasint,omitempty" json:"models,omitempty"` // allow-list; empty = all
+}
+
+// Region is one failure domain.
+type Region struct {
+	Name         string `cbor:"1,keyasint" json:"name"`
+	Jurisdiction string `cbor:"2,keyasint" json:"jurisdiction"`
+	Endpoint     string `cbor:"3,keyasint" json:"endpoint"` // https://host[:port] that clients use; named in idc-endpoint
+	State        string `cbor:"4,keyasint" json:"state"`    // active, drained
+}
+
+// Record is one piece of replicated state: exactly one body is set, as Kind says.
+type Record struct {
+	Kind     Kind      `cbor:"1,keyasint" json:"kind"`
+	Meta     Meta      `cbor:"2,keyasint" json:"meta"`
+	Org      *Org      `cbor:"3,keyasint,omitempty" json:"org,omitempty"`
+	Project  *Project  `cbor:"4,keyasint,omitempty" json:"project,omitempty"`
+	Key      *Key      `cbor:"5,keyasint,omitempty" json:"key,omitempty"`
+	Upstream *Upstream `cbor:"6,keyasint,omitempty" json:"upstream,omitempty"`
+	Route    *Route    `cbor:"7,keyasint,omitempty" json:"route,omitempty"`
+	Policy   *Policy   `cbor:"8,keyasint,omitempty" json:"policy,omitempty"`
+	Region   *Region   `cbor:"9,keyasint,omitempty" json:"region,omitempty"`
+}

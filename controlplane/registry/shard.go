@@ -1,0 +1,281 @@
+package registry
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	"ringmain/controlplane"
+)
+
+// shard is one shard's state. A value that a State holds is never changed:
+// changes are made on a copy, which shares all structure with the original.
+type shard struct {
+	info    ShardInfo
+	records tree[*Record]     // by id
+	links   tree[*Record]     // keys by project, projects and policies by org; then by id
+	names   tree[*Record]     // upstreams, routes, regions and (within their org) projects by name
+	revoked tree[*Revocation] // by (kind, id)
+	stage   *stage            // unfinished snapshot, or nil
+}
+
+func newShard(name controlplane.Shard) *shard {
+	return &shard{
+		info:    ShardInfo{Shard: name},
+		records: newTree(compareIDs),
+		links:   newTree(compareLinks),
+		names:   newTree(compareNames),
+		revoked: newTree(compareRevocations),
+	}
+}
+
+func compareIDs(a, b *Record) int { return strings.Compare(a.Meta.ID, b.Meta.ID) }
+
+// parent is the id of the record that r belongs to; "" if it stands alone.
+func parent(r *Record) string {
+	switch {
+	case r.Key != nil:
+		return r.Key.Project
+	case r.Project != nil:
+		return r.Project.Org
+	case r.Policy != nil:
+		return r.Policy.Org
+	}
+	return ""
+}
+
+func compareLinks(a, b *Record) int {
+	return cmp.Or(strings.Compare(parent(a), parent(b)), compareIDs(a, b))
+}
+
+// name is what ByName finds r by, unique within scope; "" if the kind has no unique name.
+func name(r *Record) (scope, name string) {
+	switch {
+	case r.Upstream != nil:
+		return "", r.Upstream.Name
+	case r.Route != nil:
+		return "", r.Route.Model
+	case r.Region != nil:
+		return "", r.Region.Name
+	case r.Project != nil:
+		return r.Project.Org, r.Project.Name
+	}
+	return "", ""
+}
+
+func probeName(e *Record, kind Kind, scope, wanted string) int {
+	es, en := name(e)
+	return cmp.Or(cmp.Compare(e.Kind, kind), strings.Compare(es, scope), strings.Compare(en, wanted))
+}
+
+func compareNames(a, b *Record) int {
+	scope, n := name(b)
+	return cmp.Or(probeName(a, b.Kind, scope, n), compareIDs(a, b))
+}
+
+func compareRevocations(a, b *Revocation) int {
+	return cmp.Or(cmp.Compare(a.Kind, b.Kind), strings.Compare(a.ID, b.ID))
+}
+
+func (sh *shard) get(id string) (*Record, bool) {
+	return sh.records.get(func(e *Record) int { return strings.Compare(e.Meta.ID, id) })
+}
+
+// byName returns the record of that name; of several (only a faulty home sends
+// them) the one with the lowest id.
+func (sh *shard) byName(kind Kind, scope, wanted string) (*Record, bool) {
+	for r := range sh.names.from(func(e *Record) int { return probeName(e, kind, scope, wanted) }) {
+		return r, probeName(r, kind, scope, wanted) == 0
+	}
+	return nil, false
+}
+
+// children calls keep with the records of the kind that belong to parentID, in
+// order of id from after (exclusive), until it returns false.
+func (sh *shard) children(kind Kind, parentID, after string, keep func(*Record) bool) {
+	first := max(after, kind.Prefix()+"_")
+	probe := func(e *Record) int {
+		return cmp.Or(strings.Compare(parent(e), parentID), strings.Compare(e.Meta.ID, first))
+	}
+	for r := range sh.links.from(probe) {
+		if r.Kind != kind || parent(r) != parentID {
+			return
+		}
+		if r.Meta.ID != after && !keep(r) {
+			return
+		}
+	}
+}
+
+func (sh *shard) hasChild(kind Kind, parentID string) bool {
+	found := false
+	sh.children(kind, parentID, "", func(*Record) bool { found = true; return false })
+	return found
+}
+
+func (sh *shard) revocation(kind Kind, id string) (*Revocation, bool) {
+	return sh.revoked.get(func(e *Revocation) int {
+		return cmp.Or(cmp.Compare(e.Kind, kind), strings.Compare(e.ID, id))
+	})
+}
+
+// put stores r, which the shard owns from then on.
+func (sh *shard) put(r *Record) {
+	old, exists := sh.get(r.Meta.ID)
+	if exists && parent(old) != parent(r) {
+		sh.links = sh.links.without(old)
+	}
+	if _, n := name(r); exists && n != "" && compareNames(old, r) != 0 {
+		sh.names = sh.names.without(old)
+	}
+	project := ""
+	if r.Key != nil {
+		sh.children(KindKey, r.Key.Project, "", func(sibling *Record) bool {
+			project = sibling.Key.Project
+			return false
+		})
+	}
+	sh.intern(r, project)
+	sh.records = sh.records.with(r)
+	if parent(r) != "" {
+		sh.links = sh.links.with(r)
+	}
+	if _, n := name(r); n != "" {
+		sh.names = sh.names.with(r)
+	}
+}
+
+// intern makes r share strings that other records hold already: a third of
+// the memory of a million keys. project is the equal of a key's project id, or
+// empty.
+func (sh *shard) intern(r *Record, project string) {
+	r.Meta.Shard = sh.info.Shard
+	if r.Key == nil {
+		return
+	}
+	if project != "" {
+		r.Key.Project = project
+	}
+	switch r.Key.Class {
+	case "live":
+		r.Key.Class = "live"
+	case "test":
+		r.Key.Class = "test"
+	}
+	if id := r.Meta.ID; strings.HasSuffix(id, r.Key.Hint) {
+		r.Key.Hint = id[len(id)-len(r.Key.Hint):]
+	}
+}
+
+func (sh *shard) remove(id string) {
+	r, ok := sh.get(id)
+	if !ok {
+		return
+	}
+	sh.records = sh.records.without(r)
+	sh.links = sh.links.without(r)
+	sh.names = sh.names.without(r)
+}
+
+// revoke merges v into the safety set. The merge commutes: the earliest time
+// of revocation and the latest end of the credential stay, so copies that heard
+// of the same revocations in any order agree.
+func (sh *shard) revoke(v Revocation) {
+	v.Shard = sh.info.Shard
+	if old, ok := sh.revocation(v.Kind, v.ID); ok {
+		v.At = min(v.At, old.At)
+		if v.Expires == 0 || old.Expires == 0 {
+			v.Expires = 0
+		} else {
+			v.Expires = max(v.Expires, old.Expires)
+		}
+		if v == *old {
+			return
+		}
+	}
+	sh.revoked = sh.revoked.with(&v)
+}
+
+// marked returns r, or a copy of it whose Revoked is what the safety set says.
+func (sh *shard) marked(r *Record) *Record {
+	if r.Key == nil {
+		return r
+	}
+	var at int64
+	if v, ok := sh.revocation(KindKey, r.Meta.ID); ok {
+		at = v.At
+	}
+	if r.Key.Revoked == at {
+		return r
+	}
+	c, key := *r, *r.Key
+	key.Revoked = at
+	c.Key = &key
+	return &c
+}
+
+// mark brings the record that v revokes, if the shard holds it, in line with v.
+func (sh *shard) mark(v *Revocation) {
+	if old, ok := sh.get(v.ID); ok && old.Kind == v.Kind {
+		if r := sh.marked(old); r != old {
+			sh.put(r)
+		}
+	}
+}
+
+// apply makes one well-formed change take effect as part of entry seq. It
+// returns what the change was stored as, and the record or revocation touched.
+func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq uint64) (Change, Ref) {
+	switch c.Op {
+	case OpPut:
+		r := *c.Record
+		r.Meta.Revision = seq
+		if old, ok := sh.get(r.Meta.ID); ok {
+			r.Meta.Created = old.Meta.Created
+		}
+		if r.Key != nil {
+			key := *r.Key
+			r.Key = &key
+		}
+		c.Record = sh.marked(&r)
+		sh.put(c.Record)
+		return c, sh.ref(r.Kind, r.Meta.ID)
+	case OpDelete:
+		sh.remove(c.ID)
+	case OpRevoke:
+		sh.revoke(Revocation{Kind: c.Kind, ID: c.ID, At: c.At, Expires: c.Expires})
+		if old, ok := sh.get(c.ID); ok {
+			if r := sh.marked(old); r != old {
+				r.Meta.Revision, r.Meta.Updated = seq, max(old.Meta.Updated, c.At)
+				sh.put(r)
+			}
+		}
+	case OpOpen:
+		sh.info.Members = sorted(c.Members)
+		sh.info.Home = c.Home
+		sh.info.Epoch = epoch
+		sh.info.Spans = append(slices.Clip(sh.info.Spans), Span{Epoch: epoch, Start: seq})
+		return c, Ref{}
+	}
+	return c, sh.ref(c.Kind, c.ID)
+}
+
+func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
+
+func (sh *shard) ref(kind Kind, id string) Ref {
+	return Ref{Shard: sh.info.Shard, Kind: kind, ID: id}
+}
+
+// epochAt returns the epoch of the entry at seq, or, for entries older than the
+// history that is known, the epoch that theirs cannot exceed (exact false).
+func (sh *shard) epochAt(seq uint64) (epoch controlplane.Epoch, exact bool) {
+	for _, span := range slices.Backward(sh.info.Spans) {
+		if span.Start <= seq {
+			return span.Epoch, true
+		}
+	}
+	if len(sh.info.Spans) > 0 {
+		epoch = sh.info.Spans[0].Epoch
+	}
+	return epoch, false
+}
