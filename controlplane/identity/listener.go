@@ -1,0 +1,213 @@
+package identity
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	handshakeTimeout = 5 * time.Second
+	maxHandshakes    = 128 // under way at once; more wait in the kernel's queue
+	maxWaiting       = 64  // done, and not accepted yet, per protocol; more are closed
+	maxAcceptDelay   = time.Second
+)
+
+// Demux shares one TLS listener among protocols by ALPN. It completes the
+// handshakes itself, many at once, so that a slow peer delays nobody.
+type Demux struct {
+	inner   net.Listener
+	config  *tls.Config
+	protos  map[string]*protoListener
+	refused atomic.Pointer[func(net.Addr, error)]
+
+	cancel context.CancelFunc // ends the handshakes under way
+	done   sync.WaitGroup
+	once   sync.Once
+	err    error // of closing inner
+}
+
+// Listener serves inner with config, which it copies, and hands out the
+// connections that negotiated one of protos through For. It owns inner.
+func Listener(inner net.Listener, config *tls.Config, protos ...string) *Demux {
+	config = config.Clone()
+	config.NextProtos = protos
+	d := &Demux{inner: inner, config: config, protos: make(map[string]*protoListener, len(protos))}
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	for _, p := range protos {
+		d.protos[p] = &protoListener{addr: inner.Addr(), conns: make(chan net.Conn, maxWaiting), closed: make(chan struct{})}
+	}
+	d.done.Go(func() { d.accept(ctx) })
+	return d
+}
+
+// For is the listener of one of the protocols. Its connections are *tls.Conn
+// with the handshake done, as http.Server.Serve wants them for h2. Closing it
+// refuses that protocol from then on and leaves the others alone.
+func (d *Demux) For(proto string) net.Listener {
+	l, ok := d.protos[proto]
+	if !ok {
+		panic("identity: Demux.For of a protocol not given to Listener: " + proto) // a slip in the calling code
+	}
+	return l
+}
+
+// OnRefused sets what is told of every connection that was turned away, with
+// its reason. It is called from many goroutines and must not block.
+func (d *Demux) OnRefused(f func(remote net.Addr, err error)) { d.refused.Store(&f) }
+
+// Addr is the address of the shared listener.
+func (d *Demux) Addr() net.Addr { return d.inner.Addr() }
+
+// Close ends all its listeners, the handshakes under way and the connections
+// nobody accepted, and waits for them. Accepted connections live on.
+func (d *Demux) Close() error {
+	d.once.Do(func() {
+		d.cancel()
+		if err := d.inner.Close(); !errors.Is(err, net.ErrClosed) {
+			d.err = err
+		}
+	})
+	d.done.Wait()
+	return d.err
+}
+
+func (d *Demux) accept(ctx context.Context) {
+	defer func() {
+		for _, l := range d.protos {
+			_ = l.Close() // never fails
+		}
+	}()
+	slots := make(chan struct{}, maxHandshakes)
+	delay := time.Duration(0)
+	for {
+		conn, err := d.inner.Accept()
+		switch {
+		case err == nil:
+			delay = 0
+		case ctx.Err() != nil || errors.Is(err, net.ErrClosed):
+			return
+		default:
+			// Out of descriptors, most likely: it passes, so wait and go on.
+			d.refuse(ctx, nil, fmt.Errorf("identity: accept: %w", err))
+			delay = min(max(2*delay, 5*time.Millisecond), maxAcceptDelay)
+			if !sleep(ctx, delay) {
+				return
+			}
+			continue
+		}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			_ = conn.Close()
+			return
+		}
+		d.done.Go(func() {
+			defer func() { <-slots }()
+			d.handshake(ctx, conn)
+		})
+	}
+}
+
+func (d *Demux) handshake(ctx context.Context, conn net.Conn) {
+	limited, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	tlsConn := tls.Server(conn, d.config)
+	err := tlsConn.HandshakeContext(limited)
+	if err == nil {
+		proto := tlsConn.ConnectionState().NegotiatedProtocol
+		if l := d.protos[proto]; l == nil {
+			err = fmt.Errorf("identity: the peer asked for no protocol: %w", ErrNotAllowed)
+		} else {
+			err = l.offer(tlsConn)
+		}
+	}
+	if err != nil {
+		_ = conn.Close() // the refusal is what counts
+		d.refuse(ctx, conn.RemoteAddr(), err)
+	}
+}
+
+func (d *Demux) refuse(ctx context.Context, remote net.Addr, err error) {
+	if f := d.refused.Load(); f != nil && ctx.Err() == nil {
+		(*f)(remote, err)
+	}
+}
+
+// sleep reports whether it slept to the end.
+func sleep(ctx context.Context, delay time.Duration) bool {
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// protoListener hands out the connections of one protocol.
+type protoListener struct {
+	addr   net.Addr
+	conns  chan net.Conn
+	mu     sync.Mutex // orders offer before or after Close
+	shut   bool
+	closed chan struct{}
+}
+
+var errBusy = errors.New("identity: too many connections wait to be accepted")
+
+// offer passes conn on without waiting.
+func (l *protoListener) offer(conn net.Conn) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return net.ErrClosed
+	}
+	select {
+	case l.conns <- conn:
+		return nil
+	default:
+		return errBusy
+	}
+}
+
+func (l *protoListener) Accept() (net.Conn, error) {
+	select {
+	case <-l.closed:
+		return nil, net.ErrClosed
+	default:
+	}
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *protoListener) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.shut {
+		return nil
+	}
+	l.shut = true
+	close(l.closed)
+	for {
+		select {
+		case conn := <-l.conns:
+			_ = conn.Close() // nobody will use it
+		default:
+			return nil
+		}
+	}
+}
+
+func (l *protoListener) Addr() net.Addr { return l.addr }
