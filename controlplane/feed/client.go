@@ -1,0 +1,248 @@
+package feed
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"time"
+
+	"ringmain/controlplane"
+)
+
+// WatchConfig configures Watch. Zero values take the defaults in brackets.
+type WatchConfig struct {
+	Cluster string
+	Region  string       // whose control nodes are asked; another region's answer is refused
+	Targets []string     // their internal addresses, host:port
+	HTTP    *http.Client // mutual TLS over HTTP/2: see NewHTTPClient
+
+	// From is asked at each connect: what is held by then.
+	From     func() controlplane.Position
+	Homed    bool // only shards whose home is Region
+	Verdicts bool // key verdicts too
+
+	// Sink takes the frames, one at a time. An error ends the connection, and
+	// the next begins at From; controlplane.ErrUnknownEntry ends Watch. Shards
+	// that the server is behind in, or does not know, bring no frames.
+	Sink func(*Frame) error
+
+	Liveness   time.Duration // a connection on which nothing arrives for so long is dead [5 s]
+	Patience   time.Duration // a server that stays behind From, or out of contact with its leader, for so long is left for another [10 s]
+	BackoffMin time.Duration // [100 ms]
+	BackoffMax time.Duration // [5 s]: what a watcher lacks once a region is back; 1,000 of them ask 400 times a second
+
+	Logger *slog.Logger // [discards]
+}
+
+func (c *WatchConfig) fill() error {
+	if c.Cluster == "" || c.Region == "" || len(c.Targets) == 0 || c.HTTP == nil || c.From == nil || c.Sink == nil {
+		return errors.New("feed watch: cluster, region, targets, HTTP client, From and Sink are needed")
+	}
+	def(&c.Liveness, 5*time.Second)
+	def(&c.Patience, 10*time.Second)
+	def(&c.BackoffMin, 100*time.Millisecond)
+	def(&c.BackoffMax, 5*time.Second)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// NewHTTPClient returns a client for feeds: HTTP/2 over config, which comes
+// from identity.Bundle.Client. Close its idle connections when done with it.
+func NewHTTPClient(config *tls.Config) *http.Client {
+	var protocols http.Protocols
+	protocols.SetHTTP2(true)
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:           (&net.Dialer{Timeout: 3 * time.Second}).DialContext,
+			TLSClientConfig:       config,
+			TLSHandshakeTimeout:   3 * time.Second,
+			ResponseHeaderTimeout: 10 * time.Second,
+			IdleConnTimeout:       90 * time.Second,
+			Protocols:             &protocols,
+			HTTP2:                 &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// Watch keeps a feed open until ctx ends (nil) or Sink returns
+// controlplane.ErrUnknownEntry, or a frame is of a type that this version does
+// not know (the error). It moves on to another target after each failure, with
+// full-jitter backoff that starts anew after progress.
+func Watch(ctx context.Context, cfg WatchConfig) error {
+	if err := cfg.fill(); err != nil {
+		return err
+	}
+	wait := backoff{base: cfg.BackoffMin, limit: cfg.BackoffMax}
+	for i := rand.IntN(len(cfg.Targets)); ; i++ { //nolint:gosec // spreads watchers, guards nothing
+		target := cfg.Targets[i%len(cfg.Targets)]
+		progress, err := watchOnce(ctx, &cfg, target)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, controlplane.ErrUnknownEntry):
+			return fmt.Errorf("feed from %s: %w", target, err)
+		case progress:
+			wait.reset()
+		}
+		delay := max(wait.next(), retryAfter(err, cfg.BackoffMax))
+		cfg.Logger.Info("feed: connection ended; the next target is asked",
+			"target", target, "region", cfg.Region, "wait", delay, "err", err)
+		if !sleep(ctx, delay) {
+			return nil
+		}
+	}
+}
+
+// errIdle is the cause of a connection's end by liveness.
+var errIdle = errors.New("nothing arrived in time")
+
+// watchOnce follows one connection to its end. There was progress if it lived
+// for a while, or brought a change of state and did not end because the sink
+// refused one.
+func watchOnce(ctx context.Context, cfg *WatchConfig, target string) (progress bool, err error) {
+	from := cfg.From()
+	body, err := encMode.Marshal(WatchRequest{Cluster: cfg.Cluster, From: from, Homed: cfg.Homed, Verdicts: cfg.Verdicts})
+	if err != nil {
+		return false, err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer func() {
+		if err != nil && errors.Is(context.Cause(ctx), errIdle) {
+			err = errIdle
+		}
+	}()
+	alive := time.AfterFunc(cfg.Liveness, func() { cancel(errIdle) })
+	defer alive.Stop()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+target+PathWatch, bytes.NewReader(body))
+	if err != nil {
+		return false, err
+	}
+	resp, err := cfg.HTTP.Do(req)
+	if err != nil {
+		return false, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if _, err := answeredBy(resp, cfg.Region); err != nil {
+		return false, err
+	}
+	begun := time.Now()
+	lag := lagJudge{from: from, homed: cfg.Homed, patience: cfg.Patience}
+	for r := NewReader(&liveReader{resp.Body, alive, cfg.Liveness}); ; {
+		f, err := r.Next()
+		if err != nil {
+			return progress, err
+		}
+		if f.Type == FrameHeartbeat {
+			if err := lag.heard(f, time.Now()); err != nil {
+				return progress, err
+			}
+		}
+		if err := cfg.Sink(f); err != nil {
+			return time.Since(begun) > cfg.Liveness, err
+		}
+		progress = progress || f.Type == FrameEntry || f.Type == FrameEnd || time.Since(begun) > cfg.Liveness
+	}
+}
+
+// liveReader arms the timer while a read waits, and only then: a slow sink is
+// no sign of a dead server.
+type liveReader struct {
+	r     io.Reader
+	timer *time.Timer
+	limit time.Duration
+}
+
+func (l *liveReader) Read(b []byte) (int, error) {
+	l.timer.Reset(l.limit)
+	n, err := l.r.Read(b)
+	l.timer.Stop()
+	return n, err
+}
+
+// lagJudge finds servers that are not worth watching: they answer, but are
+// behind what the watcher holds already, or hear nothing from their leader.
+type lagJudge struct {
+	from     controlplane.Position
+	homed    bool
+	patience time.Duration
+	good     time.Time // when the server last looked well
+	at       int64     // its latest contact
+}
+
+var (
+	errBehind = errors.New("the server stays behind what this node holds already")
+	errAdrift = errors.New("the server has lost contact with its leader")
+)
+
+func (l *lagJudge) heard(f *Frame, now time.Time) error {
+	behind := false
+	for shard, point := range l.from {
+		// A region's importer holds shards of every home; this server offers its own.
+		if at, offered := f.Position[shard]; (offered || !l.homed) && at.Compare(point) < 0 {
+			behind = true
+		}
+	}
+	adrift := f.At <= l.at
+	l.at = max(l.at, f.At)
+	switch {
+	case l.good.IsZero() || !behind && !adrift:
+		l.good = now
+	case now.Sub(l.good) < l.patience:
+	case behind:
+		return errBehind
+	default:
+		return errAdrift
+	}
+	return nil
+}
+
+// retryAfter is what a refusal asks for, spread out, in [0, limit].
+func retryAfter(err error, limit time.Duration) time.Duration {
+	var no *statusError
+	if !errors.As(err, &no) {
+		return 0
+	}
+	seconds, err := strconv.Atoi(no.retryAfter)
+	if err != nil || seconds <= 0 || seconds > 3600 {
+		return 0
+	}
+	d := time.Duration(seconds) * time.Second
+	return min(d/2+rand.N(d), limit) //nolint:gosec // spreads retries, guards nothing
+}
+
+// backoff gives full-jitter delays: uniform in [0, base×2^n), at most limit.
+type backoff struct {
+	base, limit time.Duration
+	window      time.Duration
+}
+
+func (b *backoff) next() time.Duration {
+	b.window = min(max(2*b.window, b.base), b.limit)
+	return rand.N(b.window) //nolint:gosec // spreads retries, guards nothing
+}
+
+func (b *backoff) reset() { b.window = 0 }
+
+// sleep is false if ctx ended first.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}

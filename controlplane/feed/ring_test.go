@@ -1,0 +1,124 @@
+package feed
+
+import (
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
+)
+
+// TestRing compares a ring with the whole history, rescanned at each question.
+func TestRing(t *testing.T) {
+	for seed := range uint64(300) {
+		rng := rand.New(rand.NewPCG(seed, 1))
+		limit := 1 + rng.IntN(20)
+		var r ring
+		var all []controlplane.Point // everything since the last jump
+		var base controlplane.Point  // before all[0]
+		epoch := controlplane.Epoch{Counter: 1, Region: "a"}
+		seq := uint64(rng.IntN(3))
+		base = controlplane.Point{Epoch: epoch, Seq: seq}
+		prev := epoch
+		add := func() {
+			seq++
+			e := &registry.Entry{Shard: "s", Epoch: epoch, Seq: seq, Prev: prev}
+			r.add(e, item{point: e.Point(), frame: make([]byte, 10)}, limit, 150)
+			prev = epoch
+			all = append(all, e.Point())
+		}
+		for range 200 {
+			switch rng.IntN(12) {
+			case 0: // the next epoch begins
+				epoch = controlplane.Epoch{Counter: epoch.Counter + 1, Region: "b"}
+				add()
+			case 1: // told again
+				if n := len(all); n > 0 {
+					p := all[rng.IntN(n)]
+					r.add(&registry.Entry{Epoch: p.Epoch, Seq: p.Seq, Prev: p.Epoch}, item{point: p, frame: make([]byte, 10)}, limit, 150)
+				}
+			case 2: // a gap
+				base = controlplane.Point{Epoch: epoch, Seq: seq + 2}
+				seq, all = seq+2, nil
+				prev = epoch
+				add()
+			default:
+				add()
+			}
+			if !r.known {
+				continue
+			}
+			if got := r.last(); len(all) > 0 && got != all[len(all)-1] {
+				t.Fatalf("seed %d: last %v, want %v", seed, got, all[len(all)-1])
+			}
+			if n := len(r.live()); n > limit || r.bytes > 150 || r.bytes != 10*n {
+				t.Fatalf("seed %d: %d items, %d bytes", seed, n, r.bytes)
+			}
+			ask := controlplane.Point{Epoch: controlplane.Epoch{Counter: uint64(rng.IntN(int(epoch.Counter + 2))), Region: "b"}, Seq: uint64(rng.IntN(int(seq + 3)))}
+			if n := len(all); n > 0 && rng.IntN(2) == 0 {
+				ask = all[rng.IntN(n)]
+			}
+			// The oracle: ask is base or in all, and near enough to the end.
+			at := slices.Index(all, ask)
+			known := at >= 0 || ask == base
+			held := min(limit, 15, len(all))
+			want := len(all) - 1 - at
+			items, ok := r.after(ask)
+			if ok != (known && want <= held) {
+				t.Fatalf("seed %d: after(%v) = %v; all %v base %v held %d", seed, ask, ok, all, base, held)
+			}
+			if ok && (len(items) != want || (want > 0 && items[0].point != all[at+1])) {
+				t.Fatalf("seed %d: after(%v) gives %d items, want %d", seed, ask, len(items), want)
+			}
+		}
+	}
+}
+
+// TestShelf compares a shelf with a list, and a reader's view of it with the list's.
+func TestShelf(t *testing.T) {
+	type pair struct{ k, v int }
+	for seed := range uint64(200) {
+		rng := rand.New(rand.NewPCG(seed, 2))
+		limit := 1 + rng.IntN(12)
+		s := newShelf[int, int](limit)
+		var list []pair // oldest first
+		seen := map[int]int{}
+		var cursor uint64
+		for i := range 400 {
+			k := rng.IntN(20)
+			switch rng.IntN(5) {
+			case 0:
+				s.drop(k)
+				list = slices.DeleteFunc(list, func(p pair) bool { return p.k == k })
+			case 1:
+				values, next, more := s.after(cursor, 1+rng.IntN(5), func(int) bool { return true })
+				cursor = next
+				for _, v := range values {
+					seen[v%20] = v
+				}
+				if more {
+					continue
+				}
+				for _, p := range list {
+					if seen[p.k] != p.v {
+						t.Fatalf("seed %d: the reader has %d of %d, want %d", seed, seen[p.k], p.k, p.v)
+					}
+				}
+			default:
+				v := 20*(i+1) + k
+				s.put(k, v)
+				list = append(slices.DeleteFunc(list, func(p pair) bool { return p.k == k }), pair{k, v})
+				list = list[max(0, len(list)-limit):]
+			}
+			if s.len() != len(list) || len(s.slots) > 2*limit+70 {
+				t.Fatalf("seed %d: %d held in %d slots, want %d", seed, s.len(), len(s.slots), len(list))
+			}
+			for _, p := range list {
+				if v, ok := s.get(p.k); !ok || v != p.v {
+					t.Fatalf("seed %d: get(%d) = %d, %v, want %d", seed, p.k, v, ok, p.v)
+				}
+			}
+		}
+	}
+}
