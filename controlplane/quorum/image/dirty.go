@@ -1,0 +1,201 @@
+package image
+
+import (
+	"fmt"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
+)
+
+// Dirty is what the image does not hold yet. It belongs to one goroutine at a
+// time.
+type Dirty struct {
+	refs   map[registry.Ref]struct{}
+	resets map[controlplane.Shard]struct{}
+	staged map[controlplane.Shard]*stagedChunks
+}
+
+type stagedChunks struct {
+	clear  bool              // what the image holds of the shard's staging is void
+	chunks map[uint64][]byte // encoded commands
+}
+
+// NewDirty returns an empty Dirty.
+func NewDirty() *Dirty {
+	return &Dirty{
+		refs:   make(map[registry.Ref]struct{}),
+		resets: make(map[controlplane.Shard]struct{}),
+		staged: make(map[controlplane.Shard]*stagedChunks),
+	}
+}
+
+// Merge adds what a Flush that failed had taken before d.
+func (d *Dirty) Merge(older *Dirty) {
+	for ref := range older.refs {
+		d.refs[ref] = struct{}{}
+	}
+	for s := range older.resets {
+		d.resets[s] = struct{}{}
+	}
+	for s, old := range older.staged {
+		now := d.staged[s]
+		if now == nil {
+			d.staged[s] = old
+			continue
+		}
+		if now.clear {
+			continue
+		}
+		now.clear = old.clear
+		for n, chunk := range old.chunks {
+			now.chunks[n] = chunk
+		}
+	}
+}
+
+// Note adds what the command changed. State is as it is after the command,
+// encoded is registry.EncodeCommand of it.
+func (d *Dirty) Note(state *registry.State, cmd *registry.Command, encoded []byte, out *registry.Outcome) {
+	for _, ref := range out.Touched {
+		d.refs[ref] = struct{}{}
+	}
+	for _, s := range out.Reset {
+		d.resets[s] = struct{}{}
+	}
+	for _, s := range out.Staged {
+		info, ok := state.Staged(s)
+		st := d.staged[s]
+		if first := !ok || info.Chunks == 1; first || st == nil {
+			st = &stagedChunks{clear: first, chunks: make(map[uint64][]byte)}
+			d.staged[s] = st
+		}
+		if ok && cmd.Type == registry.CmdStage && cmd.Stage.Shard == s {
+			st.chunks[cmd.Stage.Chunk] = encoded
+		}
+	}
+}
+
+// Flush makes the image hold state, which differs from it by d, and stands at
+// the mark. All of it becomes durable, or an error says that nothing did; then
+// Merge d into what comes after.
+func (m *Image) Flush(d *Dirty, state *registry.State, at Mark) error {
+	b := &batch{rows: make(map[row][]byte), at: at}
+	infos, err := d.fill(b, state, m.infos)
+	if err != nil {
+		return err
+	}
+	if err := m.write(b); err != nil {
+		return err
+	}
+	m.infos = infos
+	return nil
+}
+
+// batch is what one flush writes. Clear comes before rows; a nil row is deleted.
+type batch struct {
+	clear []row // every row of the bucket whose key begins so
+	rows  map[row][]byte
+	at    Mark
+}
+
+// fill puts into b what d names, as state has it. It returns the encoded shard
+// infos, of which b gets those that known does not have.
+func (d *Dirty) fill(b *batch, state *registry.State, known map[controlplane.Shard]string) (map[controlplane.Shard]string, error) {
+	for s := range d.resets {
+		b.clear = append(b.clear, row{bucketRecords, rowPrefix(s)}, row{bucketRevocations, rowPrefix(s)})
+		snap, ok := state.ShardSnapshot(s)
+		if !ok {
+			continue
+		}
+		for r := range snap.Records {
+			if err := b.putRecord(registry.Ref{Shard: s, Kind: r.Kind, ID: r.Meta.ID}, r); err != nil {
+				return nil, err
+			}
+		}
+		for v := range snap.Revocations {
+			if err := b.put(row{bucketRevocations, recordKey(registry.Ref{Shard: s, Kind: v.Kind, ID: v.ID})}, v); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for ref := range d.refs {
+		if _, whole := d.resets[ref.Shard]; whole {
+			continue
+		}
+		if err := b.putRef(ref, state); err != nil {
+			return nil, err
+		}
+	}
+	for s, st := range d.staged {
+		if st.clear {
+			b.clear = append(b.clear, row{bucketStaged, rowPrefix(s)})
+		}
+		for n, chunk := range st.chunks {
+			b.rows[row{bucketStaged, stagedKey(s, n)}] = chunk
+		}
+	}
+	infos := make(map[controlplane.Shard]string)
+	for _, info := range state.Shards() {
+		enc, err := encMode.Marshal(info)
+		if err != nil {
+			return nil, fmt.Errorf("encode shard %s: %w", info.Shard, err)
+		}
+		infos[info.Shard] = string(enc)
+		if known[info.Shard] != string(enc) {
+			b.rows[row{bucketShards, string(info.Shard)}] = enc
+		}
+	}
+	return infos, nil
+}
+
+func (b *batch) putRef(ref registry.Ref, state *registry.State) error {
+	r, ok := state.GetIn(ref.Shard, ref.ID)
+	if !ok || r.Kind != ref.Kind {
+		r = nil
+	}
+	if err := b.putRecord(ref, r); err != nil {
+		return err
+	}
+	v, ok := revocationIn(state, ref)
+	if !ok {
+		return nil
+	}
+	return b.put(row{bucketRevocations, recordKey(ref)}, v)
+}
+
+func revocationIn(state *registry.State, ref registry.Ref) (registry.Revocation, bool) {
+	v, ok := state.Revoked(ref.Kind, ref.ID)
+	if !ok || v.Shard == ref.Shard {
+		return v, ok
+	}
+	// Another shard revoked the same id; this one may have too.
+	for _, v := range state.Revocations(ref.Shard) {
+		if v.Kind == ref.Kind && v.ID == ref.ID {
+			return v, true
+		}
+	}
+	return registry.Revocation{}, false
+}
+
+func (b *batch) putRecord(ref registry.Ref, r *registry.Record) error {
+	key := row{bucketRecords, recordKey(ref)}
+	if r == nil {
+		b.rows[key] = nil
+		return nil
+	}
+	enc, err := registry.EncodeRecord(r)
+	if err != nil {
+		return fmt.Errorf("encode record %s: %w", ref.ID, err)
+	}
+	b.rows[key] = enc
+	return nil
+}
+
+func (b *batch) put(key row, value any) error {
+	enc, err := encMode.Marshal(value)
+	if err != nil {
+		return fmt.Errorf("encode %q: %w", key.key, err)
+	}
+	b.rows[key] = enc
+	return nil
+}

@@ -1,0 +1,464 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
+	"ringmain/controlplane/seal"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const (
+	testRegion = "us-east"
+	testShard  = controlplane.Shard("any-us-east")
+)
+
+// memNet carries streams in memory. A link is open, cut (dialling fails,
+// streams break) or dark (what is sent disappears).
+type memNet struct {
+	mu        sync.Mutex
+	listeners map[string]*memListener
+	down      map[[2]string]linkState
+	conns     map[*memConn]struct{}
+}
+
+type linkState int
+
+const (
+	linkCut linkState = iota + 1
+	linkDark
+)
+
+func newMemNet() *memNet {
+	return &memNet{listeners: make(map[string]*memListener), down: make(map[[2]string]linkState), conns: make(map[*memConn]struct{})}
+}
+
+type memListener struct {
+	net    *memNet
+	addr   string
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *memListener) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *memListener) Close() error {
+	l.once.Do(func() {
+		close(l.closed)
+		l.net.mu.Lock()
+		if l.net.listeners[l.addr] == l {
+			delete(l.net.listeners, l.addr)
+		}
+		l.net.mu.Unlock()
+	})
+	return nil
+}
+
+func (l *memListener) Addr() net.Addr { return peerAddr(l.addr) }
+
+func (n *memNet) listen(addr string) net.Listener {
+	l := &memListener{net: n, addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
+	n.mu.Lock()
+	n.listeners[addr] = l
+	n.mu.Unlock()
+	return l
+}
+
+type memConn struct {
+	net.Conn
+	net      *memNet
+	from, to string
+}
+
+func (c *memConn) Write(p []byte) (int, error) {
+	c.net.mu.Lock()
+	dark := c.net.down[link(c.from, c.to)] == linkDark
+	c.net.mu.Unlock()
+	if dark {
+		return len(p), nil
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *memConn) Close() error {
+	c.net.mu.Lock()
+	delete(c.net.conns, c)
+	c.net.mu.Unlock()
+	return c.Conn.Close()
+}
+
+func link(a, b string) [2]string {
+	if a > b {
+		a, b = b, a
+	}
+	return [2]string{a, b}
+}
+
+func (n *memNet) dial(ctx context.Context, from, to string) (net.Conn, error) {
+	n.mu.Lock()
+	state, l := n.down[link(from, to)], n.listeners[to]
+	n.mu.Unlock()
+	if state == linkDark {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	if state == linkCut || l == nil {
+		return nil, errors.New("connection refused")
+	}
+	ours, theirs := net.Pipe()
+	a, b := &memConn{ours, n, from, to}, &memConn{theirs, n, to, from}
+	select {
+	case l.conns <- b:
+	case <-l.closed:
+		return nil, errors.New("connection refused")
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	n.mu.Lock()
+	n.conns[a], n.conns[b] = struct{}{}, struct{}{}
+	n.mu.Unlock()
+	return a, nil
+}
+
+// set changes the link between two addresses; 0 opens it. Streams that lost
+// bytes or are cut break.
+func (n *memNet) set(a, b string, state linkState) {
+	n.mu.Lock()
+	before := n.down[link(a, b)]
+	n.down[link(a, b)] = state
+	var broken []*memConn
+	if state == linkCut || before == linkDark {
+		for c := range n.conns {
+			if link(c.from, c.to) == link(a, b) {
+				broken = append(broken, c)
+			}
+		}
+	}
+	n.mu.Unlock()
+	for _, c := range broken {
+		_ = c.Close()
+	}
+}
+
+// heard is what OnApply was told, as far as tests ask.
+type heard struct {
+	mu     sync.Mutex
+	points []controlplane.Point // of effective entries, in order
+	resets int
+}
+
+func (h *heard) onApply(out registry.Outcome, _ controlplane.Epoch) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, e := range out.Effective {
+		h.points = append(h.points, e.Point())
+	}
+	h.resets += len(out.Reset)
+}
+
+func (h *heard) all() []controlplane.Point {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.points)
+}
+
+func (h *heard) resetCount() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.resets
+}
+
+// node is one member of a cluster under test.
+type node struct {
+	name   string
+	addr   string
+	dir    string
+	q      *Quorum
+	cancel context.CancelFunc
+	heard  *heard
+}
+
+// cluster is one region. Its nodes share a memNet, or real sockets.
+type cluster struct {
+	t      testing.TB
+	net    *memNet // nil = loopback sockets
+	sealer *seal.Sealer
+	nodes  []*node
+	peers  []Peer
+	tune   Tunables
+	adjust func(*Config)
+
+	restarts int
+}
+
+func newSealer(t testing.TB, dir string) *seal.Sealer {
+	t.Helper()
+	path := filepath.Join(dir, "region.key")
+	if err := seal.CreateKeyFile(path); err != nil {
+		t.Fatal(err)
+	}
+	h, err := seal.OpenFileHolder(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return seal.New(h)
+}
+
+// fastDir is a directory in memory if there is one: fake time makes a real
+// disk's time invisible, but not short.
+func fastDir(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/dev/shm", "quorum-*")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
+}
+
+func newCluster(t testing.TB, dir string, n int, network *memNet) *cluster {
+	t.Helper()
+	c := &cluster{t: t, net: network, sealer: newSealer(t, dir), tune: Tunables{SegmentBytes: 1 << 20}}
+	for i := range n {
+		nd := &node{name: fmt.Sprintf("c%d", i+1), addr: fmt.Sprintf("10.0.0.%d:7000", i+1), dir: filepath.Join(dir, fmt.Sprintf("c%d", i+1))}
+		c.nodes = append(c.nodes, nd)
+		c.peers = append(c.peers, Peer{Node: nd.name, Addr: nd.addr})
+	}
+	return c
+}
+
+func (c *cluster) config(nd *node) Config {
+	nd.heard = new(heard)
+	cfg := Config{
+		Cluster: "test", Region: testRegion, Node: nd.name, Dir: nd.dir,
+		Peers:   c.peers,
+		Homes:   []ShardSpec{{controlplane.ShardGlobal, []string{testRegion, "eu-fra"}}, {testShard, []string{testRegion, "eu-fra"}}},
+		Sealer:  c.sealer,
+		OnApply: nd.heard.onApply, Tunables: c.tune,
+	}
+	if c.net != nil {
+		cfg.Listener = c.net.listen(nd.addr)
+		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return c.net.dial(ctx, nd.addr, addr) }
+	} else {
+		var lc net.ListenConfig
+		l, err := lc.Listen(context.Background(), "tcp", nd.addr)
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		cfg.Listener = l
+		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "tcp", addr)
+		}
+	}
+	if os.Getenv("QUORUM_LOG") != "" {
+		cfg.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug})).With("node", nd.name)
+	}
+	if c.adjust != nil {
+		c.adjust(&cfg)
+	}
+	return cfg
+}
+
+func (c *cluster) start(nd *node) {
+	c.t.Helper()
+	if err := c.tryStart(nd); err != nil {
+		c.t.Fatalf("start %s: %v", nd.name, err)
+	}
+}
+
+func (c *cluster) tryStart(nd *node) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	q, err := Open(ctx, c.config(nd))
+	if err != nil {
+		cancel()
+		return err
+	}
+	nd.q, nd.cancel = q, cancel
+	return nil
+}
+
+func (c *cluster) startAll() {
+	c.t.Helper()
+	for _, nd := range c.nodes {
+		c.start(nd)
+	}
+}
+
+// kill drops the node: for its peers it is gone at once.
+func (c *cluster) kill(nd *node) {
+	nd.q.streams.cut()
+	nd.cancel()
+	<-nd.q.stopped
+	nd.q = nil
+}
+
+func (c *cluster) stop(nd *node) {
+	c.t.Helper()
+	if nd.q == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	if err := nd.q.Close(ctx); err != nil {
+		c.t.Errorf("close %s: %v", nd.name, err)
+	}
+	nd.cancel()
+	nd.q = nil
+}
+
+func (c *cluster) stopAll() {
+	c.t.Helper()
+	var wg sync.WaitGroup
+	for _, nd := range c.nodes {
+		wg.Go(func() { c.stop(nd) })
+	}
+	wg.Wait()
+}
+
+func (c *cluster) live() []*node {
+	return slices.DeleteFunc(slices.Clone(c.nodes), func(nd *node) bool { return nd.q == nil })
+}
+
+// supervise starts nodes again that gave up.
+func (c *cluster) supervise() {
+	c.t.Helper()
+	for _, nd := range c.live() {
+		if nd.q.Err() != nil {
+			_ = nd.q.Close(context.Background()) // its reason is in Err
+			nd.cancel()
+			c.start(nd)
+			c.restarts++
+		}
+	}
+}
+
+// leader waits for a node that accepts proposals.
+func (c *cluster) leader() *node {
+	c.t.Helper()
+	var found *node
+	c.eventually(30*time.Second, "a leader", func() bool {
+		c.supervise()
+		for _, nd := range c.live() {
+			if nd.q.IsLeader() {
+				found = nd
+				return true
+			}
+		}
+		return false
+	})
+	return found
+}
+
+func (c *cluster) eventually(limit time.Duration, what string, ok func() bool) {
+	c.t.Helper()
+	for deadline := time.Now().Add(limit); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			c.t.Fatalf("after %s there is not: %s", limit, what)
+		}
+	}
+}
+
+// converged waits until all live nodes applied the same, and compares them.
+func (c *cluster) converged() {
+	c.t.Helper()
+	defer func() {
+		if c.t.Failed() {
+			for _, nd := range c.live() {
+				c.t.Logf("%s: %+v\n%s", nd.name, nd.q.Stats(), digests(nd.q))
+			}
+		}
+	}()
+	c.eventually(30*time.Second, "equal states", func() bool {
+		c.supervise()
+		want := digests(c.live()[0].q)
+		for _, nd := range c.live()[1:] {
+			if digests(nd.q) != want {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func digests(q *Quorum) (all string) {
+	q.View(func(s *registry.State) {
+		for _, info := range s.Shards() {
+			all += fmt.Sprintf("%s %v %v %x;", info.Shard, info.Last, info.Epoch, s.Digest(info.Shard))
+		}
+	})
+	return all
+}
+
+// put creates or replaces an org.
+func put(id, name string) []registry.Change {
+	return []registry.Change{{Op: registry.OpPut, Record: &registry.Record{
+		Kind: registry.KindOrg,
+		Meta: registry.Meta{ID: id, Shard: testShard, Created: 1, Updated: 1},
+		Org:  &registry.Org{Name: name, Plan: "build", State: "verified", Jurisdiction: "any"},
+	}}}
+}
+
+func create(id, name string) []registry.Change {
+	c := put(id, name)
+	c[0].IfRevision = registry.RevisionAbsent
+	return c
+}
+
+func orgID(n int) string { return fmt.Sprintf("org_any_000000%010d", n) }
+
+func nameOf(q *Quorum, id string) (name string) {
+	q.View(func(s *registry.State) {
+		if r, ok := s.Get(registry.KindOrg, id); ok {
+			name = r.Org.Name
+		}
+	})
+	return name
+}
+
+func (c *cluster) mustPropose(nd *node, changes []registry.Change) registry.Outcome {
+	c.t.Helper()
+	out, err := nd.q.Propose(context.Background(), testShard, changes)
+	if err != nil {
+		c.t.Fatalf("propose at %s: %v", nd.name, err)
+	}
+	return out
+}
+
+// writeAgain writes wherever it can, as callers that retry do.
+func (c *cluster) writeAgain(changes []registry.Change) {
+	c.t.Helper()
+	c.eventually(30*time.Second, "a write", func() bool {
+		for _, nd := range c.live() {
+			if _, err := nd.q.Propose(context.Background(), testShard, changes); err == nil {
+				return true
+			}
+		}
+		return false
+	})
+}
+
+func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }

@@ -1,0 +1,288 @@
+package quorum
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
+)
+
+// proposal is one caller's wish. Exactly one side takes it off "queued".
+type proposal struct {
+	ctx     context.Context //nolint:containedctx // the caller's, looked at when its turn comes
+	shard   controlplane.Shard
+	changes []registry.Change
+	command *registry.Command // instead of changes: an import
+	state   atomic.Int32
+	done    chan answer // capacity 1
+}
+
+const (
+	queued    = iota
+	taken     // by the proposer: its fate is raft's
+	abandoned // by the caller: nothing was written
+)
+
+type answer struct {
+	out registry.Outcome
+	err error
+}
+
+// flight is a proposal that raft holds.
+type flight struct {
+	*proposal
+	future raft.ApplyFuture
+	start  time.Time
+}
+
+// Propose appends one entry with the changes to the shard, and returns once it
+// is committed and applied here. Only the leader of the shard's home does it.
+//
+// Nothing was written if the error is a *controlplane.RuleError (the changes
+// are refused), controlplane.ErrNotLeader, ErrNoLeader, ErrNotHome,
+// ErrOverloaded, or ErrDiskFull or the context's alone. After
+// controlplane.ErrUncertain it may have been: read before retrying. An Outcome
+// comes with a RuleError if the entry was refused only when applied.
+func (q *Quorum) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
+	return q.submit(&proposal{ctx: ctx, shard: shard, changes: changes, done: make(chan answer, 1)})
+}
+
+// ProposeCommand commits an import: entries, or a shard snapshot, of another
+// home. Errors are as of Propose, and *registry.StructureError, which says
+// where the shard stands.
+func (q *Quorum) ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error) {
+	if cmd.Type == registry.CmdEntry {
+		return registry.Outcome{}, errors.New("quorum: own entries go through Propose, which numbers them")
+	}
+	return q.submit(&proposal{ctx: ctx, command: cmd, done: make(chan answer, 1)})
+}
+
+func (q *Quorum) submit(p *proposal) (registry.Outcome, error) {
+	if err := q.notLeading(); err != nil {
+		return registry.Outcome{}, err
+	}
+	select {
+	case q.queue <- p:
+	default:
+		return registry.Outcome{}, controlplane.ErrOverloaded
+	}
+	var cause error
+	select {
+	case a := <-p.done:
+		return a.out, a.err
+	case <-p.ctx.Done():
+		cause = context.Cause(p.ctx)
+	case <-q.stopped:
+		cause = controlplane.ErrNoLeader
+	}
+	if p.state.CompareAndSwap(queued, abandoned) {
+		return registry.Outcome{}, cause
+	}
+	select {
+	case a := <-p.done: // it was decided meanwhile
+		return a.out, a.err
+	default:
+		return registry.Outcome{}, fmt.Errorf("%w: %w", controlplane.ErrUncertain, cause)
+	}
+}
+
+// proposer hands queued proposals to raft, one after the other, without
+// waiting for their commit: each continues where the one before will end.
+type proposer struct {
+	tails map[controlplane.Shard]controlplane.Point // ends of shards with entries in flight
+}
+
+func (q *Quorum) runProposer(ctx context.Context) error {
+	defer close(q.flights)
+	p := &proposer{tails: make(map[controlplane.Shard]controlplane.Point)}
+	for {
+		select {
+		case next := <-q.queue:
+			if !next.state.CompareAndSwap(queued, taken) {
+				continue
+			}
+			if err := q.launch(p, next); err != nil {
+				next.done <- answer{err: err}
+			}
+		case <-ctx.Done():
+			q.sendBack()
+			return nil
+		}
+	}
+}
+
+// sendBack answers the proposals that nobody will launch.
+func (q *Quorum) sendBack() {
+	for {
+		select {
+		case p := <-q.queue:
+			if p.state.CompareAndSwap(queued, taken) {
+				p.done <- answer{err: q.elsewhere()}
+			}
+		default:
+			return
+		}
+	}
+}
+
+// counter counts what is under way.
+type counter struct {
+	mu     sync.Mutex
+	n      int
+	waiter chan struct{} // closed at zero; nil if nobody waits
+}
+
+func (c *counter) add(n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.n += n
+	if c.n == 0 && c.waiter != nil {
+		close(c.waiter)
+		c.waiter = nil
+	}
+}
+
+// idle returns a channel that is closed once nothing is under way.
+func (c *counter) idle() <-chan struct{} {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.n == 0 {
+		done := make(chan struct{})
+		close(done)
+		return done
+	}
+	if c.waiter == nil {
+		c.waiter = make(chan struct{})
+	}
+	return c.waiter
+}
+
+// launch gives one proposal to raft. An error means that nothing was written.
+func (q *Quorum) launch(p *proposer, next *proposal) error {
+	if err := q.notLeading(); err != nil {
+		return err
+	}
+	if next.ctx.Err() != nil {
+		return context.Cause(next.ctx)
+	}
+	if q.gap.Load() {
+		// Something in flight was lost, and with it what was numbered after
+		// it. Go on from what is applied once the last of them came down.
+		<-q.inFlight.idle()
+		q.gap.Store(false)
+		clear(p.tails)
+	}
+	cmd, end, err := q.prepare(p, next)
+	if err != nil {
+		return err
+	}
+	data, err := registry.EncodeCommand(cmd)
+	if err != nil {
+		return err
+	}
+	if len(data) > MaxCommand {
+		return controlplane.Refuse(controlplane.RuleInvalid, "", "the change has %d bytes, at most %d fit: split it", len(data), MaxCommand)
+	}
+	f := flight{proposal: next, start: time.Now(), future: q.raft.ApplyLog(raft.Log{Data: data}, 0)}
+	if next.command == nil {
+		p.tails[next.shard] = end
+	}
+	q.inFlight.add(1)
+	q.flights <- f
+	return nil
+}
+
+// prepare checks a proposal against what is applied, and numbers it behind what
+// is in flight. What the latter changes, Apply checks again.
+func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, end controlplane.Point, err error) {
+	if next.command != nil {
+		return next.command, end, nil
+	}
+	var entry *registry.Entry
+	q.machine.view(func(s *registry.State) {
+		info, ok := s.Shard(next.shard)
+		if ok && info.Home != q.cfg.Region {
+			err = fmt.Errorf("%w: %s is written by %s", controlplane.ErrNotHome, next.shard, info.Home)
+			return
+		}
+		if err = s.Check(next.shard, next.changes); err != nil {
+			return
+		}
+		if tail, ok := p.tails[next.shard]; ok && tail.Compare(info.Last) > 0 {
+			entry = registry.NextAfter(next.shard, tail, next.changes)
+			return
+		}
+		entry, err = s.Next(next.shard, next.changes)
+	})
+	if err != nil {
+		return nil, end, err
+	}
+	enc, err := registry.EncodeEntry(entry)
+	if err != nil {
+		return nil, end, err
+	}
+	return &registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}, entry.Point(), nil
+}
+
+// runResolver answers the callers, in the order of the log.
+func (q *Quorum) runResolver() error {
+	for f := range q.flights {
+		a, lost := q.resolve(f)
+		if lost {
+			q.gap.Store(true)
+		}
+		q.inFlight.add(-1)
+		f.done <- a
+	}
+	return nil
+}
+
+// resolve waits for raft's word on f. Lost means that entries numbered after f
+// cannot apply.
+func (q *Quorum) resolve(f flight) (a answer, lost bool) {
+	if err := f.future.Error(); err != nil {
+		return answer{err: q.raftError(err)}, true
+	}
+	q.metrics.commit.Observe(time.Since(f.start).Seconds())
+	switch v := f.future.Response().(type) {
+	case registry.Outcome:
+		a.out = v
+	case error:
+		return answer{err: fmt.Errorf("%w: %w", controlplane.ErrUncertain, v)}, true
+	default:
+		return answer{err: fmt.Errorf("%w: raft gave %T", controlplane.ErrUncertain, v)}, true
+	}
+	a.err = a.out.Err
+	var refusal *controlplane.RuleError
+	switch {
+	case a.err == nil, errors.As(a.err, &refusal), f.command != nil:
+		return a, false
+	case errors.Is(a.err, controlplane.ErrNotHome):
+		return a, true
+	default:
+		// An entry before it never made it into the log, so this one does not
+		// fit: it is there, without effect.
+		a.err = fmt.Errorf("%w: %w", controlplane.ErrNoLeader, a.err)
+		return a, true
+	}
+}
+
+// raftError says what became of an entry that raft did not confirm.
+func (q *Quorum) raftError(err error) error {
+	var failed *appendError
+	switch {
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		return q.elsewhere() // it never entered the log
+	case errors.As(err, &failed) && !failed.tried:
+		return err
+	default:
+		return fmt.Errorf("%w: %w", controlplane.ErrUncertain, err)
+	}
+}
