@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,9 +36,9 @@ type Demux struct {
 // Listener serves inner with config, which it copies, and hands out the
 // connections that negotiated one of protos through For. It owns inner.
 func Listener(inner net.Listener, config *tls.Config, protos ...string) *Demux {
-	config = config.Clone()
-	config.NextProtos = protos
-	d := &Demux{inner: inner, config: config, protos: make(map[string]*protoListener, len(protos))}
+	d := &Demux{inner: inner, config: config.Clone(), protos: make(map[string]*protoListener, len(protos))}
+	d.config.NextProtos = protos
+	d.config.GetConfigForClient = d.configFor
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	for _, p := range protos {
@@ -45,6 +46,18 @@ func Listener(inner net.Listener, config *tls.Config, protos ...string) *Demux {
 	}
 	d.done.Go(func() { d.accept(ctx) })
 	return d
+}
+
+// configFor offers a client the protocols that are open, and refuses it before
+// it can write anything if it speaks none of them: in TLS 1.3 whatever is found
+// out later reaches a client that may have sent its request already.
+func (d *Demux) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+	config := d.config.Clone()
+	config.NextProtos = slices.DeleteFunc(slices.Clone(d.config.NextProtos), func(p string) bool { return d.protos[p].isClosed() })
+	if !slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(config.NextProtos, p) }) {
+		return nil, fmt.Errorf("identity: the peer asked for no protocol served here: %w", ErrNotAllowed)
+	}
+	return config, nil
 }
 
 // For is the listener of one of the protocols. Its connections are *tls.Conn
@@ -121,12 +134,7 @@ func (d *Demux) handshake(ctx context.Context, conn net.Conn) {
 	tlsConn := tls.Server(conn, d.config)
 	err := tlsConn.HandshakeContext(limited)
 	if err == nil {
-		proto := tlsConn.ConnectionState().NegotiatedProtocol
-		if l := d.protos[proto]; l == nil {
-			err = fmt.Errorf("identity: the peer asked for no protocol: %w", ErrNotAllowed)
-		} else {
-			err = l.offer(tlsConn)
-		}
+		err = d.protos[tlsConn.ConnectionState().NegotiatedProtocol].offer(tlsConn)
 	}
 	if err != nil {
 		_ = conn.Close() // the refusal is what counts
@@ -208,6 +216,12 @@ func (l *protoListener) Close() error {
 			return nil
 		}
 	}
+}
+
+func (l *protoListener) isClosed() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.shut
 }
 
 func (l *protoListener) Addr() net.Addr { return l.addr }

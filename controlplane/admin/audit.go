@@ -1,0 +1,62 @@
+package admin
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/admin/api"
+)
+
+// Audit records who changed what. Each fact has its own function, so that no
+// fact can carry a secret: none takes a body, a key or a credential.
+type Audit struct{ log *slog.Logger }
+
+func (a Audit) fact(actor, fact, id string, attrs ...slog.Attr) {
+	attrs = append([]slog.Attr{slog.String("fact", fact), slog.String("actor", actor), slog.String("id", id)}, attrs...)
+	a.log.LogAttrs(context.Background(), slog.LevelInfo, "audit", attrs...)
+}
+
+func at(shard controlplane.Shard, point controlplane.Point) slog.Attr {
+	return slog.String("position", api.FormatPosition(shard, point))
+}
+
+// Created says that a record of the kind now exists.
+func (a Audit) Created(actor, kind, id string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, kind+"_created", id, at(shard, point))
+}
+
+// Updated says that a record was replaced.
+func (a Audit) Updated(actor, kind, id string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, kind+"_updated", id, at(shard, point))
+}
+
+// Deleted says that a record is gone.
+func (a Audit) Deleted(actor, kind, id string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, kind+"_deleted", id, at(shard, point))
+}
+
+// KeyCreated says that a key was made and shown to actor.
+func (a Audit) KeyCreated(actor, id, project string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "key_created", id, slog.String("project", project), at(shard, point))
+}
+
+// KeyRotated says that a key's secret was replaced and shown to actor; the old one ends after grace.
+func (a Audit) KeyRotated(actor, id string, grace time.Duration, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "key_rotated", id, slog.Duration("grace", grace), at(shard, point))
+}
+
+// KeyRevocationPushed says that data nodes were told to refuse a key, before the commit.
+func (a Audit) KeyRevocationPushed(actor, id string) { a.fact(actor, "key_revocation_pushed", id) }
+
+// KeyRevoked says that a key's revocation is committed.
+func (a Audit) KeyRevoked(actor, id string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "key_revoked", id, at(shard, point))
+}
+
+// AccessRefused says that somebody came without a valid token; name is the
+// token's, if it is one of ours that has ended.
+func (a Audit) AccessRefused(remote, name, why string) {
+	a.fact(name, "access_refused", "", slog.String("remote", remote), slog.String("why", why))
+}
