@@ -1,0 +1,239 @@
+// Package breaker keeps a circuit per (upstream, model) and per peer node, on
+// sony/gobreaker, which no other room imports. What counts as a failure is a
+// pure function of the outcome. It knows nothing of HTTP.
+package breaker
+
+import (
+	"cmp"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sony/gobreaker/v2"
+)
+
+// Outcome is how one attempt ended.
+type Outcome uint8
+
+// Outcomes. The zero Outcome is OK.
+const (
+	OK           Outcome = iota // an answer, complete, or still good when it was handed over
+	ClientError                 // the provider refused the request itself: 400, 413, 422 …
+	Refused                     // the provider's safety system declined
+	ClientGone                  // our own client went away
+	Behind                      // the peer's state lags ours
+	Expired                     // the request's own deadline passed
+	Throttled                   // 429, 529
+	ServerError                 // 5xx, 408, a redirect, an early error event, garbage
+	Unauthorized                // our credential, or the model's name there, was rejected
+	Transport                   // no connection, reset, or cut before or within the answer
+	Timeout                     // connect, first byte or between events
+)
+
+var outcomeNames = [...]string{
+	"ok", "client_error", "refused", "client_gone", "behind", "expired",
+	"throttled", "server_error", "unauthorized", "transport", "timeout",
+}
+
+// String is the outcome as a metric label.
+func (o Outcome) String() string {
+	if int(o) < len(outcomeNames) {
+		return outcomeNames[o]
+	}
+	return "unknown"
+}
+
+// Verdict is what an outcome means to a circuit.
+type Verdict uint8
+
+// Verdicts.
+const (
+	Success Verdict = iota
+	Failure
+	Ignored
+)
+
+// Classify says what an outcome means to the circuit of whoever was asked.
+// A client's own abort, its deadline, a refusal and a peer that is behind say
+// nothing about health; a provider that refuses a bad request is well.
+func Classify(o Outcome) Verdict {
+	switch o {
+	case OK, ClientError:
+		return Success
+	case Throttled, ServerError, Unauthorized, Transport, Timeout:
+		return Failure
+	case Refused, ClientGone, Behind, Expired:
+		return Ignored
+	}
+	return Ignored
+}
+
+// Key names a circuit: (upstream, model), or ("peer", node).
+type Key struct{ Owner, Part string }
+
+// String is "owner/part".
+func (k Key) String() string { return k.Owner + "/" + k.Part }
+
+// Peer is the circuit of a peer node.
+func Peer(node string) Key { return Key{"peer", node} }
+
+// Rules say when a circuit opens. Zero values take the defaults in brackets.
+type Rules struct {
+	// Run opens after so many failures in a row, however long they took [5].
+	Run uint32
+	// Share opens when at least Least [20] outcomes within Window [10 s] are
+	// known and this share of them failed [0.5].
+	Share  float64
+	Least  uint32
+	Window time.Duration
+	// Rest is how long an open circuit stays so before one trial is let
+	// through [5 s].
+	Rest time.Duration
+}
+
+func (r Rules) withDefaults() Rules {
+	r.Run = cmp.Or(r.Run, 5)
+	r.Share = cmp.Or(r.Share, 0.5)
+	r.Least = cmp.Or(r.Least, 20)
+	r.Window = cmp.Or(r.Window, 10*time.Second)
+	r.Rest = cmp.Or(r.Rest, 5*time.Second)
+	return r
+}
+
+// buckets is in how many steps a window slides.
+const buckets = 10
+
+// Set holds the circuits of one class. It is safe for concurrent use.
+type Set struct {
+	rules    Rules
+	onChange func(Key, string)
+	circuits sync.Map // Key -> *circuit
+}
+
+// New makes an empty set. onChange (may be nil) is told of every change of
+// state; it must not block nor call back.
+func New(rules Rules, onChange func(key Key, state string)) *Set {
+	if onChange == nil {
+		onChange = func(Key, string) {}
+	}
+	return &Set{rules: rules.withDefaults(), onChange: onChange}
+}
+
+// circuit wraps a gobreaker. An LLM answer may take longer than the window, and
+// gobreaker forgets outcomes whose request began before it; so while closed,
+// an outcome is entered as a request of its own, when it is known.
+type circuit struct {
+	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
+	changes atomic.Uint64 // an outcome counts only if the state is the one it was asked in
+	run     atomic.Uint32 // failures in a row
+}
+
+var (
+	errFailed   = errors.New("failed")
+	errExcluded = errors.New("excluded")
+)
+
+func (s *Set) circuit(key Key) *circuit {
+	if c, ok := s.circuits.Load(key); ok {
+		return c.(*circuit) //nolint:forcetypeassert // only circuits are stored
+	}
+	c := new(circuit)
+	c.cb = gobreaker.NewTwoStepCircuitBreaker[struct{}](gobreaker.Settings{
+		Name:         key.String(),
+		MaxRequests:  1,
+		Interval:     s.rules.Window,
+		BucketPeriod: s.rules.Window / buckets,
+		Timeout:      s.rules.Rest,
+		ReadyToTrip: func(n gobreaker.Counts) bool {
+			known := n.TotalSuccesses + n.TotalFailures
+			return c.run.Load() >= s.rules.Run ||
+				known >= s.rules.Least && float64(n.TotalFailures) >= s.rules.Share*float64(known)
+		},
+		OnStateChange: func(_ string, _, to gobreaker.State) {
+			c.changes.Add(1)
+			c.run.Store(0)
+			s.onChange(key, to.String())
+		},
+		IsExcluded: func(err error) bool { return errors.Is(err, errExcluded) },
+	})
+	actual, _ := s.circuits.LoadOrStore(key, c)
+	return actual.(*circuit) //nolint:forcetypeassert // only circuits are stored
+}
+
+// Open reports whether key would be refused right now.
+func (s *Set) Open(key Key) bool {
+	c, ok := s.circuits.Load(key)
+	return ok && c.(*circuit).cb.State() == gobreaker.StateOpen //nolint:forcetypeassert // only circuits are stored
+}
+
+// Allow asks whether key may be tried. If so, Done must be called once with how
+// it ended; a half-open circuit lets a single trial through until then.
+func (s *Set) Allow(key Key) (Ticket, bool) {
+	c := s.circuit(key)
+	done, err := c.cb.Allow()
+	if err != nil {
+		return Ticket{}, false
+	}
+	changes := c.changes.Load()
+	if c.cb.State() == gobreaker.StateClosed {
+		done(errExcluded)
+		return Ticket{circuit: c, changes: changes}, true
+	}
+	return Ticket{circuit: c, changes: changes, trial: done}, true
+}
+
+// Ticket is the right to one attempt. The zero Ticket may be Done, to no effect.
+type Ticket struct {
+	circuit *circuit
+	changes uint64
+	trial   func(error)
+}
+
+// Done reports how the attempt ended.
+func (t Ticket) Done(o Outcome) {
+	if t.circuit == nil {
+		return
+	}
+	var err error
+	switch Classify(o) {
+	case Success:
+	case Failure:
+		err = errFailed
+	case Ignored:
+		if t.trial != nil {
+			t.trial(errExcluded)
+		}
+		return
+	}
+	if t.trial != nil {
+		t.trial(err)
+		return
+	}
+	if t.circuit.changes.Load() != t.changes {
+		return
+	}
+	done, refused := t.circuit.cb.Allow()
+	if refused != nil {
+		return
+	}
+	if err == nil {
+		t.circuit.run.Store(0)
+	} else {
+		t.circuit.run.Add(1)
+	}
+	done(err)
+}
+
+// Snapshot gives the circuits that are not closed: name -> "open" or
+// "half-open".
+func (s *Set) Snapshot() map[string]string {
+	out := make(map[string]string)
+	s.circuits.Range(func(k, v any) bool {
+		if state := v.(*circuit).cb.State(); state != gobreaker.StateClosed { //nolint:forcetypeassert // only circuits are stored
+			out[k.(Key).String()] = state.String() //nolint:forcetypeassert // only Keys are stored
+		}
+		return true
+	})
+	return out
+}

@@ -1,0 +1,221 @@
+package breaker
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestClassify(t *testing.T) {
+	want := map[Outcome]Verdict{
+		OK: Success, ClientError: Success,
+		Refused: Ignored, ClientGone: Ignored, Behind: Ignored, Expired: Ignored,
+		Throttled: Failure, ServerError: Failure, Unauthorized: Failure, Transport: Failure, Timeout: Failure,
+	}
+	names := map[string]bool{}
+	for o := Outcome(0); int(o) < len(outcomeNames); o++ {
+		v, ok := want[o]
+		if !ok || Classify(o) != v {
+			t.Errorf("%s: %d", o, Classify(o))
+		}
+		names[o.String()] = true
+	}
+	if len(names) != len(want) || Outcome(99).String() != "unknown" || Classify(99) != Ignored {
+		t.Error("names")
+	}
+}
+
+// naive is a circuit that keeps its whole history and reads it anew each time.
+type naive struct {
+	rules   Rules
+	start   time.Time // of the present state
+	open    bool
+	trial   bool // half-open, one under way
+	history []event
+}
+
+type event struct {
+	at     time.Time
+	failed bool
+}
+
+func (n *naive) state(now time.Time) string {
+	switch {
+	case !n.open:
+		return "closed"
+	case now.After(n.start.Add(n.rules.Rest)):
+		return "half-open"
+	}
+	return "open"
+}
+
+func (n *naive) set(open bool, now time.Time) {
+	n.open, n.start, n.trial, n.history = open, now, false, nil
+}
+
+func (n *naive) outcome(now time.Time, failed bool) {
+	n.history = append(n.history, event{now, failed})
+	bucket := func(t time.Time) int64 { return int64(t.Sub(n.start) / (n.rules.Window / buckets)) }
+	run, known, failures := uint32(0), uint32(0), uint32(0)
+	for _, e := range n.history {
+		if run++; !e.failed {
+			run = 0
+		}
+		if bucket(now)-bucket(e.at) < buckets {
+			known++
+			if e.failed {
+				failures++
+			}
+		}
+	}
+	if failed && (run >= n.rules.Run || known >= n.rules.Least && float64(failures) >= n.rules.Share*float64(known)) {
+		n.set(true, now)
+	}
+}
+
+// TestNaiveTwin drives both through 50,000 random sequences on a fake clock.
+func TestNaiveTwin(t *testing.T) {
+	sequences := 50_000
+	if testing.Short() {
+		sequences = 5_000
+	}
+	synctest.Test(t, func(t *testing.T) {
+		rng := rand.New(rand.NewPCG(7, 9))
+		key := Key{"up", "model"}
+		opened := 0
+		for seq := range sequences {
+			rules := Rules{Run: uint32(2 + rng.IntN(4)), Share: 0.5, Least: uint32(4 + rng.IntN(6)), Window: 10 * time.Second, Rest: 5 * time.Second}
+			s := New(rules, nil)
+			n := &naive{rules: rules, start: time.Now()}
+			s.circuit(key) // starts its clock
+			health := rng.Float64()
+			for step := range 30 {
+				time.Sleep(time.Duration(1 + rng.IntN(1500*int(time.Millisecond))))
+				now := time.Now()
+				state := n.state(now)
+				ticket, ok := s.Allow(key)
+				if want := state != "open"; ok != want {
+					t.Fatalf("sequence %d step %d: allowed %t in state %s", seq, step, ok, state)
+				}
+				if !ok {
+					opened++
+					continue
+				}
+				var o Outcome
+				switch x := rng.Float64(); {
+				case x < 0.1:
+					o = Refused
+				case x < 0.1+0.9*health:
+					o = OK
+				default:
+					o = Timeout
+				}
+				if state == "half-open" {
+					if _, second := s.Allow(key); second {
+						t.Fatal("two trials at once")
+					}
+				}
+				ticket.Done(o)
+				switch v := Classify(o); {
+				case v == Ignored:
+				case state == "half-open":
+					n.set(v == Failure, now)
+				default:
+					n.outcome(now, v == Failure)
+				}
+			}
+		}
+		if opened < sequences {
+			t.Fatalf("only %d refusals: the sequences test little", opened)
+		}
+	})
+}
+
+func TestSlowFailuresCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Rules{Run: 3}, nil)
+		for range 3 {
+			ticket, ok := s.Allow(Peer("n"))
+			if !ok {
+				t.Fatal("refused too soon")
+			}
+			time.Sleep(time.Minute) // longer than the window
+			ticket.Done(Timeout)
+		}
+		if !s.Open(Peer("n")) {
+			t.Fatal("three slow failures in a row must open the circuit")
+		}
+	})
+}
+
+func TestLateOutcomesOfAnEarlierStateDoNotCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
+		var changes []string
+		s := New(Rules{Run: 2, Rest: time.Second}, func(k Key, state string) {
+			mu.Lock()
+			defer mu.Unlock()
+			changes = append(changes, k.String()+" "+state)
+		})
+		early, _ := s.Allow(Peer("n"))
+		earlier, _ := s.Allow(Peer("n"))
+		for range 2 {
+			ticket, _ := s.Allow(Peer("n"))
+			ticket.Done(Transport)
+		}
+		time.Sleep(time.Second + 1)
+		early.Done(OK) // asked before the fault: no proof of recovery
+		if s.Snapshot()["peer/n"] != "half-open" {
+			t.Fatal(s.Snapshot())
+		}
+		trial, ok := s.Allow(Peer("n"))
+		if !ok {
+			t.Fatal("no trial")
+		}
+		trial.Done(ClientGone) // says nothing: the next one tries
+		trial, ok = s.Allow(Peer("n"))
+		if !ok {
+			t.Fatal("no second trial")
+		}
+		trial.Done(OK)
+		earlier.Done(Transport)
+		if len(s.Snapshot()) != 0 {
+			t.Fatal(s.Snapshot())
+		}
+		if got := fmt.Sprint(changes); got != "[peer/n open peer/n half-open peer/n closed]" {
+			t.Fatal(got)
+		}
+		Ticket{}.Done(Timeout)
+	})
+}
+
+func TestConcurrent(t *testing.T) {
+	s := New(Rules{}, nil)
+	var wg sync.WaitGroup
+	for i := range 8 {
+		wg.Go(func() {
+			for j := range 500 {
+				k := Key{"u", fmt.Sprint(j % 3)}
+				if ticket, ok := s.Allow(k); ok {
+					ticket.Done(Outcome((i + j) % len(outcomeNames)))
+				}
+				s.Open(k)
+				s.Snapshot()
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func BenchmarkAllow(b *testing.B) {
+	s := New(Rules{}, nil)
+	k := Key{"u", "m"}
+	b.ReportAllocs()
+	for b.Loop() {
+		t, _ := s.Allow(k)
+		t.Done(OK)
+	}
+}

@@ -1,0 +1,126 @@
+package dialect
+
+import (
+	"strconv"
+	"unicode/utf8"
+)
+
+// Error is a failure that the client is told about. Message says what to do,
+// and holds neither content nor secrets.
+type Error struct {
+	Code    Code
+	Message string
+	Param   string // field of the request at fault, in the OpenAI dialect; may be empty
+}
+
+func (e *Error) Error() string { return string(e.Code) + ": " + e.Message }
+
+// Fail builds an Error.
+func Fail(code Code, message string) *Error { return &Error{Code: code, Message: message} }
+
+// AppendBody appends e as a JSON body in dialect d. requestID appears in the
+// Anthropic envelope only: the OpenAI one has no place for it.
+func (e *Error) AppendBody(dst []byte, d Dialect, requestID string) []byte {
+	if d == Anthropic {
+		dst = append(dst, `{"type":"error","error":{"type":`...)
+		dst = appendString(dst, e.Code.Type(d))
+		dst = append(dst, `,"message":`...)
+		dst = appendString(dst, e.Message)
+		dst = append(dst, `},"request_id":`...)
+		dst = appendString(dst, requestID)
+		return append(dst, '}')
+	}
+	dst = append(dst, `{"error":{"message":`...)
+	dst = appendString(dst, e.Message)
+	dst = append(dst, `,"type":`...)
+	dst = appendString(dst, e.Code.Type(d))
+	dst = append(dst, `,"param":`...)
+	if e.Param == "" {
+		dst = append(dst, "null"...)
+	} else {
+		dst = appendString(dst, e.Param)
+	}
+	dst = append(dst, `,"code":`...)
+	dst = appendString(dst, string(e.Code))
+	return append(dst, "}}"...)
+}
+
+// AppendEvent appends e as the event that ends a broken stream. Official
+// clients raise an error on it; they would not on a connection that just ends.
+func (e *Error) AppendEvent(dst []byte, d Dialect, requestID string) []byte {
+	if d == Anthropic {
+		dst = append(dst, "event: error\n"...)
+	}
+	dst = append(dst, "data: "...)
+	dst = e.AppendBody(dst, d, requestID)
+	return append(dst, "\n\n"...)
+}
+
+const hex = "0123456789abcdef"
+
+// appendString appends s as a JSON string; bytes that are not UTF-8 become U+FFFD.
+func appendString(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	for i := 0; i < len(s); {
+		c := s[i]
+		switch {
+		case c == '"' || c == '\\':
+			dst = append(dst, '\\', c)
+			i++
+		case c < ' ':
+			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
+			i++
+		case c < utf8.RuneSelf:
+			dst = append(dst, c)
+			i++
+		default:
+			r, n := utf8.DecodeRuneInString(s[i:])
+			dst = utf8.AppendRune(dst, r)
+			i += n
+		}
+	}
+	return append(dst, '"')
+}
+
+// Model describes one entry of GET /v1/models. The body satisfies the official
+// clients of both dialects: it carries the fields of each.
+type Model struct {
+	ID      string
+	Created int64 // Unix seconds
+	Date    string
+	Owner   string
+}
+
+// AppendModel appends one model object.
+func AppendModel(dst []byte, m Model) []byte {
+	dst = append(dst, `{"id":`...)
+	dst = appendString(dst, m.ID)
+	dst = append(dst, `,"object":"model","created":`...)
+	dst = strconv.AppendInt(dst, m.Created, 10)
+	dst = append(dst, `,"owned_by":`...)
+	dst = appendString(dst, m.Owner)
+	dst = append(dst, `,"type":"model","display_name":`...)
+	dst = appendString(dst, m.ID)
+	dst = append(dst, `,"created_at":`...)
+	dst = appendString(dst, m.Date)
+	return append(dst, '}')
+}
+
+// AppendModels appends the list object.
+func AppendModels(dst []byte, models []Model) []byte {
+	dst = append(dst, `{"object":"list","data":[`...)
+	for i, m := range models {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = AppendModel(dst, m)
+	}
+	dst = append(dst, `],"has_more":false,"first_id":`...)
+	if len(models) == 0 {
+		return append(dst, `null,"last_id":null}`...)
+	}
+	dst = appendString(dst, models[0].ID)
+	dst = append(dst, `,"last_id":`...)
+	dst = appendString(dst, models[len(models)-1].ID)
+	return append(dst, '}')
+}

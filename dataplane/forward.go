@@ -1,0 +1,153 @@
+package dataplane
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"ringmain/controlplane/identity"
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/policy"
+	"ringmain/dataplane/relay"
+)
+
+// servePeer is the handler of the listener for other regions' workers.
+func (w *Worker) servePeer(rw http.ResponseWriter, r *http.Request) {
+	switch {
+	case r.URL.Path == relay.ProbePath && r.Method == http.MethodGet:
+		rw.WriteHeader(http.StatusOK)
+	case r.URL.Path == relay.ForwardPath && r.Method == http.MethodPost:
+		w.forwarded(rw, r)
+	default:
+		http.Error(rw, "no such internal endpoint", http.StatusNotFound)
+	}
+}
+
+// forwarded executes a request that entered at another region's node.
+func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
+	x := w.newExchange(rw, r, r.Header.Get(relay.HeaderPath))
+	x.front = false
+	if !x.accept() {
+		http.Error(rw, "outside the forward protocol", http.StatusBadRequest)
+		return
+	}
+	if !w.admit() {
+		x.failPeer(relay.OutcomeFailed, errShed, 0)
+		return
+	}
+	defer w.leave()
+	if outcome, e := x.recheck(); e != nil {
+		x.failPeer(outcome, e, 0)
+		return
+	}
+	x.body = w.bodies.get()
+	defer x.body.hold.Release()
+	if e := w.bodies.read(x.body, r); e != nil {
+		outcome := relay.OutcomeFinal
+		if e == errShed {
+			outcome = relay.OutcomeFailed
+		}
+		x.failPeer(outcome, e, 0)
+		return
+	}
+	if v := w.cfg.Store.View(); v != x.view { // it moved while the body arrived
+		x.view = v
+		if outcome, e := x.recheck(); e != nil {
+			x.failPeer(outcome, e, 0)
+			return
+		}
+	}
+	if e := x.prepare(); e != nil {
+		outcome := relay.OutcomeFinal
+		switch e.Code {
+		case dialect.ModelNotFound:
+			outcome = relay.OutcomeBehind // the entry node knows the route
+		case dialect.NoHealthyRoute:
+			outcome = relay.OutcomeFailed
+		}
+		x.failPeer(outcome, e, 0)
+		return
+	}
+	x.run()
+}
+
+// accept reads the forward protocol's headers. It reports whether they are
+// well formed and come from the node that they name.
+func (x *exchange) accept() bool {
+	h := x.r.Header
+	entry := h.Get(relay.HeaderEntry)
+	region, node, ok := strings.Cut(entry, "/")
+	peer, err := identity.PeerID(*x.r.TLS)
+	if err != nil || !ok || peer.Region != region || peer.Node != node {
+		return false
+	}
+	if x.endpoint != pathChat && x.endpoint != pathMessages {
+		return false
+	}
+	left, err := strconv.Atoi(h.Get(relay.HeaderLeft))
+	if err != nil || left < 1 {
+		return false
+	}
+	ms, err := strconv.ParseInt(h.Get(relay.HeaderDeadline), 10, 64)
+	id := h.Get(relay.HeaderRequestID)
+	if err != nil || ms < 1 || ms > int64(24*time.Hour/time.Millisecond) || id == "" || len(id) > 64 {
+		return false
+	}
+	x.id, x.dialect = id, dialect.OfPath(x.endpoint)
+	x.entryRegion, x.entryNode = []string{region}, node
+	x.way = bounded(h.Get(relay.HeaderRoute), 256) + " > " + x.w.fixed.self
+	x.left = min(left, x.w.tunables.Attempts)
+	x.deadline = x.arrived.Add(time.Duration(ms) * time.Millisecond)
+	return true
+}
+
+// recheck decides policy again on this node's own state: the stricter wins. A
+// record that is missing here means that this node is behind, not that anybody
+// did wrong.
+func (x *exchange) recheck() (outcome string, e *dialect.Error) {
+	h := x.r.Header
+	who, refused, behind := x.w.checker.Known(x.view, h.Get(relay.HeaderKey))
+	switch {
+	case behind:
+		return relay.OutcomeBehind, errBehind
+	case refused != nil:
+		return relay.OutcomeFinal, dialect.Fail(dialect.Code(refused.Code), refused.Message)
+	}
+	x.caller, x.known = who, true
+	project := h.Get(relay.HeaderProject)
+	if _, ok := x.view.Project(project); !ok {
+		return relay.OutcomeBehind, errBehind
+	}
+	entry, ok := x.view.Region(x.entryRegion[0])
+	if !ok {
+		return relay.OutcomeBehind, errBehind
+	}
+	decision, bad := policy.Decide(policy.Input{
+		View: x.view, Org: who.Org, Project: who.Project, Class: who.Key.Class,
+		Asked:             policy.Asked{Project: project},
+		Carried:           h.Get(relay.HeaderResidency),
+		EntryJurisdiction: entry.Region.Jurisdiction,
+	})
+	if bad != nil {
+		if endpoint := policy.Endpoint(x.view, bad.Jurisdiction); endpoint != "" {
+			x.rw.Header()[hEndpoint] = []string{endpoint}
+		}
+		return relay.OutcomeFinal, refusal(bad)
+	}
+	x.decision, x.decided = decision, true
+	return "", nil
+}
+
+// failPeer tells the entry node that there is no answer, and what to do about it.
+func (x *exchange) failPeer(outcome string, e *dialect.Error, wait time.Duration) {
+	h := x.stampAnswer(outcome)
+	x.stampError(h, e.Code, e.Code.Retry(), wait)
+	if wait <= 0 {
+		delete(h, hRetryAfter) // the entry node asks its client for its own jitter
+		delete(h, hRetryAfterMS)
+	}
+	h[relay.HeaderCode] = []string{string(e.Code)}
+	x.write(e.Code.Status(), x.w.fixed.jsonType, e.AppendBody(nil, x.dialect, x.id))
+	x.counted(string(e.Code), e.Code.Status())
+}

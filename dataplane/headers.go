@@ -1,0 +1,159 @@
+package dataplane
+
+import (
+	"math/rand/v2"
+	"net/http"
+	"strconv"
+	"time"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/link"
+)
+
+// Response headers, in the canonical form of the header map.
+const (
+	hRequestID    = "Idc-Request-Id"
+	hEntryRegion  = "Idc-Entry-Region"
+	hRegion       = "Idc-Region"
+	hReplica      = "Idc-Replica"
+	hPool         = "Idc-Pool"
+	hUpstream     = "Idc-Upstream"
+	hUpstreamID   = "Idc-Upstream-Request-Id"
+	hRoute        = "Idc-Route"
+	hResidency    = "Idc-Residency"
+	hRetention    = "Idc-Retention"
+	hAttempts     = "Idc-Attempts"
+	hHintResult   = "Idc-Region-Hint-Result"
+	hEndpoint     = "Idc-Endpoint"
+	hErrorCode    = "Idc-Error-Code"
+	hShouldRetry  = "X-Should-Retry"
+	hRetryAfter   = "Retry-After"
+	hRetryAfterMS = "Retry-After-Ms"
+	hContentType  = "Content-Type"
+	hContentLen   = "Content-Length"
+)
+
+// Only requests that keep metadata and nothing else are served yet.
+const (
+	poolStandard      = "standard"
+	retentionMetadata = "metadata"
+)
+
+// fixedHeaders are values that are the same on every answer of this node; the
+// slices are shared by all answers, and nobody changes them.
+type fixedHeaders struct {
+	self               string // region/node, the start of every idc-route
+	region, node       []string
+	pool, retention    []string
+	jsonType, sseType  []string
+	noCache, noBuffer  []string
+	yes, no, connClose []string
+}
+
+func newFixedHeaders(s link.Setup) fixedHeaders {
+	return fixedHeaders{
+		self:   s.Region + "/" + s.Node,
+		region: []string{s.Region}, node: []string{s.Node},
+		pool: []string{poolStandard}, retention: []string{retentionMetadata},
+		jsonType: []string{"application/json"}, sseType: []string{"text/event-stream; charset=utf-8"},
+		noCache: []string{"no-cache"}, noBuffer: []string{"no"},
+		yes: []string{"true"}, no: []string{"false"}, connClose: []string{"close"},
+	}
+}
+
+const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+// newRequestID is "req_" and a ULID: 48 bits of milliseconds, 80 of chance.
+func newRequestID(now time.Time) string {
+	var b [4 + 26]byte
+	copy(b[:], "req_")
+	ms := uint64(now.UnixMilli())
+	for i := 13; i >= 4; i-- {
+		b[i] = crockford[ms&31]
+		ms >>= 5
+	}
+	x, y := rand.Uint64(), rand.Uint64() //nolint:gosec // names a request, guards nothing
+	for i := 14; i < 22; i++ {
+		b[i] = crockford[x&31]
+		x >>= 5
+	}
+	for i := 22; i < 30; i++ {
+		b[i] = crockford[y&31]
+		y >>= 5
+	}
+	return string(b[:])
+}
+
+// value makes a header value of s, in memory that came with the exchange.
+func (x *exchange) value(s string) []string {
+	if x.nvalues == len(x.values) {
+		return []string{s}
+	}
+	x.values[x.nvalues] = s
+	x.nvalues++
+	return x.values[x.nvalues-1 : x.nvalues : x.nvalues]
+}
+
+// name puts the request's id on the answer, under the names that clients of
+// both dialects look for.
+func (x *exchange) name(h http.Header) {
+	id := x.value(x.id)
+	h[hRequestID], h["X-Request-Id"], h["Request-Id"] = id, id, id
+	if x.w.draining.Load() {
+		h["Connection"] = x.w.fixed.connClose
+	}
+}
+
+// stamp sets every header that says what happened to the request.
+func (x *exchange) stamp(h http.Header) {
+	f := &x.w.fixed
+	x.name(h)
+	h[hEntryRegion], h[hPool], h[hRetention] = x.entryRegion, f.pool, f.retention
+	region, node, way := f.region, f.node, x.way
+	if x.remote != nil {
+		region, node, way = x.remote.region, x.remote.node, x.remote.way
+	} else if x.upstream != "" {
+		way += " > " + x.upstream
+	}
+	h[hRegion], h[hReplica], h[hRoute] = region, node, x.value(way)
+	if x.upstream != "" {
+		h[hUpstream] = x.value(x.upstream)
+	}
+	if x.upstreamID != "" {
+		h[hUpstreamID] = x.value(x.upstreamID)
+	}
+	if x.decided {
+		h[hResidency] = x.value(x.decision.Residency())
+	}
+	h[hAttempts] = x.value(strconv.Itoa(x.attempts))
+	if x.plan != nil && x.asked.RegionHint != "" {
+		executed := ""
+		if x.answered {
+			executed = region[0]
+		}
+		h[hHintResult] = x.value(x.plan.Hint(executed))
+	}
+}
+
+// maxRetryAfter bounds what a client is asked to wait.
+const maxRetryAfter = 30 * time.Second
+
+// stampError adds what every 4xx and 5xx carries. wait is what the upstream
+// asked for; 0 = it did not.
+func (x *exchange) stampError(h http.Header, code dialect.Code, retry bool, wait time.Duration) {
+	f := &x.w.fixed
+	h[hErrorCode] = []string{string(code)}
+	h[hShouldRetry] = f.no
+	if !retry {
+		return
+	}
+	h[hShouldRetry] = f.yes
+	if wait <= 0 {
+		wait = time.Second
+	}
+	// Jitter, so that everybody who was turned away does not come back at once.
+	wait = min(wait+rand.N(wait/2+4*time.Second), maxRetryAfter) //nolint:gosec // jitter
+	seconds := (wait + time.Second - 1) / time.Second
+	h[hRetryAfter] = []string{strconv.FormatInt(int64(seconds), 10)}
+	h[hRetryAfterMS] = []string{strconv.FormatInt(wait.Milliseconds(), 10)}
+}

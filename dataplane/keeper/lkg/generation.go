@@ -1,0 +1,217 @@
+package lkg
+
+import (
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+
+	"ringmain/controlplane/feed"
+)
+
+// Generation is a new generation while it is written. Give it every frame of a
+// watch that began from the empty position.
+type Generation struct {
+	s       *Store
+	number  uint64
+	file    *sealedFile
+	path    string
+	tracker *Tracker
+	chunk   chunk
+	chunks  int
+	used    bool // took a frame
+}
+
+var errUnfinished = errors.New("a new generation was begun and not finished")
+
+// Begin starts a new generation, and gives up one that was begun before. The
+// present one stays in use until Commit.
+func (s *Store) Begin() (*Generation, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.next != nil {
+		s.next.abort()
+	}
+	if err := s.room(); err != nil {
+		return nil, err
+	}
+	number := s.highest + 1
+	g := &Generation{
+		s: s, number: number, tracker: NewTracker(nil),
+		path: filepath.Join(s.dir, fileName(number, 0)+".new"),
+	}
+	var err error
+	g.file, err = s.create(g.path, header{Format: 1, Generation: g.number, Revocations: s.safety.count()})
+	if err != nil {
+		return nil, err
+	}
+	s.next = g
+	return g, nil
+}
+
+// Append adds a frame. After an error the generation is given up.
+func (g *Generation) Append(f *feed.Frame, raw []byte) error {
+	g.s.mu.Lock()
+	defer g.s.mu.Unlock()
+	if g.file == nil {
+		return os.ErrClosed
+	}
+	if f.Type == feed.FrameVerdicts || f.Type == feed.FrameHeartbeat {
+		return nil
+	}
+	g.used = true
+	news, _, err := g.tracker.See(f)
+	if err == nil && news {
+		g.chunk.add(f.Type, raw)
+		if len(g.chunk) >= chunkBytes {
+			err = g.spill()
+		}
+	}
+	if err != nil {
+		g.abort()
+	}
+	return err
+}
+
+func (g *Generation) spill() error {
+	if len(g.chunk) == 0 {
+		return nil
+	}
+	err := g.file.frame(g.chunk)
+	g.chunk = g.chunk[:0]
+	g.chunks++
+	return err
+}
+
+// Commit makes the generation the one that is loaded and appended to. Call it
+// once every shard that the server offers is in. It also settles a safety file
+// that could not be read: what the full state holds is all there is to know.
+// After an error the generation before stays in use.
+func (g *Generation) Commit() error {
+	s := g.s
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if g.file == nil {
+		return os.ErrClosed
+	}
+	final := filepath.Join(s.dir, fileName(g.number, 0))
+	err := g.spill()
+	if len(g.tracker.open) > 0 {
+		err = errors.Join(err, errUnfinished)
+	}
+	if err == nil {
+		err = g.file.finish()
+		if err == nil {
+			err = diskError(errors.Join(os.Rename(g.path, final), syncDir(s.dir)))
+		}
+	}
+	if err != nil {
+		g.abort()
+		return err
+	}
+	if s.delta != nil {
+		_ = s.delta.f.Close() // the generation it belongs to is no longer the newest
+		s.delta = nil
+	}
+	s.generation, s.highest = g.number, g.number
+	s.tracker, s.failing, s.next = g.tracker, nil, nil
+	s.parts, s.nextPart, s.snapBytes, s.deltaBytes = []part{{0, g.chunks}}, 1, g.file.size, 0
+	g.file = nil
+	if err := s.removeOld(); err != nil {
+		s.cfg.Logger.Warn("an old generation could not be removed", "error", err)
+	}
+	if err := s.safety.settle(s.generation, s.tracker.position); err != nil {
+		s.cfg.Logger.Error("the file of revocations cannot be written; it is kept in memory and tried again", "error", err)
+	}
+	return nil
+}
+
+// abort marks the present generation as lacking frames: those that went to the
+// one given up.
+func (g *Generation) abort() {
+	if g.file == nil {
+		return
+	}
+	if g.used {
+		g.s.fail(errUnfinished)
+	}
+	_ = g.file.f.Close()  // it is removed
+	_ = os.Remove(g.path) // list removes it at the next Open
+	g.file, g.s.next = nil, nil
+}
+
+// Cursor reads the current generation from its beginning, in pieces: while one
+// goroutine appends, another catches up.
+type Cursor struct {
+	s          *Store
+	generation uint64
+	at         int // index in parts
+	chunks     int // read of that part
+	rd         *reader
+}
+
+// Cursor returns a cursor at the beginning of the current generation.
+func (s *Store) Cursor() *Cursor {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return &Cursor{s: s, generation: s.generation}
+}
+
+// Replay emits what was written since the last call, in chunks whose frames are
+// only valid during the call. It reports false if a newer generation took over
+// in between: start again with a new cursor.
+func (c *Cursor) Replay(emit func(frames [][]byte) error) (current bool, err error) {
+	for {
+		c.s.mu.Lock()
+		if c.generation != c.s.generation {
+			c.s.mu.Unlock()
+			return false, nil
+		}
+		if c.at >= len(c.s.parts) {
+			c.s.mu.Unlock()
+			return true, nil
+		}
+		p := c.s.parts[c.at]
+		last := c.at == len(c.s.parts)-1
+		c.s.mu.Unlock()
+		if err := c.part(p, emit); err != nil {
+			return true, err
+		}
+		if last {
+			return true, nil
+		}
+		c.Close()
+		c.at, c.chunks = c.at+1, 0
+	}
+}
+
+func (c *Cursor) part(p part, emit func(frames [][]byte) error) error {
+	if c.rd == nil && c.chunks < p.chunks {
+		rd, err := c.s.open(c.generation, p.number)
+		if err != nil {
+			return err
+		}
+		c.rd = rd
+	}
+	for ; c.chunks < p.chunks; c.chunks++ {
+		_, frames, err := c.rd.next()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := emit(frames); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close ends the cursor.
+func (c *Cursor) Close() {
+	if c.rd != nil {
+		c.rd.close()
+		c.rd = nil
+	}
+}

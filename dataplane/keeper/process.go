@@ -1,0 +1,264 @@
+package keeper
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"ringmain/controlplane"
+	"ringmain/dataplane/link"
+)
+
+// owner is the plain file that says whose data directory this is.
+type owner struct {
+	Format  int    `json:"format"` // 1
+	Cluster string `json:"cluster"`
+	Node    string `json:"node"`
+}
+
+// take makes dir this node's, and this process's while the file returned is open.
+func take(dir, cluster, node string) (lock *os.File, err error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	if info, err := os.Stat(dir); err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	} else if info.Mode().Perm()&0o002 != 0 {
+		return nil, fmt.Errorf("data directory %s can be written by everybody: chmod 700 it", dir)
+	}
+	lock, err = os.OpenFile(filepath.Join(dir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("data directory: %w", err)
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, lock.Close())
+			lock = nil
+		}
+	}()
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		return lock, fmt.Errorf("data directory %s is used by another keeper: stop it first: %w", dir, err)
+	}
+	path := filepath.Join(dir, "owner.json")
+	want := owner{1, cluster, node}
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return lock, writeOwner(path, want)
+	}
+	if err != nil {
+		return lock, fmt.Errorf("data directory: %w", err)
+	}
+	var have owner
+	if err := json.Unmarshal(b, &have); err != nil {
+		return lock, fmt.Errorf("data directory: %s: %w", path, err)
+	}
+	if have != want {
+		return lock, fmt.Errorf("data directory %s is of node %q of cluster %q (format %d), this is %q of %q: %w",
+			dir, have.Node, have.Cluster, have.Format, node, cluster, controlplane.ErrWrongCluster)
+	}
+	return lock, nil
+}
+
+func writeOwner(path string, o owner) error {
+	b, err := json.Marshal(o)
+	if err == nil {
+		err = os.WriteFile(path+".new", append(b, '\n'), 0o600)
+	}
+	if err == nil {
+		err = os.Rename(path+".new", path)
+	}
+	if err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}
+
+// worker is one worker process and the connection to it.
+type worker struct {
+	conn    *link.Conn
+	hello   *link.Hello
+	pid     int
+	adopted bool
+	exited  chan struct{} // closed when a child is reaped; nil for another keeper's
+}
+
+// post sends m if the worker reads; what is dropped comes again by itself.
+func (w *worker) post(m *link.Message) bool { return w.conn.TrySend(m) == nil }
+
+// kill ends the process. The open connection keeps the pid from being reused
+// for an adopted worker; a child is reaped only after it.
+func (w *worker) kill() {
+	if err := syscall.Kill(w.pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+		_ = w.conn.Close() // it cannot be reached in any way; it serves until its listeners go
+	}
+}
+
+// dialTimeout bounds how long a worker may take to greet. One that just
+// started has to load its binary first.
+const dialTimeout = 10 * time.Second
+
+// adopt connects to the worker that serves the data directory already; nil if
+// there is none. A worker of another node is an error.
+func (k *Keeper) adopt(ctx context.Context) (*worker, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, hello, files, err := link.DialWorker(ctx, k.cfg.Dir)
+	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("the worker of this data directory does not answer: end it, or wait: %w", err)
+	}
+	s := k.cfg.Setup
+	if hello.Cluster != "" && (hello.Cluster != s.Cluster || hello.Node != s.Node) {
+		closeFiles(files)
+		return nil, errors.Join(fmt.Errorf("the worker of this data directory is %q of cluster %q: %w",
+			hello.Node, hello.Cluster, controlplane.ErrWrongCluster), conn.Close())
+	}
+	k.procMu.Lock()
+	closeFiles(k.listeners)
+	k.listeners = files
+	k.procMu.Unlock()
+	k.log.Info("adopted the worker that was running", "pid", hello.PID, "loaded", hello.Loaded, "build", hello.Build)
+	w := &worker{conn: conn, hello: hello, pid: hello.PID, adopted: true}
+	if k.child != nil && k.child.pid == w.pid {
+		w.exited = k.child.exited // only the connection had broken
+	}
+	return w, nil
+}
+
+func closeFiles(files []*os.File) {
+	for _, f := range files {
+		_ = f.Close() // copies of listeners
+	}
+}
+
+// bind opens the listeners unless it has them.
+func (k *Keeper) bind(ctx context.Context) error {
+	k.procMu.Lock()
+	defer k.procMu.Unlock()
+	if len(k.listeners) == 2 {
+		return nil
+	}
+	closeFiles(k.listeners)
+	k.listeners = nil
+	for what, addr := range []string{k.cfg.APIAddr, k.cfg.PeerAddr} {
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", addr)
+		if err != nil {
+			return fmt.Errorf("bind %s %s: %w", []string{"api", "peer"}[what], addr, err)
+		}
+		tl, ok := l.(*net.TCPListener)
+		if !ok {
+			return errors.Join(fmt.Errorf("%s is no TCP address", addr), l.Close())
+		}
+		f, err := tl.File()
+		if err = errors.Join(err, tl.Close()); err != nil {
+			return fmt.Errorf("bind %s: %w", addr, err)
+		}
+		k.listeners = append(k.listeners, f)
+	}
+	return nil
+}
+
+// Addrs are where the worker's listeners are bound.
+func (k *Keeper) Addrs() (api, peer net.Addr, err error) {
+	k.procMu.Lock()
+	defer k.procMu.Unlock()
+	if len(k.listeners) != 2 {
+		return nil, nil, errors.New("the listeners are not bound")
+	}
+	addrs := make([]net.Addr, 2)
+	for i, f := range k.listeners {
+		l, err := net.FileListener(f)
+		if err != nil {
+			return nil, nil, err
+		}
+		addrs[i] = l.Addr()
+		_ = l.Close() // a copy
+	}
+	return addrs[0], addrs[1], nil
+}
+
+// start runs a new worker and connects to it.
+func (k *Keeper) start(ctx context.Context) (*worker, error) {
+	if err := k.bind(ctx); err != nil {
+		return nil, err
+	}
+	socket, err := link.ListenSocket(k.cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = socket.Close() }() // the worker has its own
+	stderr, stderrEnd, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	k.procMu.Lock()
+	files := append(append([]*os.File{}, k.listeners...), socket)
+	k.procMu.Unlock()
+	cmd := exec.Command(k.cfg.Worker[0], k.cfg.Worker[1:]...) //nolint:noctx // the worker outlives every context of its keeper
+	cmd.Stdout, cmd.Stderr = stderrEnd, stderrEnd
+	cmd.ExtraFiles = append(files, k.cfg.WorkerFiles...)
+	// Its own group: an interrupt from the terminal is the keeper's to handle.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	err = cmd.Start()
+	_ = stderrEnd.Close() // the worker has its own
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("start the worker: %w", err), stderr.Close())
+	}
+	w := &worker{pid: cmd.Process.Pid, exited: make(chan struct{})}
+	k.child = w
+	k.children.Go(func() { k.relayStderr(stderr) })
+	k.children.Go(func() {
+		err := cmd.Wait()
+		k.log.Info("the worker ended", "pid", w.pid, "status", cmd.ProcessState.String(), "error", err)
+		close(w.exited)
+	})
+	_ = socket.Close() // so that a worker that dies early is noticed
+	if err := k.greeted(ctx, w); err != nil {
+		w.kill()
+		<-w.exited
+		return nil, err
+	}
+	return w, nil
+}
+
+func (k *Keeper) greeted(ctx context.Context, w *worker) error {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	conn, hello, files, err := link.DialWorker(ctx, k.cfg.Dir)
+	if err != nil {
+		return err
+	}
+	closeFiles(files) // this keeper passed them
+	if hello.PID != w.pid {
+		k.log.Warn("the worker's process is not the one started: it was started through a wrapper that did not exec", "started", w.pid, "pid", hello.PID)
+	}
+	w.conn, w.hello = conn, hello
+	return nil
+}
+
+// relayStderr logs what the worker's runtime prints: panics, and nothing else
+// in a sound worker. It reads to the end, so that the worker never waits.
+func (k *Keeper) relayStderr(r *os.File) {
+	defer func() { _ = r.Close() }() // read to its end
+	s := bufio.NewScanner(r)
+	for s.Scan() {
+		k.log.Error("the worker printed", "line", s.Text())
+	}
+	if s.Err() != nil { // a line of more than 64 KiB
+		_, _ = io.Copy(io.Discard, r) // keeps the pipe empty
+	}
+}

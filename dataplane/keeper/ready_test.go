@@ -1,0 +1,207 @@
+package keeper
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/registry"
+	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/link"
+	"ringmain/dataplane/view"
+)
+
+// BenchmarkReadyFromDisk measures how long a worker takes to hold a million
+// keys when its keeper starts with them on disk: verification, unsealing,
+// socket and view, all in this one process.
+func BenchmarkReadyFromDisk(b *testing.B) {
+	const keys = 1_000_000
+	dir := b.TempDir()
+	keyFile := b.TempDir() + "/kek"
+	if err := seal.CreateKeyFile(keyFile); err != nil {
+		b.Fatal(err)
+	}
+	h, err := seal.OpenFileHolder(keyFile)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cfg := lkg.Config{Dir: dir, Name: "c/n", Sealer: seal.New(h)}
+	writeKeys(b, cfg, keys)
+	for b.Loop() {
+		began := time.Now()
+		disk, err := lkg.Open(cfg)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(time.Since(began).Seconds(), "s/verify")
+		k := &Keeper{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler), disk: disk}
+		k.flow.init(k)
+		fillWorker(b, k, keys)
+		b.ReportMetric(time.Since(began).Seconds(), "s/ready")
+		if err := disk.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// strictState notes when a frame does not fit.
+type strictState struct {
+	*view.Store
+	misfits atomic.Int64
+}
+
+func (s *strictState) Apply(f *feed.Frame) error {
+	err := s.Store.Apply(f)
+	if err != nil {
+		s.misfits.Add(1)
+	}
+	return err
+}
+
+// TestFillWhileTheFeedMoves: a worker that is being filled misses nothing of
+// what arrives meanwhile, and is given nothing out of order.
+func TestFillWhileTheFeedMoves(t *testing.T) {
+	const keys, entries = 20_000, 2000
+	dir, keyFile := t.TempDir(), t.TempDir()+"/kek"
+	if err := seal.CreateKeyFile(keyFile); err != nil {
+		t.Fatal(err)
+	}
+	h, err := seal.OpenFileHolder(keyFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := lkg.Config{Dir: dir, Name: "c/n", Sealer: seal.New(h)}
+	writeKeys(t, cfg, keys)
+	disk, err := lkg.Open(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k := &Keeper{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler), disk: disk}
+	k.flow.init(k)
+	f, err := link.ListenSocket(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = f.Close()
+	state := &strictState{Store: view.New(view.Config{})}
+	a, err := link.Attend(t.Context(), link.AttendConfig{Listener: l, State: state, Measure: MeasureConfinement})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, hello, _, err := link.DialWorker(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for seq := uint64(1_000_001); seq <= 1_000_000+entries; seq++ {
+			b, err := registry.EncodeEntry(&registry.Entry{Shard: testShard, Epoch: testEpoch, Seq: seq, Prev: testEpoch})
+			if err == nil {
+				err = k.sink(t.Context(), &feed.Frame{Type: feed.FrameEntry, Shard: testShard, Sender: testEpoch, Entry: b})
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			time.Sleep(20 * time.Microsecond)
+		}
+	})
+	if err := k.fill(t.Context(), &worker{conn: conn, hello: hello}); err != nil {
+		t.Fatal(err)
+	}
+	wg.Wait()
+	within(t, "the worker has all of it", func() bool { return state.Position()[testShard].Seq == 1_000_000+entries })
+	if n := state.misfits.Load(); n != 0 || state.View().Keys() != keys {
+		t.Errorf("%d frames did not fit, %d keys", n, state.View().Keys())
+	}
+	_ = conn.Close()
+	if err := errors.Join(a.Close(), disk.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func fillWorker(b *testing.B, k *Keeper, keys int) {
+	b.Helper()
+	dir := b.TempDir()
+	f, err := link.ListenSocket(dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		b.Fatal(err)
+	}
+	_ = f.Close()
+	store := view.New(view.Config{})
+	a, err := link.Attend(b.Context(), link.AttendConfig{Listener: l, State: store, Measure: MeasureConfinement})
+	if err != nil {
+		b.Fatal(err)
+	}
+	conn, hello, _, err := link.DialWorker(b.Context(), dir)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := k.fill(b.Context(), &worker{conn: conn, hello: hello}); err != nil {
+		b.Fatal(err)
+	}
+	<-a.Loaded()
+	if n := store.View().Keys(); n != keys {
+		b.Fatalf("the worker holds %d keys", n)
+	}
+	_ = conn.Close()
+	if err := a.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+func writeKeys(b testing.TB, cfg lkg.Config, keys int) {
+	b.Helper()
+	disk, err := lkg.Open(cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	g, err := disk.Begin()
+	if err != nil {
+		b.Fatal(err)
+	}
+	add := func(f *feed.Frame) {
+		raw, err := feed.EncodeFrame(f)
+		if err == nil {
+			err = g.Append(f, raw)
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	add(&feed.Frame{Type: feed.FrameReset, Shard: testShard})
+	rec := &registry.Record{Kind: registry.KindKey, Meta: registry.Meta{Shard: testShard, Revision: 1_000_000, Created: 1_795_300_000_000, Updated: 1_795_300_000_000}, Key: &registry.Key{
+		Project: "prj_any_0123456789", Name: "some name of a key", Class: "live", Hash: make([]byte, 60), Hint: "abcd",
+	}}
+	for i := range keys {
+		rec.Meta.ID = fmt.Sprintf("key_any_%016d", i)
+		raw, err := registry.EncodeRecord(rec)
+		if err != nil {
+			b.Fatal(err)
+		}
+		add(&feed.Frame{Type: feed.FrameRecord, Shard: testShard, Record: raw})
+	}
+	add(&feed.Frame{Type: feed.FrameEnd, Shard: testShard, Point: controlplane.Point{Epoch: testEpoch, Seq: 1_000_000}})
+	if err := g.Commit(); err != nil {
+		b.Fatal(err)
+	}
+	if err := disk.Close(); err != nil {
+		b.Fatal(err)
+	}
+}

@@ -1,0 +1,126 @@
+// Package link is the local socket between a data node's keeper and its
+// worker: one framed message type, and nothing that touches a disk.
+package link
+
+import (
+	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
+)
+
+// Type says which field of a Message is set.
+type Type uint8
+
+// Messages of protocol version 1.
+const (
+	TypeHello      Type = iota + 1 // worker -> keeper, first
+	TypeSetup                      // keeper -> worker, answer to Hello
+	TypeState                      // keeper -> worker: feed frames, each encoded as on the feed
+	TypePeers                      // keeper -> worker: the gossip table
+	TypeDrain                      // keeper -> worker: stop accepting, finish what runs
+	TypeMetricsAsk                 // keeper -> worker
+	TypeMetrics                    // worker -> keeper: answer
+	TypeLog                        // worker -> keeper: one slog line in JSON
+	TypeRecord                     // worker -> keeper: one metadata record
+	TypeRecordAck                  // keeper -> worker: records up to Seq are accepted
+	TypeVerdicts                   // worker -> keeper: new verdicts to share
+	TypeHealth                     // worker -> keeper: what gossip should say
+	TypeLoaded                     // keeper -> worker: the state is complete; serve. May come again when Unknown changes
+	TypePin                        // keeper -> worker: a record of the safety file, in Bytes: nothing older may loosen it
+	TypeResync                     // worker -> keeper: a frame did not fit; send Shard again
+)
+
+// Message is one frame on the socket.
+type Message struct {
+	Type     Type               `cbor:"1,keyasint"`
+	Hello    *Hello             `cbor:"2,keyasint,omitempty"`
+	Setup    *Setup             `cbor:"3,keyasint,omitempty"`
+	Frames   [][]byte           `cbor:"4,keyasint,omitempty"` // State: feed.EncodeFrame
+	Peers    *Peers             `cbor:"5,keyasint,omitempty"`
+	Seq      uint64             `cbor:"6,keyasint,omitempty"` // Record, RecordAck, MetricsAsk, Metrics
+	Bytes    []byte             `cbor:"7,keyasint,omitempty"` // Record, Log, Pin, Metrics (delimited protobuf families)
+	Verdicts []feed.Verdict     `cbor:"8,keyasint,omitempty"`
+	Health   *Health            `cbor:"9,keyasint,omitempty"`
+	Unknown  bool               `cbor:"10,keyasint,omitempty"` // Loaded: revocations could not be read; see view.View.SafetyUnknown
+	Resend   bool               `cbor:"11,keyasint,omitempty"` // RecordAck: what came after Seq was not kept; send it again
+	Shard    controlplane.Shard `cbor:"12,keyasint,omitempty"` // Resync
+}
+
+// Hello is how a worker names itself, to the keeper that started it and to one that adopts it.
+type Hello struct {
+	PID         int                   `cbor:"1,keyasint"`
+	Cluster     string                `cbor:"2,keyasint"` // empty until Setup
+	Region      string                `cbor:"3,keyasint"`
+	Node        string                `cbor:"4,keyasint"`
+	Build       string                `cbor:"5,keyasint"`
+	Loaded      bool                  `cbor:"6,keyasint"` // holds state; an adopting keeper need not replay its disk
+	Confinement Confinement           `cbor:"7,keyasint"`
+	Run         uint64                `cbor:"8,keyasint"` // random number of this worker process; its records count from 1
+	Position    controlplane.Position `cbor:"9,keyasint"` // of the state it holds
+}
+
+// Confinement states which controls hold for the worker, as it measured them itself.
+type Confinement struct {
+	Landlock    int  `cbor:"1,keyasint" json:"landlock"`      // ABI in force; 0 = none
+	NoFileWrite bool `cbor:"2,keyasint" json:"no_file_write"` // RLIMIT_FSIZE is 0
+	NoDump      bool `cbor:"3,keyasint" json:"no_dump"`       // PR_GET_DUMPABLE is 0 and RLIMIT_CORE is 0
+	NoSwap      bool `cbor:"4,keyasint" json:"no_swap"`       // /proc/swaps empty or memory.swap.max 0
+}
+
+// Holds reports whether every control is in force.
+func (c Confinement) Holds() bool {
+	return c.Landlock > 0 && c.NoFileWrite && c.NoDump && c.NoSwap
+}
+
+// Setup is all a worker needs to know; it opens no file for it.
+type Setup struct {
+	Cluster       string   `cbor:"1,keyasint"`
+	Region        string   `cbor:"2,keyasint"`
+	Jurisdiction  string   `cbor:"3,keyasint"`
+	Node          string   `cbor:"4,keyasint"`
+	APICert       []byte   `cbor:"5,keyasint"`            // PEM chain
+	APIKey        []byte   `cbor:"6,keyasint"`            // PEM
+	NodeCert      []byte   `cbor:"7,keyasint"`            // PEM chain: leaf, region issuer
+	NodeKey       []byte   `cbor:"8,keyasint"`            // PEM
+	Roots         []byte   `cbor:"9,keyasint"`            // PEM: cluster roots
+	UpstreamCA    []byte   `cbor:"10,keyasint,omitempty"` // PEM, beside the system's roots; empty = none
+	VerdictSecret []byte   `cbor:"11,keyasint"`
+	Pools         []string `cbor:"12,keyasint"`
+	Capacity      uint32   `cbor:"13,keyasint"` // requests in flight before shedding; 0 = 4096
+}
+
+// Peers is what gossip knows of other data nodes and of regions. It is advisory.
+type Peers struct {
+	Nodes   []Peer       `cbor:"1,keyasint"`
+	Regions []PeerRegion `cbor:"2,keyasint"`
+}
+
+// Peer is one other data node.
+type Peer struct {
+	Region   string   `cbor:"1,keyasint"`
+	Node     string   `cbor:"2,keyasint"`
+	Addr     string   `cbor:"3,keyasint"` // host:port of its peer listener
+	Alive    bool     `cbor:"4,keyasint"`
+	Ready    bool     `cbor:"5,keyasint"`
+	Draining bool     `cbor:"6,keyasint"`
+	InFlight uint32   `cbor:"7,keyasint"`
+	Capacity uint32   `cbor:"8,keyasint"`
+	Pools    []string `cbor:"9,keyasint"`
+}
+
+// PeerRegion is the published state of one region.
+type PeerRegion struct {
+	Region string `cbor:"1,keyasint"`
+	Up     bool   `cbor:"2,keyasint"`
+	Since  int64  `cbor:"3,keyasint"` // Unix milliseconds
+}
+
+// Health is what a worker lets gossip say about it.
+type Health struct {
+	Ready    bool              `cbor:"1,keyasint"`
+	Draining bool              `cbor:"2,keyasint"`
+	InFlight uint32            `cbor:"3,keyasint"`
+	Capacity uint32            `cbor:"4,keyasint"`
+	Breakers map[string]string `cbor:"5,keyasint,omitempty"` // not closed: "upstream/model" or "peer/node" -> open, half-open
+
+	Confinement Confinement `cbor:"6,keyasint"` // as last measured; filled in by the Attendant
+}

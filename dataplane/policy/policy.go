@@ -1,0 +1,256 @@
+// Package policy decides what a request may do, from the org, the projects and
+// the request's own headers: an intersection, in which nothing the request
+// says can loosen anything. It is pure, and it runs before the body is read.
+package policy
+
+import (
+	"net/http"
+	"strings"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
+	"ringmain/dataplane/view"
+)
+
+// Refusal says why policy turns a request away. Code is one of the wire contract's.
+type Refusal struct {
+	Code    string
+	Message string
+	// Jurisdiction, with wrong_jurisdiction, is where the request may enter.
+	Jurisdiction string
+}
+
+// JurisdictionEU is the one whose traffic stays by default, whoever sent it.
+const JurisdictionEU = "eu"
+
+// Unpinned is how idc-residency names a request that may run anywhere.
+const Unpinned = "unpinned"
+
+// Asked is what a request's own headers ask for.
+type Asked struct {
+	Project     string // record id of the project to bill; empty = the key's
+	RegionHint  string
+	Residency   string
+	NoRetention bool
+}
+
+// known reports whether name is a request header of ours. Any other idc-
+// header is refused: a misspelt one would fail open.
+func known(name string) bool {
+	switch name {
+	case "Idc-Project-Id", "Idc-Region-Hint", "Idc-Residency", "Idc-No-Retention", "Idc-Receipt":
+		return true
+	}
+	return false
+}
+
+// Parse reads the headers (names in canonical form) strictly: unknown idc- headers, duplicates and any
+// value that is not exactly one of those allowed are refused.
+func Parse(h http.Header) (Asked, *Refusal) {
+	var a Asked
+	for name, values := range h {
+		if !strings.HasPrefix(name, "Idc-") && name != "Openai-Project" {
+			continue
+		}
+		if name != "Openai-Project" && !known(name) {
+			return Asked{}, invalid(name, "is not a header of this API: check its spelling")
+		}
+		if len(values) != 1 {
+			return Asked{}, invalid(name, "is given more than once: give it once")
+		}
+		if refused := a.set(name, values[0]); refused != nil {
+			return Asked{}, refused
+		}
+	}
+	if p := h["Openai-Project"]; len(p) == 1 && a.Project != p[0] {
+		return Asked{}, invalid("Idc-Project-Id", "and `openai-project` name two projects: name one")
+	}
+	return a, nil
+}
+
+func (a *Asked) set(name, value string) *Refusal {
+	switch name {
+	case "Idc-Project-Id":
+		if !token(value, 64) {
+			return invalid(name, "must be the id of a project")
+		}
+		a.Project = value
+	case "Openai-Project":
+		if !token(value, 64) {
+			return invalid(name, "must be the id of a project")
+		}
+		if a.Project == "" {
+			a.Project = value
+		}
+	case "Idc-Region-Hint":
+		if !token(value, 63) {
+			return invalid(name, "must be the name of a region")
+		}
+		a.RegionHint = value
+	case "Idc-Residency":
+		if len(value) < 2 || len(value) > 4 || !token(value, 4) || value == controlplane.JurisdictionAny {
+			return invalid(name, "must be a jurisdiction such as `eu` or `us`")
+		}
+		a.Residency = value
+	case "Idc-No-Retention":
+		if value != "true" {
+			return invalid(name, "must be `true`, or be left out")
+		}
+		a.NoRetention = true
+	case "Idc-Receipt":
+		if value != "inline" {
+			return invalid(name, "must be `inline`, or be left out")
+		}
+	}
+	return nil
+}
+
+func token(s string, most int) bool {
+	if s == "" || len(s) > most {
+		return false
+	}
+	for i := range len(s) {
+		c := s[i]
+		if (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && c != '-' && c != '_' {
+			return false
+		}
+	}
+	return true
+}
+
+func invalid(name, what string) *Refusal {
+	return &Refusal{Code: "invalid_header", Message: "The header `" + strings.ToLower(name) + "` " + what + "."}
+}
+
+// Input of Decide. All records belong to View.
+type Input struct {
+	View    *view.View
+	Org     *registry.Record
+	Project *registry.Record // the key's
+	Class   string           // of the key: live, test
+	Asked   Asked
+
+	// EntryJurisdiction is where the request entered.
+	EntryJurisdiction string
+	// Carried is the pin that the entry node decided on, when another node
+	// executes: the stricter of both wins. Empty = none, or this is the entry.
+	Carried string
+}
+
+// Decision is what a request may do.
+type Decision struct {
+	Billed *registry.Record // project
+	Pin    string           // jurisdiction that its bytes may not leave; empty = none
+	Class  string
+	// CrossProvider: another provider than that of the route's first target may be asked.
+	CrossProvider bool
+	lists         [2]view.Policy
+}
+
+// Residency is Pin as idc-residency shows it.
+func (d *Decision) Residency() string {
+	if d.Pin == "" {
+		return Unpinned
+	}
+	return d.Pin
+}
+
+// MayRun reports whether the request may run in jurisdiction.
+func (d *Decision) MayRun(jurisdiction string) bool { return d.Pin == "" || d.Pin == jurisdiction }
+
+// AllowsModel reports whether every policy allows model.
+func (d *Decision) AllowsModel(model string) bool {
+	return d.lists[0].Allows(model) && d.lists[1].Allows(model)
+}
+
+// Decide intersects everything that has a say.
+func Decide(in Input) (Decision, *Refusal) {
+	d := Decision{Billed: in.Project, Class: in.Class}
+	org := in.Org.Org
+	if id := in.Asked.Project; id != "" && id != in.Project.Meta.ID {
+		billed, ok := in.View.Project(id)
+		if !ok || billed.Project.Org != in.Org.Meta.ID {
+			return Decision{}, &Refusal{Code: "project_forbidden", Message: "The key may not bill this project: name a project of the key's own organisation."}
+		}
+		d.Billed = billed
+	}
+	d.CrossProvider = in.Project.Project.CrossProvider && d.Billed.Project.CrossProvider
+	d.lists[0] = in.View.Policy(in.Org.Meta.ID, in.Project.Meta.ID)
+	if d.Billed != in.Project {
+		d.lists[1] = in.View.Policy(in.Org.Meta.ID, d.Billed.Meta.ID)
+	}
+	if r := in.Asked.Residency; r != "" && !exists(in.View, r) {
+		return Decision{}, invalid("idc-residency", "names no jurisdiction of this service")
+	}
+	if h := in.Asked.RegionHint; h != "" {
+		if _, ok := in.View.Region(h); !ok {
+			return Decision{}, &Refusal{Code: "unknown_region_hint", Message: "`idc-region-hint` names no region of this service: check its spelling, or leave it out."}
+		}
+	}
+	if conflict := d.pin(in, org); conflict {
+		return Decision{}, &Refusal{Code: "residency_unavailable", Message: "The pins of organisation, project and request exclude each other: no region may serve this request."}
+	}
+	if d.Pin != "" && d.Pin != in.EntryJurisdiction { // on any node: the answer would leave by the entry
+		return Decision{}, &Refusal{
+			Code: "wrong_jurisdiction", Jurisdiction: d.Pin,
+			Message: "This request is pinned to jurisdiction `" + d.Pin + "` and entered elsewhere: use the host that `idc-endpoint` names.",
+		}
+	}
+	if in.Asked.NoRetention || d.lists[0].NoRetention || d.lists[1].NoRetention {
+		return Decision{}, &Refusal{Code: "zero_retention_unavailable", Message: "No zero-retention route is available for this request: it was not forwarded."}
+	}
+	return d, nil
+}
+
+// pin sets d.Pin to what all pins agree on.
+func (d *Decision) pin(in Input, org *registry.Org) (conflict bool) {
+	add := func(jurisdiction string) {
+		switch {
+		case jurisdiction == "" || jurisdiction == d.Pin:
+		case d.Pin == "":
+			d.Pin = jurisdiction
+		default:
+			conflict = true
+		}
+	}
+	if org.Jurisdiction != controlplane.JurisdictionAny {
+		add(org.Jurisdiction)
+	}
+	for _, p := range d.lists {
+		conflict = conflict || p.Conflict
+		add(p.Residency)
+	}
+	add(in.Asked.Residency)
+	add(in.Carried)
+	if in.EntryJurisdiction == JurisdictionEU && !(org.Jurisdiction == controlplane.JurisdictionAny && org.Roaming) {
+		add(JurisdictionEU)
+	}
+	return conflict
+}
+
+func exists(v *view.View, jurisdiction string) bool {
+	for _, r := range v.Regions() {
+		if r.Region.Jurisdiction == jurisdiction {
+			return true
+		}
+	}
+	return false
+}
+
+// Endpoint is the host that serves jurisdiction, or "" if none is known:
+// an active region's, by name.
+func Endpoint(v *view.View, jurisdiction string) string {
+	drained := ""
+	for _, r := range v.Regions() {
+		if r.Region.Jurisdiction != jurisdiction {
+			continue
+		}
+		if r.Region.State == "active" {
+			return r.Region.Endpoint
+		}
+		if drained == "" {
+			drained = r.Region.Endpoint
+		}
+	}
+	return drained
+}

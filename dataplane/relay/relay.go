@@ -1,0 +1,233 @@
+// Package relay makes one attempt: it asks one upstream, or one peer node, and
+// reads the answer far enough to know whether it is one. Which attempt comes
+// next is not decided here.
+//
+// No header of the client's goes upstream but the few that a provider's API
+// defines, and none of the provider's comes back: both are lists of what may
+// pass. Bodies are held in memory only, and never logged.
+package relay
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"ringmain/controlplane/identity"
+	"ringmain/controlplane/registry"
+	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/dialect"
+)
+
+// MaxAnswer bounds a plain answer, in bytes.
+const MaxAnswer = 32 << 20
+
+// maxProblem bounds an error body, in bytes.
+const maxProblem = 1 << 20
+
+// Timeouts bound one attempt. None may be zero.
+type Timeouts struct {
+	Connect   time.Duration
+	FirstByte time.Duration // from the start until the first event, or the head of a plain answer
+	Idle      time.Duration // between two events, or two reads
+	Total     time.Duration // what is left of the request's own time
+}
+
+// TimeoutsOf takes the timeouts of a route, with the documented defaults.
+func TimeoutsOf(t registry.Timeouts) Timeouts {
+	ms := func(v, standard uint32) time.Duration {
+		if v == 0 {
+			v = standard
+		}
+		return time.Duration(v) * time.Millisecond
+	}
+	return Timeouts{
+		Connect: ms(t.ConnectMS, 2000), FirstByte: ms(t.FirstByteMS, 60_000),
+		Idle: ms(t.IdleMS, 30_000), Total: ms(t.TotalMS, 600_000),
+	}
+}
+
+// Config of a Client.
+type Config struct {
+	// UpstreamRoots verify providers; nil = the system's.
+	UpstreamRoots *x509.CertPool
+	Identity      *identity.Bundle
+	// Locate finds the address of a peer's listener at the moment.
+	Locate func(region, node string) (addr string, ok bool)
+}
+
+// Client asks upstreams and peers over pooled connections. It is safe for
+// concurrent use.
+type Client struct {
+	cfg       Config
+	upstreams *http.Transport
+	peers     *http.Transport
+	endpoints sync.Map // upstream id -> *endpoint
+	buffers   sync.Pool
+}
+
+// New makes a Client. Close it.
+func New(cfg Config) *Client {
+	c := &Client{cfg: cfg}
+	c.buffers.New = func() any { b := make([]byte, 0, smallBuffer); return &b }
+	c.upstreams = &http.Transport{
+		DialContext:            dial,
+		ForceAttemptHTTP2:      true,
+		MaxIdleConnsPerHost:    1024,
+		IdleConnTimeout:        90 * time.Second,
+		TLSHandshakeTimeout:    5 * time.Second,
+		DisableCompression:     true, // answers are read on the way
+		MaxResponseHeaderBytes: 64 << 10,
+		WriteBufferSize:        8 << 10,
+		ReadBufferSize:         8 << 10,
+		TLSClientConfig: &tls.Config{
+			MinVersion:         tls.VersionTLS12, // providers; our own ends are 1.3 only
+			RootCAs:            cfg.UpstreamRoots,
+			ClientSessionCache: tls.NewLRUClientSessionCache(256),
+		},
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
+	}
+	c.peers = &http.Transport{
+		DialTLSContext:         c.dialPeer,
+		ForceAttemptHTTP2:      true,
+		IdleConnTimeout:        90 * time.Second,
+		DisableCompression:     true,
+		MaxResponseHeaderBytes: 64 << 10,
+		// A peer that is cut off is found out within two seconds, streams or not.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: time.Second, PingTimeout: time.Second},
+	}
+	return c
+}
+
+// Close drops idle connections. Attempts under way end with their contexts.
+func (c *Client) Close() {
+	c.upstreams.CloseIdleConnections()
+	c.peers.CloseIdleConnections()
+}
+
+// dialError marks a failure to connect: the other side saw no request.
+type dialError struct{ err error }
+
+func (e *dialError) Error() string { return e.err.Error() }
+func (e *dialError) Unwrap() error { return e.err }
+
+func (e *dialError) Timeout() bool {
+	var t interface{ Timeout() bool }
+	return errors.As(e.err, &t) && t.Timeout()
+}
+
+const defaultConnect = 2 * time.Second
+
+func dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	connect := defaultConnect
+	if a, ok := ctx.Value(attemptKey{}).(*attempt); ok {
+		connect = a.connect
+	}
+	d := net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
+	conn, err := d.DialContext(ctx, network, addr)
+	if err != nil {
+		return nil, &dialError{err}
+	}
+	return conn, nil
+}
+
+// Result is how an attempt ended, or began well. Release it.
+type Result struct {
+	Outcome    breaker.Outcome
+	Status     int           // of the other side; 0 = none came
+	Reached    bool          // the request may have been seen
+	Silent     bool          // nothing came in time: do not ask the same one again
+	RetryAfter time.Duration // as the other side asks; 0 = it does not
+	Cause      error         // of a failure, for logs; it holds no content
+
+	ContentType string
+	RequestID   string // the provider's
+	Answer      dialect.Answer
+	Problem     dialect.Problem
+	Stream      *Stream // set if the answer is streamed
+	Peer        *PeerAnswer
+
+	body    []byte
+	attempt *attempt
+	client  *Client
+	buffer  *[]byte
+}
+
+// Body is a plain answer, or the error body to pass on. It is valid until Release.
+func (r *Result) Body() []byte { return r.body }
+
+// Format writes the outcome only: a Result holds content.
+func (r *Result) Format(f fmt.State, _ rune) {
+	_, _ = fmt.Fprintf(f, "[content] %s, status %d", r.Outcome, r.Status)
+}
+
+// Taint keeps the answer's memory from being used again: a write of it failed,
+// and a server may still hold on to what it was given.
+func (r *Result) Taint() {
+	r.buffer = nil
+	if r.Stream != nil {
+		r.Stream.tainted = true
+	}
+}
+
+// Release ends the attempt and gives its memory back.
+func (r *Result) Release() {
+	if r.Stream != nil {
+		r.Stream.close()
+	}
+	if r.attempt != nil {
+		r.attempt.end()
+	}
+	if r.buffer != nil {
+		r.client.putBuffer(r.buffer)
+		r.buffer, r.body = nil, nil
+	}
+}
+
+// wire is err as it may be logged. What net/http says about an answer that it
+// cannot read may quote the answer; only what is known not to stays.
+func wire(err error) error {
+	var dialed *dialError
+	var network net.Error
+	var cert *tls.CertificateVerificationError
+	for _, own := range [...]error{errFirstByte, errIdle, errDeadline, errFinished, context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF} {
+		if errors.Is(err, own) {
+			return err
+		}
+	}
+	if errors.As(err, &dialed) || errors.As(err, &network) || errors.As(err, &cert) || strings.HasPrefix(err.Error(), "stream error: stream ID ") {
+		return err
+	}
+	return fmt.Errorf("the connection failed, or what came is not HTTP (%T)", err)
+}
+
+func (r *Result) fail(err error, o breaker.Outcome) *Result {
+	r.Outcome, r.Cause = o, err
+	var d *dialError
+	r.Reached = !errors.As(err, &d)
+	r.Silent = o == breaker.Timeout && r.Reached
+	return r
+}
+
+const (
+	smallBuffer = 8 << 10
+	keepBuffer  = 256 << 10 // larger ones are left to the collector
+)
+
+func (c *Client) getBuffer() *[]byte {
+	return c.buffers.Get().(*[]byte) //nolint:forcetypeassert // only these are put
+}
+
+func (c *Client) putBuffer(b *[]byte) {
+	if cap(*b) <= keepBuffer {
+		*b = (*b)[:0]
+		c.buffers.Put(b)
+	}
+}

@@ -1,0 +1,285 @@
+// Package dataplane assembles the worker: the process that ends client TLS,
+// sees content, and takes a request from its caller to an upstream and back.
+// The rooms below it each do one step; this one strings them together.
+//
+// Nothing on the path waits for the control plane or for a disk, and nothing
+// of a request's content leaves it but towards the upstream that serves it.
+package dataplane
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"maps"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/identity"
+	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/caller"
+	"ringmain/dataplane/link"
+	"ringmain/dataplane/relay"
+	"ringmain/dataplane/view"
+)
+
+// Config of a Worker.
+type Config struct {
+	API   net.Listener // plain TCP; the worker speaks TLS on it
+	Peer  net.Listener // plain TCP; mutual TLS, HTTP/2 only
+	Setup link.Setup
+	Store *view.Store
+	// Peers is what gossip knows; it is called for each forwarded request and
+	// must not block. Its slices are not changed.
+	Peers func() link.Peers
+	// Emit hands one encoded meter.Record to the keeper, and returns when it is
+	// sure to be kept. It is called before an answer's last byte goes out. Any
+	// error, such as link.ErrBacklog, becomes metering_unavailable.
+	Emit func(record []byte) error
+	// Verdict shares a new key verdict; it must not block. nil = not shared.
+	Verdict    func(feed.Verdict)
+	Logger     *slog.Logger          // nil = discard
+	Registerer prometheus.Registerer // nil = no metrics
+	Tunables   Tunables
+}
+
+// Tunables may be left zero; the defaults are in brackets.
+type Tunables struct {
+	Attempts      int           // at upstreams for one request, over all regions [3]
+	ProbeEvery    time.Duration // pause between round-trip probes of a peer [1 s], with jitter
+	DrainGrace    time.Duration // /readyz fails for so long before listeners close [2 s]
+	HeaderTimeout time.Duration // for a request's head, and the TLS handshake [10 s]
+	BodyTimeout   time.Duration // for head and body [120 s]
+	IdleTimeout   time.Duration // of a kept connection [120 s]
+	WriteStall    time.Duration // a client that takes nothing for so long is cut off; of a stream, the route's idle time later [60 s]
+	Bodies        int64         // bytes of large request bodies held at once; more are shed [1 GiB]
+	Upstreams     breaker.Rules // per (upstream, model)
+	PeerNodes     breaker.Rules // per peer node [2 failures in a row, 2 s rest]
+}
+
+func (t Tunables) withDefaults() Tunables {
+	t.Attempts = cmp.Or(t.Attempts, 3)
+	t.ProbeEvery = cmp.Or(t.ProbeEvery, time.Second)
+	t.DrainGrace = cmp.Or(t.DrainGrace, 2*time.Second)
+	t.HeaderTimeout = cmp.Or(t.HeaderTimeout, 10*time.Second)
+	t.BodyTimeout = cmp.Or(t.BodyTimeout, 120*time.Second)
+	t.IdleTimeout = cmp.Or(t.IdleTimeout, 120*time.Second)
+	t.Bodies = cmp.Or(t.Bodies, 1<<30)
+	t.WriteStall = cmp.Or(t.WriteStall, 60*time.Second)
+	t.PeerNodes.Run = cmp.Or(t.PeerNodes.Run, 2)
+	t.PeerNodes.Rest = cmp.Or(t.PeerNodes.Rest, 2*time.Second)
+	return t
+}
+
+const (
+	closeWait       = 10 * time.Second
+	defaultCapacity = 4096
+	maxHeaderBytes  = 32 << 10
+)
+
+// Worker serves requests until Close.
+type Worker struct {
+	cfg      Config
+	setup    link.Setup
+	tunables Tunables
+	log      *slog.Logger
+	metrics  *metrics
+
+	checker   *caller.Checker
+	client    *relay.Client
+	upstreams *breaker.Set
+	peerNodes *breaker.Set
+	trips     *trips
+	bodies    bodyPool
+	fixed     fixedHeaders
+
+	capacity int64
+	inflight atomic.Int64
+	draining atomic.Bool
+
+	api, peer *http.Server
+	group     *errgroup.Group
+	stop      context.CancelFunc
+}
+
+// Open starts to serve on the listeners, which belong to the worker from here
+// on. ctx bounds the worker's life as Close does.
+func Open(ctx context.Context, cfg Config) (*Worker, error) {
+	if cfg.API == nil || cfg.Peer == nil || cfg.Store == nil || cfg.Emit == nil {
+		return nil, errors.New("dataplane: API, Peer, Store and Emit must be set")
+	}
+	if cfg.Peers == nil {
+		cfg.Peers = func() link.Peers { return link.Peers{} }
+	}
+	w := &Worker{cfg: cfg, setup: cfg.Setup, tunables: cfg.Tunables.withDefaults(), log: cfg.Logger}
+	if w.log == nil {
+		w.log = slog.New(slog.DiscardHandler)
+	}
+	w.log = w.log.With("region", w.setup.Region, "node", w.setup.Node)
+	w.capacity = int64(cmp.Or(w.setup.Capacity, defaultCapacity))
+	bundle, err := identity.NewBundle(w.setup.NodeCert, w.setup.NodeKey, w.setup.Roots)
+	if err != nil {
+		return nil, fmt.Errorf("dataplane: node certificate: %w", err)
+	}
+	cert, err := tls.X509KeyPair(w.setup.APICert, w.setup.APIKey)
+	if err != nil {
+		return nil, fmt.Errorf("dataplane: certificate of the API: %w", err)
+	}
+	roots, err := upstreamRoots(w.setup.UpstreamCA)
+	if err != nil {
+		return nil, err
+	}
+	if w.metrics, err = newMetrics(cfg.Registerer); err != nil {
+		return nil, fmt.Errorf("dataplane: register metrics: %w", err)
+	}
+	changed := func(key breaker.Key, state string) {
+		w.metrics.breaker(key, state)
+		w.log.Info("circuit changed", "circuit", key.String(), "state", state)
+	}
+	w.upstreams = breaker.New(w.tunables.Upstreams, changed)
+	w.peerNodes = breaker.New(w.tunables.PeerNodes, changed)
+	w.trips = newTrips()
+	w.bodies.most = w.tunables.Bodies
+	w.fixed = newFixedHeaders(w.setup)
+	w.checker = caller.New(caller.Config{
+		Store: cfg.Store, Jurisdiction: w.setup.Jurisdiction, VerdictSecret: w.setup.VerdictSecret,
+		Emit: cfg.Verdict, Counted: w.metrics.bcrypted,
+	})
+	w.client = relay.New(relay.Config{UpstreamRoots: roots, Identity: bundle, Locate: w.locate})
+	w.serve(ctx, cert, bundle)
+	return w, nil
+}
+
+func upstreamRoots(extra []byte) (*x509.CertPool, error) {
+	if len(extra) == 0 {
+		return nil, nil //nolint:nilnil // nil means the system's
+	}
+	roots, err := x509.SystemCertPool()
+	if err != nil {
+		roots = x509.NewCertPool() // a machine without roots of its own
+	}
+	if !roots.AppendCertsFromPEM(extra) {
+		return nil, errors.New("dataplane: the upstream CA holds no certificate: give it in PEM")
+	}
+	return roots, nil
+}
+
+// serverLog takes what net/http logs: about clients that break off mostly,
+// which is worth nothing, but also the panics of handlers.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(line, []byte(": panic serving ")) {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, string(bytes.TrimSpace(line)))
+	return len(line), nil
+}
+
+// serve starts both servers and the probes.
+func (w *Worker) serve(ctx context.Context, cert tls.Certificate, bundle *identity.Bundle) {
+	ctx, w.stop = context.WithCancel(ctx)
+	w.group, ctx = errgroup.WithContext(ctx)
+	base := func(net.Listener) context.Context { return ctx }
+	errorLog := log.New(serverLog{w.log}, "", 0)
+	w.api = &http.Server{
+		Handler: http.HandlerFunc(w.serveAPI), BaseContext: base, ErrorLog: errorLog,
+		TLSConfig:         identity.Public(cert, []string{"h2", "http/1.1"}),
+		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
+		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	only2 := new(http.Protocols)
+	only2.SetHTTP2(true)
+	w.peer = &http.Server{
+		Handler: http.HandlerFunc(w.servePeer), BaseContext: base, ErrorLog: errorLog, Protocols: only2,
+		TLSConfig:         bundle.Server([]string{"h2"}, identity.AllowData("")),
+		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
+		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          4096,
+			MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20,
+			SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second,
+		},
+	}
+	for server, listener := range map[*http.Server]net.Listener{w.api: w.cfg.API, w.peer: w.cfg.Peer} {
+		w.group.Go(func() error {
+			if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+	}
+	w.group.Go(func() error { w.probe(ctx); return nil })
+	w.group.Go(func() error { // whatever ends ctx ends the servers too
+		<-ctx.Done()
+		return errors.Join(w.api.Close(), w.peer.Close())
+	})
+}
+
+// Health is what gossip may say about this worker.
+func (w *Worker) Health() link.Health {
+	open := w.upstreams.Snapshot()
+	maps.Copy(open, w.peerNodes.Snapshot())
+	return link.Health{
+		Ready: w.ready(), Draining: w.draining.Load(),
+		InFlight: uint32(max(0, w.inflight.Load())),
+		Capacity: uint32(w.capacity),
+		Breakers: open,
+	}
+}
+
+func (w *Worker) ready() bool {
+	v := w.cfg.Store.View()
+	return v.Loaded() && !v.SafetyUnknown() && !w.draining.Load()
+}
+
+// Drain takes the worker out of service: /readyz fails at once, new requests
+// are still served for the grace, then listeners close, connections are told
+// to go (GOAWAY, Connection: close), and streams may finish until ctx ends.
+// Close must follow.
+func (w *Worker) Drain(ctx context.Context) error {
+	w.draining.Store(true)
+	w.log.Info("draining", "grace", w.tunables.DrainGrace, "inflight", w.inflight.Load())
+	grace := time.NewTimer(w.tunables.DrainGrace)
+	defer grace.Stop()
+	select {
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+	both, shut := errgroup.WithContext(ctx)
+	both.Go(func() error { return w.api.Shutdown(shut) })
+	both.Go(func() error { return w.peer.Shutdown(shut) })
+	if err := both.Wait(); err != nil {
+		return fmt.Errorf("dataplane: drain: %d requests were still under way: %w", w.inflight.Load(), err)
+	}
+	return nil
+}
+
+// Close ends what still runs, waits for it, and returns the first failure.
+func (w *Worker) Close() error {
+	w.stop()
+	err := w.group.Wait()
+	// Handlers end with their connections' contexts; none may outlive the worker.
+	for start := time.Now(); w.inflight.Load() > 0; time.Sleep(time.Millisecond) {
+		if time.Since(start) > closeWait {
+			err = errors.Join(err, fmt.Errorf("dataplane: %d requests do not end", w.inflight.Load()))
+			break
+		}
+	}
+	w.client.Close()
+	w.metrics.close()
+	return err //nolint:wrapcheck // wrapped where it arose
+}
