@@ -1,0 +1,335 @@
+// Package config reads a node's one YAML file, strictly, with environment and
+// flags laid over it. It knows names, addresses and files; it opens none of them.
+package config
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+)
+
+// Role is what a node is.
+type Role string
+
+// Roles.
+const (
+	Control Role = "control"
+	Data    Role = "data"
+)
+
+// Config is one node's configuration. Every field without a default named here
+// must be set; Validate says which is missing.
+type Config struct {
+	Cluster  string `yaml:"cluster"`   // id of the cluster; a data directory remembers it and refuses another
+	Region   string `yaml:"region"`    // this node's region; must be listed under regions
+	Node     string `yaml:"node"`      // unique in the cluster; two nodes with one name refuse each other
+	Role     Role   `yaml:"role"`      // control or data
+	DataDir  string `yaml:"data_dir"`  // this node's own; created 0700
+	LogLevel string `yaml:"log_level"` // debug, info, warn, error; empty = info
+
+	Listen   Listen   `yaml:"listen"`
+	Gossip   Gossip   `yaml:"gossip"`
+	Identity Identity `yaml:"identity"`
+
+	SealKeyFile       string `yaml:"seal_key_file"`       // the region's key-encryption key; losing it loses everything at rest
+	ClusterSecretFile string `yaml:"cluster_secret_file"` // 32 bytes shared by all nodes; derives the verdict keys
+	UpstreamCAFile    string `yaml:"upstream_ca_file"`    // data: extra roots for providers; empty = the system's only
+	ServerCAFile      string `yaml:"server_ca_file"`      // control: extra roots for other regions' client listeners; empty = the system's only
+
+	AdminTokens []AdminToken `yaml:"admin_tokens"` // control
+	Regions     []Region     `yaml:"regions"`      // in order; the first is home of the global shard
+	Pools       []string     `yaml:"pools"`        // data; empty = standard and zero-retention
+	Tunables    Tunables     `yaml:"tunables"`
+}
+
+// Listen holds host:port addresses.
+type Listen struct {
+	Internal string `yaml:"internal"` // control: mutual TLS, raft and feeds
+	Admin    string `yaml:"admin"`    // control: TLS, operators
+	API      string `yaml:"api"`      // data: TLS, clients
+	Peer     string `yaml:"peer"`     // data: mutual TLS, other data nodes
+	Metrics  string `yaml:"metrics"`  // plain HTTP: must be loopback
+}
+
+// Gossip holds the memberlist addresses and keys (32 bytes, base64, in files).
+type Gossip struct {
+	LAN        string `yaml:"lan"`
+	WAN        string `yaml:"wan"`
+	LANKeyFile string `yaml:"lan_key_file"`
+	WANKeyFile string `yaml:"wan_key_file"`
+}
+
+// Identity names certificate files.
+type Identity struct {
+	Dir     string `yaml:"dir"`      // node.pem, node.key, roots.pem
+	TLSCert string `yaml:"tls_cert"` // PEM chain shown to clients or operators
+	TLSKey  string `yaml:"tls_key"`
+}
+
+// AdminToken is one bearer token of /admin/v1, by its hash.
+type AdminToken struct {
+	Name    string    `yaml:"name"`
+	SHA256  string    `yaml:"sha256"`  // hex, of the token's text
+	Expires time.Time `yaml:"expires"` // RFC 3339
+}
+
+// Region is one failure domain, as every node must know it before it knows anything else.
+type Region struct {
+	Name         string        `yaml:"name"`
+	Jurisdiction string        `yaml:"jurisdiction"`
+	Endpoint     string        `yaml:"endpoint"` // https URL that clients use
+	Control      []ControlNode `yaml:"control"`
+	Data         []DataNode    `yaml:"data"` // observed for health; may be empty
+}
+
+// ControlNode is one control node's addresses.
+type ControlNode struct {
+	Node     string `yaml:"node"`
+	Internal string `yaml:"internal"`
+	LAN      string `yaml:"lan"`
+	WAN      string `yaml:"wan"`
+}
+
+// DataNode is one data node's addresses.
+type DataNode struct {
+	Node string `yaml:"node"`
+	API  string `yaml:"api"`
+	Peer string `yaml:"peer"`
+}
+
+// Tunables may be changed without changing what the node is.
+type Tunables struct {
+	Capacity     uint32        `yaml:"capacity"`      // data: requests in flight before shedding; 0 = 4096
+	DrainTimeout time.Duration `yaml:"drain_timeout"` // data: how long a stop waits for streams; 0 = 30s
+	RecordMemory uint32        `yaml:"record_memory"` // data: bytes of metadata records held while the disk takes none, before requests are refused; 0 = 64 MiB
+	RecordDisk   uint64        `yaml:"record_disk"`   // data: bytes of metadata records kept on disk, before requests are refused; 0 = 4 GiB
+}
+
+var (
+	nameRE         = regexp.MustCompile(`^[a-z][a-z0-9-]{0,62}$`)
+	jurisdictionRE = regexp.MustCompile(`^[a-z]{2,4}$`)
+)
+
+// Load reads file strictly (an unknown field is an error with its line), lays
+// environment variables RINGMAIN_<PATH> (such as RINGMAIN_LISTEN_API) over its
+// scalar fields, and validates the result.
+func Load(file string, environ []string) (*Config, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("configuration: %w", err)
+	}
+	c := new(Config)
+	if err := yaml.UnmarshalWithOptions(b, c, yaml.Strict()); err != nil {
+		return nil, fmt.Errorf("configuration %s:\n%s", file, yaml.FormatError(err, false, true))
+	}
+	if err := overlay(reflect.ValueOf(c).Elem(), "RINGMAIN", environ); err != nil {
+		return nil, err
+	}
+	if err := c.Validate(); err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", file, locate(b, err))
+	}
+	return c, nil
+}
+
+// overlay sets scalar fields from environment variables.
+func overlay(v reflect.Value, prefix string, environ []string) error {
+	for i := range v.NumField() {
+		name := prefix + "_" + strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
+		f := v.Field(i)
+		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[time.Time]() {
+			if err := overlay(f, name, environ); err != nil {
+				return err
+			}
+			continue
+		}
+		text, ok := lookup(environ, name)
+		if !ok {
+			continue
+		}
+		switch {
+		case f.Type() == reflect.TypeFor[time.Duration]():
+			d, err := time.ParseDuration(text)
+			if err != nil {
+				return fmt.Errorf("environment %s: %w", name, err)
+			}
+			f.SetInt(int64(d))
+		case f.Kind() == reflect.String:
+			f.SetString(text)
+		case f.CanUint():
+			n, err := strconv.ParseUint(text, 10, f.Type().Bits())
+			if err != nil {
+				return fmt.Errorf("environment %s: %w", name, err)
+			}
+			f.SetUint(n)
+		default:
+			return fmt.Errorf("environment %s: this field can only be set in the file", name)
+		}
+	}
+	return nil
+}
+
+func lookup(environ []string, name string) (string, bool) {
+	for _, kv := range environ {
+		if k, v, ok := strings.Cut(kv, "="); ok && k == name {
+			return v, true
+		}
+	}
+	return "", false
+}
+
+// FieldError names the field that is wrong.
+type FieldError struct{ Field, Message string }
+
+func (e *FieldError) Error() string { return e.Field + ": " + e.Message }
+
+func bad(field, format string, args ...any) error {
+	return &FieldError{Field: field, Message: fmt.Sprintf(format, args...)}
+}
+
+// locate adds the line of the wrong field's last named part, when the file has it.
+func locate(file []byte, err error) error {
+	var fe *FieldError
+	if !errors.As(err, &fe) {
+		return err
+	}
+	path := "$." + fe.Field
+	for path != "$" {
+		if p, perr := yaml.PathString(path); perr == nil {
+			if node, nerr := p.ReadNode(strings.NewReader(string(file))); nerr == nil && node.GetToken() != nil {
+				return fmt.Errorf("line %d: %w", node.GetToken().Position.Line, err)
+			}
+		}
+		if i := strings.LastIndexAny(path, ".["); i > 0 {
+			path = path[:i]
+		} else {
+			break
+		}
+	}
+	return err
+}
+
+// Validate checks what can be checked without opening a file or a socket.
+func (c *Config) Validate() error {
+	for _, f := range []struct{ field, value string }{{"cluster", c.Cluster}, {"region", c.Region}, {"node", c.Node}} {
+		if !nameRE.MatchString(f.value) {
+			return bad(f.field, "want 1-63 lowercase letters, digits and hyphens, starting with a letter; got %q", f.value)
+		}
+	}
+	listens := map[string]string{"listen.metrics": c.Listen.Metrics, "gossip.lan": c.Gossip.LAN, "gossip.wan": c.Gossip.WAN}
+	switch c.Role {
+	case Control:
+		listens["listen.internal"], listens["listen.admin"] = c.Listen.Internal, c.Listen.Admin
+	case Data:
+		listens["listen.api"], listens["listen.peer"] = c.Listen.API, c.Listen.Peer
+	default:
+		return bad("role", "want control or data, got %q", c.Role)
+	}
+	seen := map[string]string{}
+	for _, field := range slices.Sorted(maps.Keys(listens)) {
+		addr := listens[field]
+		if _, _, err := net.SplitHostPort(addr); err != nil {
+			return bad(field, "want host:port, got %q", addr)
+		}
+		if other, ok := seen[addr]; ok {
+			return bad(field, "is the same address as %s", other)
+		}
+		seen[addr] = field
+	}
+	if host, _, _ := net.SplitHostPort(c.Listen.Metrics); net.ParseIP(host) == nil || !net.ParseIP(host).IsLoopback() {
+		return bad("listen.metrics", "is plain HTTP and must be a loopback address, got %q", c.Listen.Metrics)
+	}
+	for _, f := range []struct{ field, value string }{
+		{"data_dir", c.DataDir}, {"seal_key_file", c.SealKeyFile}, {"cluster_secret_file", c.ClusterSecretFile},
+		{"identity.dir", c.Identity.Dir}, {"identity.tls_cert", c.Identity.TLSCert}, {"identity.tls_key", c.Identity.TLSKey},
+		{"gossip.lan_key_file", c.Gossip.LANKeyFile}, {"gossip.wan_key_file", c.Gossip.WANKeyFile},
+	} {
+		if f.value == "" {
+			return bad(f.field, "is missing")
+		}
+	}
+	switch c.LogLevel {
+	case "", "debug", "info", "warn", "error":
+	default:
+		return bad("log_level", "want debug, info, warn or error, got %q", c.LogLevel)
+	}
+	for i, t := range c.AdminTokens {
+		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {
+			return bad(fmt.Sprintf("admin_tokens[%d].sha256", i), "want 64 hex digits")
+		}
+		if t.Name == "" || t.Expires.IsZero() {
+			return bad(fmt.Sprintf("admin_tokens[%d]", i), "name and expires are required")
+		}
+	}
+	return c.validateRegions()
+}
+
+func (c *Config) validateRegions() error {
+	var own *Region
+	nodes, names := map[string]bool{}, map[string]bool{}
+	for i := range c.Regions {
+		r := &c.Regions[i]
+		at := fmt.Sprintf("regions[%d]", i)
+		if !nameRE.MatchString(r.Name) || names[r.Name] {
+			return bad(at+".name", "want a unique name of lowercase letters, digits and hyphens, got %q", r.Name)
+		}
+		names[r.Name] = true
+		if !jurisdictionRE.MatchString(r.Jurisdiction) || r.Jurisdiction == "any" {
+			return bad(at+".jurisdiction", "want two to four lowercase letters other than any, got %q", r.Jurisdiction)
+		}
+		if u, err := url.Parse(r.Endpoint); err != nil || u.Scheme != "https" || u.Host == "" {
+			return bad(at+".endpoint", "want an https URL, got %q", r.Endpoint)
+		}
+		if len(r.Control) == 0 {
+			return bad(at+".control", "is empty: a region has at least one control node")
+		}
+		for j, n := range r.Control {
+			if nodes[n.Node] {
+				return bad(fmt.Sprintf("%s.control[%d].node", at, j), "two nodes are named %q: names are unique in the cluster", n.Node)
+			}
+			nodes[n.Node] = true
+		}
+		for j, n := range r.Data {
+			if nodes[n.Node] {
+				return bad(fmt.Sprintf("%s.data[%d].node", at, j), "two nodes are named %q: names are unique in the cluster", n.Node)
+			}
+			nodes[n.Node] = true
+		}
+		if r.Name == c.Region {
+			own = r
+		}
+	}
+	if own == nil {
+		return bad("region", "%q is not listed under regions", c.Region)
+	}
+	if c.Role == Control {
+		for _, n := range own.Control {
+			if n.Node == c.Node {
+				return nil
+			}
+		}
+		return bad("node", "%q is not among the control nodes of region %s", c.Node, c.Region)
+	}
+	return nil
+}
+
+// Own returns this node's region.
+func (c *Config) Own() *Region {
+	for i := range c.Regions {
+		if c.Regions[i].Name == c.Region {
+			return &c.Regions[i]
+		}
+	}
+	return nil
+}

@@ -1,0 +1,84 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+const good = `cluster: dev-1
+region: us-east
+node: us-east-c1
+role: control
+data_dir: /x/data
+listen: {internal: "127.0.0.1:1", admin: "127.0.0.1:2", metrics: "127.0.0.1:3"}
+gossip: {lan: "127.0.0.1:4", wan: "127.0.0.1:5", lan_key_file: a, wan_key_file: b}
+identity: {dir: i, tls_cert: c, tls_key: k}
+seal_key_file: s
+cluster_secret_file: cs
+regions:
+  - name: us-east
+    jurisdiction: us
+    endpoint: https://127.0.0.1:8441
+    control:
+      - {node: us-east-c1, internal: "127.0.0.1:1"}
+      - {node: us-east-c2, internal: "127.0.0.1:9"}
+`
+
+func load(t *testing.T, text string, env ...string) (*Config, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "node.yaml")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return Load(file, env)
+}
+
+func TestGoodFileLoads(t *testing.T) {
+	c, err := load(t, good, "RINGMAIN_LISTEN_ADMIN=127.0.0.1:77", "RINGMAIN_TUNABLES_CAPACITY=12", "RINGMAIN_TUNABLES_DRAIN_TIMEOUT=3s")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.Listen.Admin != "127.0.0.1:77" || c.Tunables.Capacity != 12 || c.Tunables.DrainTimeout.Seconds() != 3 {
+		t.Fatalf("environment was not laid over the file: %+v", c)
+	}
+	if c.Own().Name != "us-east" {
+		t.Fatal("own region not found")
+	}
+}
+
+func TestMistakesNameFieldAndLine(t *testing.T) {
+	for name, tc := range map[string]struct{ from, to, want string }{
+		"unknown field":    {"seal_key_file: s", "seal_key_fil: s", "[9:1]"},
+		"role":             {"role: control", "role: boss", "line 4: role: want control or data"},
+		"missing":          {"data_dir: /x/data", "data_dir: ''", "line 5: data_dir: is missing"},
+		"metrics exposed":  {"127.0.0.1:3", "0.0.0.0:3", "listen.metrics: is plain HTTP"},
+		"same address":     {"127.0.0.1:2", "127.0.0.1:1", "is the same address as"},
+		"two nodes alike":  {"us-east-c2", "us-east-c1", `line 17: regions[0].control[1].node: two nodes are named "us-east-c1"`},
+		"foreign region":   {"region: us-east\n", "region: mars\n", `line 2: region: "mars" is not listed`},
+		"unknown node":     {"node: us-east-c1\n", "node: us-east-c9\n", "line 3: node:"},
+		"plain endpoint":   {"https://127", "http://127", "line 14: regions[0].endpoint"},
+		"bad jurisdiction": {"jurisdiction: us", "jurisdiction: any", "line 13: regions[0].jurisdiction"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			text := strings.Replace(good, tc.from, tc.to, 1)
+			if text == good {
+				t.Fatal("the mistake was not planted")
+			}
+			_, err := load(t, text)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Fatalf("want an error with %q, got: %v", tc.want, err)
+			}
+		})
+	}
+}
+
+func TestEnvironmentMistakeIsNamed(t *testing.T) {
+	if _, err := load(t, good, "RINGMAIN_TUNABLES_CAPACITY=many"); err == nil || !strings.Contains(err.Error(), "RINGMAIN_TUNABLES_CAPACITY") {
+		t.Fatalf("got %v", err)
+	}
+	if _, err := load(t, good, "RINGMAIN_REGIONS=x"); err == nil || !strings.Contains(err.Error(), "only be set in the file") {
+		t.Fatalf("got %v", err)
+	}
+}

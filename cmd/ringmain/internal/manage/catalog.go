@@ -1,0 +1,247 @@
+package manage
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+
+	"ringmain/controlplane/admin/api"
+)
+
+var upstreamColumns = []column[api.Upstream]{
+	{"NAME", func(u api.Upstream) string { return u.Name }},
+	{"PROVIDER", func(u api.Upstream) string { return u.Provider }},
+	{"REGION", func(u api.Upstream) string { return u.Region }},
+	{"DIALECT", func(u api.Upstream) string { return u.Dialect }},
+	{"URL", func(u api.Upstream) string { return u.BaseURL }},
+	{"AUTH", func(u api.Upstream) string { return u.Auth }},
+	{"RETENTION", func(u api.Upstream) string { return u.Terms.Retention }},
+	{"STATE", func(u api.Upstream) string {
+		switch {
+		case u.Disabled:
+			return "disabled"
+		case u.Simulated:
+			return "simulated"
+		}
+		return "enabled"
+	}},
+}
+
+func (t *tool) showUpstream(u *api.Upstream, err error) error {
+	if err != nil {
+		return err
+	}
+	return show(t, []api.Upstream{*u}, true, upstreamColumns)
+}
+
+// upstreamFlags registers the fields of in, which applied copies to another
+// where they were given.
+func upstreamFlags(f *pflag.FlagSet, in *api.UpstreamInput, credentialFile *string) {
+	f.StringVar(&in.Provider, "provider", "", "openai, anthropic, …")
+	f.StringVar(&in.Region, "region", "", "region whose data nodes call it")
+	f.StringVar(&in.Dialect, "dialect", "openai", "openai or anthropic")
+	f.StringVar(&in.BaseURL, "base-url", "", "https address; /v1/… is appended")
+	f.StringVar(&in.Auth, "auth", "bearer", "bearer, x-api-key, api-key or none")
+	f.StringVar(credentialFile, "credential-file", "", "file that holds the credential; - = stdin")
+	f.StringVar(&in.Terms.Retention, "retention", "", "contract: zero, or days such as 30d")
+	f.StringVar(&in.Terms.PromptCache, "prompt-cache", "", "contract: none, memory or disk")
+	f.StringVar(&in.Terms.Training, "training", "never", "contract: only never is accepted")
+	f.BoolVar(&in.Terms.BAA, "baa", false, "contract: there is a BAA")
+	f.StringVar(&in.Terms.Contract, "contract", "", "SHA-256 of the contract, hex")
+	f.StringVar(&in.Terms.Dated, "dated", "", "date of the contract, YYYY-MM-DD")
+	f.BoolVar(&in.Simulated, "simulated", false, "the only kind that test keys reach")
+	f.BoolVar(&in.Disabled, "disabled", false, "not to be used for now")
+}
+
+// readCredential reads the file, or stdin for "-"; nil for "".
+func (t *tool) readCredential(file string) (*string, error) {
+	var b []byte
+	var err error
+	switch file {
+	case "":
+		return nil, nil
+	case "-":
+		b, err = io.ReadAll(io.LimitReader(t.env.Stdin, 64<<10))
+	default:
+		b, err = os.ReadFile(filepath.Clean(file))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("credential: %w", err)
+	}
+	text := strings.TrimSpace(string(b))
+	return &text, nil
+}
+
+func (t *tool) upstreamCommand() *cobra.Command {
+	var in api.UpstreamInput
+	var file string
+	create := t.command("create NAME", "create an upstream", "  ringmain upstream create openai-eu --provider openai --region eu-fra \\\n    --base-url https://api.openai.com --credential-file openai.key \\\n    --retention 30d --prompt-cache memory --contract $(sha256sum <dpa.pdf | cut -c-64) --dated 2026-05-01", func(ctx context.Context, c *Client, args []string) error {
+		var err error
+		if in.Credential, err = t.readCredential(file); err != nil {
+			return err
+		}
+		in.Name = args[0]
+		return t.showUpstream(c.CreateUpstream(ctx, in))
+	})
+	upstreamFlags(create.Flags(), &in, &file)
+	var update *cobra.Command
+	var given api.UpstreamInput
+	update = t.command("update UPSTREAM", "change an upstream", "  ringmain upstream update openai-eu --disabled\n  ringmain upstream update openai-eu --credential-file new.key", func(ctx context.Context, c *Client, args []string) error {
+		old, err := c.GetUpstream(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		next, f := old.UpstreamInput, update.Flags()
+		if next.Credential, err = t.readCredential(file); err != nil {
+			return err
+		}
+		for name, field := range map[string]struct{ to, from *string }{
+			"provider": {&next.Provider, &given.Provider}, "region": {&next.Region, &given.Region}, "dialect": {&next.Dialect, &given.Dialect},
+			"base-url": {&next.BaseURL, &given.BaseURL}, "auth": {&next.Auth, &given.Auth}, "retention": {&next.Terms.Retention, &given.Terms.Retention},
+			"prompt-cache": {&next.Terms.PromptCache, &given.Terms.PromptCache}, "training": {&next.Terms.Training, &given.Terms.Training},
+			"contract": {&next.Terms.Contract, &given.Terms.Contract}, "dated": {&next.Terms.Dated, &given.Terms.Dated},
+		} {
+			set(f, name, field.to, *field.from)
+		}
+		set(f, "baa", &next.Terms.BAA, given.Terms.BAA)
+		set(f, "simulated", &next.Simulated, given.Simulated)
+		set(f, "disabled", &next.Disabled, given.Disabled)
+		return t.showUpstream(c.UpdateUpstream(ctx, old.Meta, next))
+	})
+	upstreamFlags(update.Flags(), &given, &file)
+	return group("upstream", "manage providers' endpoints", "  ringmain upstream list\n  ringmain upstream update openai-eu --disabled", create, update,
+		t.command("list", "list upstreams", "  ringmain upstream list", func(ctx context.Context, c *Client, _ []string) error {
+			list, err := c.Upstreams(ctx)
+			if err != nil {
+				return err
+			}
+			return show(t, list, false, upstreamColumns)
+		}),
+		t.command("get UPSTREAM", "show an upstream, by name or id, without its credential", "  ringmain upstream get openai-eu", func(ctx context.Context, c *Client, args []string) error {
+			return t.showUpstream(c.GetUpstream(ctx, args[0]))
+		}),
+		t.command("delete UPSTREAM", "delete an upstream that no route uses", "  ringmain upstream delete openai-eu", func(ctx context.Context, c *Client, args []string) error {
+			return t.deleted(c.Delete(ctx, "upstreams", args[0]), args[0])
+		}))
+}
+
+var routeColumns = []column[api.Route]{
+	{"MODEL", func(r api.Route) string { return r.Model }},
+	{"TARGETS", func(r api.Route) string {
+		var all []string
+		for _, t := range r.Targets {
+			all = append(all, t.Upstream+"="+t.Model)
+		}
+		return strings.Join(all, " ")
+	}},
+	{"ID", func(r api.Route) string { return r.ID }},
+}
+
+func (t *tool) showRoute(r *api.Route, err error) error {
+	if err != nil {
+		return err
+	}
+	return show(t, []api.Route{*r}, true, routeColumns)
+}
+
+// parseTarget reads UPSTREAM=MODEL[,order=N][,weight=N].
+func parseTarget(text string) (api.Target, error) {
+	wrong := func(err error) error {
+		return usagef("--target %q: want UPSTREAM=MODEL[,order=N][,weight=N] (%v)", text, err)
+	}
+	first, rest, more := strings.Cut(text, ",")
+	upstream, model, ok := strings.Cut(first, "=")
+	if !ok || upstream == "" || model == "" {
+		return api.Target{}, wrong(fmt.Errorf("%q is not UPSTREAM=MODEL", first))
+	}
+	target := api.Target{Upstream: upstream, Model: model}
+	if !more {
+		return target, nil
+	}
+	pairs, err := parsePairs(rest)
+	if err != nil {
+		return api.Target{}, wrong(err)
+	}
+	for k, v := range pairs {
+		n, err := strconv.ParseUint(v, 10, 32)
+		if err != nil {
+			return api.Target{}, wrong(err)
+		}
+		switch k {
+		case "order":
+			target.Order = uint32(n)
+		case "weight":
+			target.Weight = uint32(n)
+		default:
+			return api.Target{}, wrong(fmt.Errorf("%q is unknown", k))
+		}
+	}
+	return target, nil
+}
+
+func parseTargets(texts []string) ([]api.Target, error) {
+	var all []api.Target
+	for _, text := range texts {
+		target, err := parseTarget(text)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, target)
+	}
+	return all, nil
+}
+
+func (t *tool) routeCommand() *cobra.Command {
+	var targets []string
+	const flag = "one upstream and the model's name there, UPSTREAM=MODEL[,order=N][,weight=N]; lower orders first; may be repeated"
+	create := t.command("create MODEL", "create the route of a model", "  ringmain route create gpt-5 --target openai-us=gpt-5 --target openai-eu=gpt-5,order=1", func(ctx context.Context, c *Client, args []string) error {
+		list, err := parseTargets(targets)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return usagef("at least one --target is needed")
+		}
+		return t.showRoute(c.CreateRoute(ctx, api.RouteInput{Model: args[0], Targets: list}))
+	})
+	update := t.command("update ROUTE", "change the targets of a route", "  ringmain route update gpt-5 --target openai-eu=gpt-5", func(ctx context.Context, c *Client, args []string) error {
+		list, err := parseTargets(targets)
+		if err != nil {
+			return err
+		}
+		if len(list) == 0 {
+			return usagef("at least one --target is needed")
+		}
+		old, err := c.GetRoute(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		next := old.RouteInput
+		next.Targets = list
+		return t.showRoute(c.UpdateRoute(ctx, old.Meta, next))
+	})
+	for _, c := range []*cobra.Command{create, update} {
+		c.Flags().StringArrayVar(&targets, "target", nil, flag)
+	}
+	return group("route", "manage which upstreams serve a model", "  ringmain route list", create, update,
+		t.command("list", "list routes", "  ringmain route list", func(ctx context.Context, c *Client, _ []string) error {
+			list, err := c.Routes(ctx)
+			if err != nil {
+				return err
+			}
+			return show(t, list, false, routeColumns)
+		}),
+		t.command("get ROUTE", "show a route, by model or id", "  ringmain route get gpt-5", func(ctx context.Context, c *Client, args []string) error {
+			return t.showRoute(c.GetRoute(ctx, args[0]))
+		}),
+		t.command("delete ROUTE", "delete a route: its model is unknown then", "  ringmain route delete gpt-5", func(ctx context.Context, c *Client, args []string) error {
+			return t.deleted(c.Delete(ctx, "routes", args[0]), args[0])
+		}))
+}

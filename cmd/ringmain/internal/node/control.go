@@ -1,0 +1,409 @@
+package node
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+
+	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/controlplane"
+	"ringmain/controlplane/admin"
+	"ringmain/controlplane/admin/forward"
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/identity"
+	"ringmain/controlplane/quorum"
+	"ringmain/controlplane/registry"
+	"ringmain/controlplane/seal"
+	"ringmain/gossip"
+	"ringmain/gossip/bulletin"
+)
+
+// protoRaft is negotiated by ALPN beside h2 on the internal listener.
+const protoRaft = "ringmain-raft/1"
+
+// control is a control node's rooms, wired.
+type control struct {
+	env      Env
+	cfg      *config.Config
+	bundle   *identity.Bundle
+	calls    *http.Client // to control nodes of any region
+	hub      *feed.Hub
+	quorum   *quorum.Quorum
+	gossip   *gossipRoom
+	forward  *forward.Client
+	importer atomic.Pointer[feed.Importer] // nil unless this node leads
+}
+
+// RunControl runs a control node until ctx ends.
+func RunControl(ctx context.Context, env Env) (err error) {
+	cfg := env.Config
+	c := &control{env: env, cfg: cfg}
+	if c.bundle, err = loadIdentity(cfg, identity.RoleControl); err != nil {
+		return err
+	}
+	holder, err := openSealKey(cfg)
+	if err != nil {
+		return err
+	}
+	secret, err := key32(cfg.ClusterSecretFile)
+	if err != nil {
+		return err
+	}
+	cert, err := tls.LoadX509KeyPair(cfg.Identity.TLSCert, cfg.Identity.TLSKey)
+	if err != nil {
+		return err
+	}
+	internal, err := listen("listen.internal", cfg.Listen.Internal)
+	if err != nil {
+		return err
+	}
+	adminListener, err := listen("listen.admin", cfg.Listen.Admin)
+	if err != nil {
+		return errors.Join(err, internal.Close())
+	}
+	metrics, err := listen("listen.metrics", cfg.Listen.Metrics)
+	if err != nil {
+		return errors.Join(err, internal.Close(), adminListener.Close())
+	}
+	demux := identity.Listener(internal, c.bundle.Server([]string{protoRaft, "h2"}, c.mayCall), protoRaft, "h2")
+	demux.OnRefused(func(remote net.Addr, err error) {
+		env.Logger.Warn("internal connection refused", "remote", remote, "err", err)
+	})
+	c.calls = feed.NewHTTPClient(c.bundle.Client([]string{"h2"}, identity.AllowControl("")))
+	defer c.calls.CloseIdleConnections()
+
+	// Asked to stop, the node goes on serving until it has handed leadership over.
+	asked := ctx
+	ctx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	g, ctx := errgroup.WithContext(ctx)
+	c.hub, err = feed.OpenHub(ctx, feed.HubConfig{
+		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.contact,
+		Peers: c.peers, HTTP: c.calls, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
+	})
+	if err != nil {
+		return errors.Join(err, demux.Close(), adminListener.Close(), metrics.Close())
+	}
+	c.quorum, err = quorum.Open(context.WithoutCancel(ctx), c.quorumConfig(raftOnly{demux.For(protoRaft), identity.AllowControl(cfg.Region), env.Logger}, seal.New(holder)))
+	if err != nil {
+		return errors.Join(err, c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
+	}
+	if c.gossip, err = openGossip(ctx, env, bulletin.Digest{}); err != nil {
+		return errors.Join(err, c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
+	}
+	c.forward = forward.New(forward.Config{Bundle: c.bundle, Addresses: c.controlsOf})
+	defer c.forward.Close()
+	api, err := c.openAdmin(secret)
+	if err != nil {
+		return errors.Join(err, c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
+	}
+
+	inner := http.NewServeMux()
+	inner.Handle("/feed/v1/", c.hub.Handler())
+	inner.Handle("/internal/v1/", api.Internal())
+	inner.HandleFunc("GET /livez", live)
+	operators := tls.NewListener(adminListener, identity.Public(cert, []string{"h2", "http/1.1"}))
+	g.Go(func() error { return serve(ctx, demux.For("h2"), inner, env.Logger) })
+	g.Go(func() error { return serveWith(ctx, operators, admin.Server(api.Handler(), env.Logger)) })
+	g.Go(func() error {
+		return serve(ctx, metrics, debugMux(promhttp.HandlerFor(env.Registry, promhttp.HandlerOpts{})), env.Logger)
+	})
+	g.Go(func() error { return c.importWhileLeading(ctx) })
+	g.Go(func() error { return c.observe(ctx) })
+	g.Go(func() error { return c.gossip.alone(ctx) })
+	g.Go(func() error { c.publishHealth(ctx); return nil })
+	g.Go(func() error {
+		defer stopServing()
+		var failed error
+		select {
+		case <-asked.Done():
+		case <-ctx.Done():
+		case <-c.quorum.Done():
+			failed = fmt.Errorf("the region's log stopped working on this node: %w", c.quorum.Err())
+		}
+		wait, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		return errors.Join(failed, c.quorum.Close(wait))
+	})
+	err = g.Wait()
+	return errors.Join(err, c.gossip.leave(context.WithoutCancel(ctx)), c.hub.Close(), demux.Close())
+}
+
+func live(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }
+
+// loadIdentity reads the node's certificate and checks that it names this node.
+func loadIdentity(cfg *config.Config, role string) (*identity.Bundle, error) {
+	b, err := identity.LoadBundle(cfg.Identity.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("identity.dir: it must hold node.pem, node.key and roots.pem, issued for this node: %w", err)
+	}
+	want := identity.ID{Cluster: cfg.Cluster, Region: cfg.Region, Role: role, Node: cfg.Node}
+	if b.ID() != want {
+		return nil, fmt.Errorf("identity: the certificate in %s names %s, the configuration %s: point identity.dir to this node's own", cfg.Identity.Dir, b.ID().URI(), want.URI())
+	}
+	return b, nil
+}
+
+// openSealKey opens the region's key-encryption key.
+func openSealKey(cfg *config.Config) (seal.Holder, error) {
+	holder, err := seal.OpenFileHolder(cfg.SealKeyFile)
+	if err != nil {
+		return nil, fmt.Errorf("seal_key_file: put the region's key there; what is at rest cannot be read without it: %w", err)
+	}
+	return holder, nil
+}
+
+// mayCall: control nodes of any region, data nodes of this one. What each may
+// ask is decided by path, from the same identity.
+func (c *control) mayCall(id identity.ID) error {
+	return identity.AnyOf(identity.AllowControl(""), identity.AllowData(c.cfg.Region))(id)
+}
+
+// View makes control the feed's and the admin API's source of state.
+func (c *control) View(f func(*registry.State)) { c.quorum.View(f) }
+
+func (c *control) peers() []feed.Peer {
+	var out []feed.Peer
+	for _, r := range c.cfg.Regions {
+		for _, n := range r.Control {
+			if n.Node != c.cfg.Node {
+				out = append(out, feed.Peer{Region: r.Name, Node: n.Node, Addr: n.Internal})
+			}
+		}
+	}
+	return out
+}
+
+func (c *control) controlsOf(region string) []string {
+	var out []string
+	for _, r := range c.cfg.Regions {
+		if r.Name == region {
+			for _, n := range r.Control {
+				out = append(out, n.Internal)
+			}
+		}
+	}
+	return out
+}
+
+// contact is when this node last knew that it was current. A leader is; a
+// follower of one is as far behind as its last word, which raft bounds.
+func (c *control) contact() time.Time {
+	if q := c.quorum; q != nil {
+		if _, _, ok := q.Leader(); !ok {
+			return time.Time{}
+		}
+	}
+	return time.Now()
+}
+
+// lags tells the admin API how far behind their homes this region's copies are;
+// only the leader, which imports them, knows.
+func (c *control) lags() map[controlplane.Shard]admin.Lag {
+	im := c.importer.Load()
+	if im == nil {
+		return nil
+	}
+	out := map[controlplane.Shard]admin.Lag{}
+	for shard, l := range im.Lags() {
+		out[shard] = admin.Lag{Behind: l.Behind, Heard: l.Heard}
+	}
+	return out
+}
+
+// observe probes the other regions and says in gossip which can be reached.
+func (c *control) observe(ctx context.Context) error {
+	targets, close, err := regionTargets(c.cfg, c.calls)
+	if err != nil {
+		return err
+	}
+	defer close()
+	gossip.Observe(ctx, gossip.ObserveConfig{Targets: func() []gossip.Target { return targets }, Claim: c.gossip.Claim})
+	return nil
+}
+
+// publishHealth keeps this node's digest current.
+func (c *control) publishHealth(ctx context.Context) {
+	for tick := time.NewTicker(time.Second); ; {
+		_, _, led := c.quorum.Leader()
+		var position controlplane.Position
+		c.quorum.View(func(s *registry.State) { position = s.Position() })
+		c.gossip.Publish(func(d *bulletin.Digest) {
+			d.Ready, d.Position = led, shortPosition(position)
+		})
+		select {
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// importWhileLeading brings in the other regions' shards whenever this node leads.
+func (c *control) importWhileLeading(ctx context.Context) (err error) {
+	var im *feed.Importer
+	shut := func() error {
+		if im == nil {
+			return nil
+		}
+		c.importer.Store(nil)
+		err := im.Close()
+		im = nil
+		return err
+	}
+	defer func() { err = errors.Join(err, shut()) }()
+	changes, sources := c.quorum.Leading(), c.sources()
+	defer func() {
+		for _, s := range sources {
+			s.HTTP.CloseIdleConnections()
+		}
+	}()
+	for {
+		var done <-chan struct{}
+		if im != nil {
+			done = im.Done()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-done:
+			err := shut()
+			return fmt.Errorf("feed import: %w", err)
+		case leading, ok := <-changes:
+			if err := shut(); err != nil || !ok {
+				return err
+			}
+			if !leading {
+				continue
+			}
+			if im, err = c.openImporter(ctx, sources); err != nil {
+				return err
+			}
+			c.importer.Store(im)
+		}
+	}
+}
+
+// sources are the other regions' control nodes.
+func (c *control) sources() []feed.ImportSource {
+	var out []feed.ImportSource
+	for _, r := range c.cfg.Regions {
+		if r.Name != c.cfg.Region {
+			out = append(out, feed.ImportSource{Region: r.Name, Targets: c.controlsOf(r.Name),
+				HTTP: feed.NewHTTPClient(c.bundle.Client([]string{"h2"}, identity.AllowControl(r.Name)))})
+		}
+	}
+	return out
+}
+
+func (c *control) openImporter(ctx context.Context, sources []feed.ImportSource) (*feed.Importer, error) {
+	return feed.OpenImporter(ctx, feed.ImporterConfig{
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Sources: sources, State: c, Hub: c.hub,
+		Propose: c.quorum.ProposeCommand, Logger: c.env.Logger.With("room", "feed"), Registerer: c.env.Registry,
+	})
+}
+
+func (c *control) quorumConfig(raftStreams net.Listener, sealer *seal.Sealer) quorum.Config {
+	var peers []quorum.Peer
+	for _, n := range c.cfg.Own().Control {
+		peers = append(peers, quorum.Peer{Node: n.Node, Addr: n.Internal})
+	}
+	dialer := tls.Dialer{
+		NetDialer: &net.Dialer{Timeout: 2 * time.Second},
+		Config:    c.bundle.Client([]string{protoRaft}, identity.AllowControl(c.cfg.Region)),
+	}
+	return quorum.Config{
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Dir: filepath.Join(c.cfg.DataDir, "quorum"),
+		Peers: peers, Homes: homes(c.cfg),
+		Listener: raftStreams,
+		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
+		Sealer:   sealer, OnApply: c.hub.Applied,
+		Logger: c.env.Logger.With("room", "quorum"), Registerer: c.env.Registry,
+	}
+}
+
+// raftOnly drops raft streams from anyone but this region's control nodes; the
+// listener it shares also serves data nodes' feeds.
+type raftOnly struct {
+	net.Listener
+	allow  func(identity.ID) error
+	logger *slog.Logger
+}
+
+func (l raftOnly) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		tc, ok := conn.(*tls.Conn)
+		if !ok {
+			return nil, errors.Join(errors.New("a raft stream without TLS"), conn.Close())
+		}
+		id, err := identity.PeerID(tc.ConnectionState())
+		if err == nil {
+			err = l.allow(id)
+		}
+		if err == nil {
+			return conn, nil
+		}
+		l.logger.Warn("raft stream refused", "remote", conn.RemoteAddr(), "err", err)
+		_ = conn.Close() // refused: nothing was said on it
+	}
+}
+
+func (c *control) openAdmin(secret []byte) (*admin.API, error) {
+	var tokens []admin.Token
+	for _, t := range c.cfg.AdminTokens {
+		token := admin.Token{Name: t.Name, Expires: t.Expires}
+		if n, err := hex.Decode(token.SHA256[:], []byte(t.SHA256)); err != nil || n != len(token.SHA256) {
+			return nil, fmt.Errorf("admin token %s: want 64 hex digits", t.Name)
+		}
+		tokens = append(tokens, token)
+	}
+	return admin.New(admin.Config{
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Version: c.env.Version,
+		Store: c.quorum, Forwarder: c.forward, Tokens: tokens, ClusterSecret: secret,
+		Verdicts: c.hub, Revocations: c.hub,
+		Nodes: c.gossip.nodes, Published: c.gossip.published, Lags: c.lags,
+		Random: rand.Reader, Logger: c.env.Logger.With("room", "admin"), Registerer: c.env.Registry,
+	})
+}
+
+// homes lists the shards this region is born home of: global for the first
+// region, its own unpinned one, and its jurisdiction's if it is the first there.
+func homes(cfg *config.Config) []quorum.ShardSpec {
+	var all, same []string
+	own := cfg.Own()
+	first := ""
+	for _, r := range cfg.Regions {
+		all = append(all, r.Name)
+		if r.Jurisdiction == own.Jurisdiction {
+			same = append(same, r.Name)
+			if first == "" {
+				first = r.Name
+			}
+		}
+	}
+	out := []quorum.ShardSpec{{Shard: controlplane.ShardAny(cfg.Region), Members: all}}
+	if cfg.Regions[0].Name == cfg.Region {
+		out = append(out, quorum.ShardSpec{Shard: controlplane.ShardGlobal, Members: all})
+	}
+	if first == cfg.Region {
+		out = append(out, quorum.ShardSpec{Shard: controlplane.ShardPinned(own.Jurisdiction), Members: same})
+	}
+	return out
+}
