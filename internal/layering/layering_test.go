@@ -1,0 +1,148 @@
+package layering
+
+import (
+	"encoding/json"
+	"errors"
+	"go/parser"
+	"go/token"
+	"io"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "ringmain/"
+
+// allowed says which of our own rooms each room may import, beside its own
+// children. "x/..." means x and everything below it. A room that is not a key
+// may import nothing of ours. Each line that bends DESIGN.md's direction
+// (cmd -> drills -> {dataplane, gossip} -> controlplane) gives its reason.
+var allowed = map[string][]string{
+	"controlplane":          {},
+	"controlplane/apikey":   {"controlplane"},
+	"controlplane/seal":     {"controlplane"},
+	"controlplane/identity": {"controlplane"},
+	"controlplane/registry": {"controlplane"},
+	"controlplane/quorum":   {"controlplane", "controlplane/registry", "controlplane/seal"},
+	"controlplane/feed":     {"controlplane", "controlplane/registry", "controlplane/identity"},
+	// admin hands a new key's verdict to the feed, in the feed's own type.
+	"controlplane/admin": {"controlplane", "controlplane/registry", "controlplane/identity", "controlplane/apikey", "controlplane/feed"},
+
+	"gossip/bulletin": {},
+	"gossip":          {"gossip/bulletin", "controlplane"},
+
+	"dataplane/link":    {"controlplane", "controlplane/feed"},
+	"dataplane/view":    {"controlplane", "controlplane/registry", "controlplane/feed"},
+	"dataplane/dialect": {},
+	"dataplane/breaker": {},
+	"dataplane/meter":   {},
+	"dataplane/policy":  {"controlplane", "controlplane/registry", "dataplane/view"},
+	"dataplane/caller":  {"controlplane", "controlplane/registry", "controlplane/apikey", "controlplane/feed", "dataplane/view"},
+	// route knows the classes of keys: test keys reach simulated upstreams only.
+	"dataplane/route":  {"controlplane", "controlplane/registry", "controlplane/apikey", "dataplane/view", "dataplane/policy", "dataplane/link"},
+	"dataplane/relay":  {"controlplane", "controlplane/registry", "controlplane/identity", "dataplane/dialect", "dataplane/breaker"},
+	"dataplane/keeper": {"controlplane", "controlplane/registry", "controlplane/seal", "controlplane/identity", "controlplane/feed", "controlplane/apikey", "dataplane/link", "dataplane/view"},
+	"dataplane":        {"controlplane/...", "dataplane/..."},
+}
+
+type pkg struct {
+	ImportPath string
+	Dir        string
+	Imports    []string
+	GoFiles    []string
+}
+
+func packages(t *testing.T) []pkg {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "go", "list", "-json=ImportPath,Dir,Imports,GoFiles", "ringmain/...")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v", err)
+	}
+	var all []pkg
+	for dec := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p pkg
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, p)
+	}
+	if len(all) < 10 {
+		t.Fatalf("go list found only %d packages", len(all))
+	}
+	return all
+}
+
+// rules are the room's own, or, for a part of a room, the room's and its parts.
+func rules(room string) []string {
+	if r, ok := allowed[room]; ok {
+		return r
+	}
+	if i := strings.LastIndexByte(room, '/'); strings.Count(room, "/") >= 2 {
+		parent := room[:i]
+		return append(slices.Clone(allowed[parent]), parent+"/...")
+	}
+	return nil
+}
+
+func permits(rules []string, imported string) bool {
+	for _, r := range rules {
+		if r == imported {
+			return true
+		}
+		if base, ok := strings.CutSuffix(r, "/..."); ok && (imported == base || strings.HasPrefix(imported, base+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+func TestWhoMayImportWhom(t *testing.T) {
+	for _, p := range packages(t) {
+		room := strings.TrimPrefix(p.ImportPath, module)
+		for _, imp := range p.Imports {
+			own, ok := strings.CutPrefix(imp, module)
+			if !ok || strings.HasPrefix(own, room+"/") {
+				continue
+			}
+			switch {
+			case strings.HasPrefix(room, "cmd/"), strings.HasPrefix(room, "internal/"), strings.HasPrefix(room, "e2e"):
+				// Assemblies see everything but drills, whose simulated provider `ringmain dev` starts.
+				if strings.HasPrefix(own, "drills") && room != "cmd/drills" && own != "drills/simmodel" {
+					t.Errorf("%s imports %s: production never imports drills", room, own)
+				}
+			case strings.HasPrefix(room, "drills"):
+				if strings.HasPrefix(own, "cmd/") {
+					t.Errorf("%s imports %s: drills see a cluster from outside", room, own)
+				}
+			default:
+				if !permits(rules(room), own) {
+					t.Errorf("%s imports %s: not in the table of layering_test.go", room, own)
+				}
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysOnceWhatItIsFor(t *testing.T) {
+	for _, p := range packages(t) {
+		var with []string
+		for _, f := range p.GoFiles {
+			tree, err := parser.ParseFile(token.NewFileSet(), filepath.Join(p.Dir, f), nil, parser.PackageClauseOnly|parser.ParseComments)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tree.Doc != nil {
+				with = append(with, f)
+			}
+		}
+		slices.Sort(with)
+		if len(p.GoFiles) > 0 && len(with) != 1 {
+			t.Errorf("%s: %d files have a package comment (%s), want exactly one", p.ImportPath, len(with), strings.Join(with, ", "))
+		}
+	}
+}
