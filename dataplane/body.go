@@ -61,7 +61,7 @@ func (p *bodyPool) grow(b *body, buf []byte, want int64) ([]byte, *dialect.Error
 	if want > keepBody {
 		if p.large.Add(want-b.large) > p.most {
 			p.large.Add(b.large - want)
-			return buf, errShed
+			return nil, errShed
 		}
 		b.large = want
 	}
@@ -74,7 +74,7 @@ func (p *bodyPool) read(b *body, r *http.Request) *dialect.Error {
 	if r.ContentLength > maxBody {
 		return errTooLarge
 	}
-	buf, refused := b.bytes[:0], (*dialect.Error)(nil)
+	buf := b.bytes[:0]
 	defer func() { b.bytes = buf }()
 	length := r.ContentLength + 1 // one more, to see the end without growing
 	if length <= keepBody && length > int64(cap(buf)) {
@@ -86,9 +86,11 @@ func (p *bodyPool) read(b *body, r *http.Request) *dialect.Error {
 			if length > have {
 				want = min(want, length)
 			}
-			if buf, refused = p.grow(b, buf, want); refused != nil {
+			more, refused := p.grow(b, buf, want)
+			if refused != nil {
 				return refused
 			}
+			buf = more
 		}
 		n, err := r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]

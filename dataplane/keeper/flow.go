@@ -215,17 +215,8 @@ func (k *Keeper) beat(ctx context.Context, fr *feed.Frame) {
 // fill gives a new worker all there is: revocations and pins, then the last
 // known good state, then what passes from now on.
 func (k *Keeper) fill(ctx context.Context, w *worker) error {
-	err := k.disk.Safety(func(e lkg.SafetyEntry) error {
-		if e.Pin != nil {
-			return w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: e.Pin})
-		}
-		raw, err := feed.EncodeFrame(&feed.Frame{Type: feed.FrameRevocation, Shard: e.Revocation.Shard, Revocation: e.Revocation})
-		if err != nil {
-			return err
-		}
-		return w.conn.Send(ctx, &link.Message{Type: link.TypeState, Frames: [][]byte{raw}})
-	})
-	if err != nil {
+	revocations := k.disk.Stats().Revocations
+	if err := k.sendSafety(ctx, w); err != nil {
 		return err
 	}
 	emit := func(frames [][]byte) error {
@@ -234,7 +225,7 @@ func (k *Keeper) fill(ctx context.Context, w *worker) error {
 	holds := w.hello.Loaded && w.hello.Position.Covers(k.disk.Position())
 	for attempt := 0; ; attempt++ {
 		cursor := k.disk.Cursor()
-		current := true
+		current, err := true, error(nil)
 		if !holds {
 			if current, err = cursor.Replay(emit); err != nil {
 				cursor.Close()
@@ -242,7 +233,7 @@ func (k *Keeper) fill(ctx context.Context, w *worker) error {
 			}
 		}
 		if current {
-			current, err = k.join(ctx, w, cursor, holds, emit)
+			current, err = k.join(ctx, w, cursor, holds, revocations, emit)
 		}
 		cursor.Close()
 		if err != nil || current {
@@ -254,12 +245,35 @@ func (k *Keeper) fill(ctx context.Context, w *worker) error {
 	}
 }
 
+// sendSafety gives the worker every revocation and pin.
+func (k *Keeper) sendSafety(ctx context.Context, w *worker) error {
+	return k.disk.Safety(func(e lkg.SafetyEntry) error {
+		if e.Pin != nil {
+			return w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: e.Pin})
+		}
+		raw, err := feed.EncodeFrame(&feed.Frame{Type: feed.FrameRevocation, Shard: e.Revocation.Shard, Revocation: e.Revocation})
+		if err != nil {
+			return err
+		}
+		return w.conn.Send(ctx, &link.Message{Type: link.TypeState, Frames: [][]byte{raw}})
+	})
+}
+
 // join replays what came in since, with the flow held, and makes the worker live.
-func (k *Keeper) join(ctx context.Context, w *worker, cursor *lkg.Cursor, holds bool, emit func([][]byte) error) (current bool, err error) {
+func (k *Keeper) join(ctx context.Context, w *worker, cursor *lkg.Cursor, holds bool, revocations int, emit func([][]byte) error) (current bool, err error) {
 	f := &k.flow
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if !holds {
+	position := k.disk.Position()
+	if holds {
+		// The disk may have run ahead while nothing was forwarded.
+		position = common(position, w.hello.Position)
+		if k.disk.Stats().Revocations != revocations {
+			if err := k.sendSafety(ctx, w); err != nil {
+				return true, err
+			}
+		}
+	} else {
 		if current, err := cursor.Replay(emit); err != nil || !current {
 			return current, err
 		}
@@ -273,11 +287,25 @@ func (k *Keeper) join(ctx context.Context, w *worker, cursor *lkg.Cursor, holds 
 		}
 	}
 	f.live = w
-	// From here the worker holds what the disk holds, or more. A new watch
-	// brings the rest, and the shared verdicts, which are nowhere on disk.
-	f.tracker = lkg.NewTracker(k.disk.Position())
+	// Worker and disk both hold what is before position. A new watch brings the
+	// rest, and the shared verdicts, which are nowhere on disk.
+	f.tracker = lkg.NewTracker(position)
 	f.kick()
 	return true, nil
+}
+
+// common is how far both positions are.
+func common(a, b controlplane.Position) controlplane.Position {
+	both := make(controlplane.Position)
+	for shard, p := range a {
+		if q, ok := b[shard]; ok {
+			if q.Compare(p) < 0 {
+				p = q
+			}
+			both[shard] = p
+		}
+	}
+	return both
 }
 
 func (k *Keeper) detach(w *worker) {

@@ -32,10 +32,8 @@ func take(dir, cluster, node string) (lock *os.File, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("data directory: %w", err)
 	}
-	if info, err := os.Stat(dir); err != nil {
-		return nil, fmt.Errorf("data directory: %w", err)
-	} else if info.Mode().Perm()&0o002 != 0 {
-		return nil, fmt.Errorf("data directory %s can be written by everybody: chmod 700 it", dir)
+	if err := closeToWorld(dir); err != nil {
+		return nil, err
 	}
 	lock, err = os.OpenFile(filepath.Join(dir, "keeper.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -68,6 +66,18 @@ func take(dir, cluster, node string) (lock *os.File, err error) {
 			dir, have.Node, have.Cluster, have.Format, node, cluster, controlplane.ErrWrongCluster)
 	}
 	return lock, nil
+}
+
+// closeToWorld keeps strangers from planting files or a worker's socket in dir.
+func closeToWorld(dir string) error {
+	info, err := os.Stat(dir)
+	if err == nil && info.Mode().Perm()&0o002 != 0 {
+		err = os.Chmod(dir, info.Mode().Perm()&^0o002)
+	}
+	if err != nil {
+		return fmt.Errorf("data directory: it must not be open to everybody: chmod 700 it: %w", err)
+	}
+	return nil
 }
 
 func writeOwner(path string, o owner) error {

@@ -205,3 +205,13 @@ func writeKeys(b testing.TB, cfg lkg.Config, keys int) {
 		b.Fatal(err)
 	}
 }
+
+// TestCommon: an adopted worker is given what came to the disk while nothing
+// was forwarded, a shard that it lacks from the beginning.
+func TestCommon(t *testing.T) {
+	at := func(seq uint64) controlplane.Point { return controlplane.Point{Epoch: testEpoch, Seq: seq} }
+	got := common(controlplane.Position{"a": at(5), "b": at(2), "new": at(1)}, controlplane.Position{"a": at(3), "b": at(4), "gone": at(9)})
+	if len(got) != 2 || got["a"] != at(3) || got["b"] != at(2) {
+		t.Errorf("%v", got)
+	}
+}
