@@ -208,6 +208,10 @@ func (w *importWatch) take(f *Frame) error {
 			return nil
 		}
 	}
+	// A region speaks for its own epochs only: else it could depose another home.
+	if f.Sender.Region != w.src.Region && (f.Type == FrameEntry || f.Type == FrameReset || f.Type == FrameEnd) {
+		return fmt.Errorf("feed: %s sends shard %s in the name of epoch %v", w.src.Region, f.Shard, f.Sender)
+	}
 	s := w.current
 	if err := s.note(f); err != nil {
 		return err

@@ -262,3 +262,14 @@ func TestImportCarriesVerdicts(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A region's node must not depose another home by sending in its name.
+func TestRegionsSpeakForThemselves(t *testing.T) {
+	for _, typ := range []FrameType{FrameReset, FrameEnd, FrameEntry} {
+		w := &importWatch{src: ImportSource{Region: "us-east"}, current: &session{ctx: t.Context()}}
+		err := w.take(&Frame{Type: typ, Shard: "any-eu-fra", Sender: controlplane.Epoch{Counter: 9, Region: "eu-fra"}})
+		if err == nil || !strings.Contains(err.Error(), "in the name of") {
+			t.Errorf("frame type %d of another region's epoch: %v", typ, err)
+		}
+	}
+}

@@ -67,6 +67,9 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err != nil {
 		return err
 	}
+	if n := len(filepath.Join(dir, socketName)); n > maxSocketPath {
+		return fmt.Errorf("--dir: %s is %d bytes too long for the path of a socket in it: choose a shorter one", dir, n-maxSocketPath)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
@@ -113,6 +116,15 @@ func clear(dir string) error {
 	if _, err := os.Stat(filepath.Join(dir, "shape.json")); err != nil && len(entries) > 1 {
 		return fmt.Errorf("--fresh: %s holds no development cluster; nothing was removed", dir)
 	}
+	return empty(dir)
+}
+
+// empty removes all that dir holds but for the lock.
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
 	for _, e := range entries {
 		if e.Name() != "lock" {
 			if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
@@ -133,12 +145,10 @@ func (c *cluster) clusterFile() string { return filepath.Join(c.dir, "cluster.js
 
 func (c *cluster) run(ctx context.Context) error {
 	began := c.opts.Now()
-	rootsPEM, err := os.ReadFile(filepath.Join(c.dir, rootsName))
-	if err != nil {
+	var err error
+	if c.roots, err = c.readRoots(); err != nil {
 		return err
 	}
-	c.roots = x509.NewCertPool()
-	c.roots.AppendCertsFromPEM(rootsPEM)
 	c.probes = probeClient(c.roots)
 	exe, err := os.Executable()
 	if err != nil {
@@ -163,13 +173,13 @@ func (c *cluster) run(ctx context.Context) error {
 	if err := c.startModels(outerCtx, outer); err != nil {
 		return err
 	}
+	if err := c.startOutside(outerCtx, outer); err != nil {
+		return err
+	}
 	nodes, nodesCtx := errgroup.WithContext(ctx)
 	c.logf("starting %d nodes in %d regions", len(c.nodes), len(c.shape.Regions))
 	for _, n := range c.nodes {
 		nodes.Go(func() error { return c.sup.run(nodesCtx, n) })
-	}
-	if err := c.startOutside(outerCtx, outer); err != nil {
-		return err
 	}
 	nodes.Go(func() error {
 		select {
@@ -204,6 +214,13 @@ func (c *cluster) run(ctx context.Context) error {
 	return errors.Join(err, c.file.Write(c.clusterFile()))
 }
 
+func (c *cluster) readRoots() (*x509.CertPool, error) {
+	text, err := os.ReadFile(filepath.Join(c.dir, rootsName))
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(text)
+	return roots, err
+}
+
 // allGone ends what still holds the lifeline, such as the worker of a killed
 // keeper, and waits for it: once nobody can read the pipe, nobody is left.
 func allGone(lifeline, keepOpen *os.File) error {
@@ -233,7 +250,7 @@ func (c *cluster) describe() {
 	}
 	c.file.CAFile = filepath.Join(c.dir, rootsName)
 	c.file.Model, c.file.RemoteModel, c.file.MessagesModel = chatModel, remoteModel, messagesModel
-	c.file.Supervisor = filepath.Join(c.dir, "supervisor.sock")
+	c.file.Supervisor = filepath.Join(c.dir, socketName)
 	c.file.AdminTokenFile = filepath.Join(c.dir, "admin.token")
 	c.file.FrontDoor = "https://" + c.shape.addr(0)
 	for r, region := range c.shape.Regions {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/internal/clusterfile"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -245,5 +246,66 @@ func TestHoldEndsWithItsConnection(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
+	}
+}
+
+// A listener may be shut before the goroutine that accepts from it runs.
+func TestPassThroughEndsAtOnce(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 100 {
+		if err := (&passThrough{addr: "127.0.0.1:0", always: true}).run(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func TestPathTooLongForASocketIsNamed(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), strings.Repeat("d", 110))
+	opts := Options{Dir: dir, Now: time.Now, Shape: Shape{Regions: []RegionShape{{"us-east", "us"}}, Control: 1, Data: 1, Port: 30440}}
+	if err := Run(t.Context(), opts); err == nil || !strings.Contains(err.Error(), "--dir") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := os.Stat(dir); err == nil {
+		t.Error("the directory was made all the same")
+	}
+}
+
+// A worker that is gone leaves no pid behind that a drill could signal.
+func TestClusterFileForgetsDeadWorkers(t *testing.T) {
+	n := &node{name: "us-east-d1", role: config.Data}
+	c := &cluster{sup: newSupervisor("", nil, func(*node) string { return "us-east" }, t.Logf)}
+	c.file.Regions = []clusterfile.Region{{Nodes: []clusterfile.Node{{Name: n.name}}}}
+	me := os.Getpid()
+	for _, p := range []struct {
+		worker proc
+		want   int
+	}{{proc{me, startTime(me)}, me}, {proc{me, "1"}, 0}, {proc{}, 0}} {
+		c.sup.procs[n.name] = &process{node: n, worker: p.worker}
+		c.notePIDs()
+		if got := c.file.Regions[0].Nodes[0].WorkerPID; got != p.want {
+			t.Errorf("worker %+v: pid %d in cluster.json, want %d", p.worker, got, p.want)
+		}
+	}
+}
+
+// A first start that fails, on a full disk say, leaves nothing in the way of the next.
+func TestPrepareLeavesNoHalfCluster(t *testing.T) {
+	dir := t.TempDir()
+	opts := Options{Now: time.Now, Shape: Shape{Regions: []RegionShape{{strings.Repeat("r", 300), "us"}}, Control: 1, Data: 1, Port: 30440}}
+	if _, err := prepare(dir, opts); err == nil {
+		t.Fatal("an impossible region was prepared")
+	}
+	opts.Shape.Regions[0].Name = "us-east"
+	if _, err := prepare(dir, opts); err != nil {
+		t.Errorf("after a start that failed: %v", err)
+	}
+}
+
+func TestQuoted(t *testing.T) {
+	for path, want := range map[string]string{"/a/b-c.pem": "/a/b-c.pem", "/a b/c": "'/a b/c'", "/it's": `'/it'\''s'`, "/$x": "'/$x'"} {
+		if got := quoted(path); got != want {
+			t.Errorf("%s: got %s, want %s", path, got, want)
+		}
 	}
 }

@@ -95,11 +95,12 @@ func (p *passThrough) run(ctx context.Context) error {
 	for tick := time.NewTicker(checkEvery / 5); ; {
 		open := p.always || len(p.candidates()) > 0
 		if open && l == nil {
-			var err error
-			if l, err = net.Listen("tcp", p.addr); err != nil { //nolint:noctx // binding a loopback port does not wait
+			opened, err := net.Listen("tcp", p.addr) //nolint:noctx // binding a loopback port does not wait
+			if err != nil {
 				return errors.Join(err, g.Wait())
 			}
-			g.Go(func() error { return p.accept(ctx, g, l) })
+			l = opened
+			g.Go(func() error { return p.accept(ctx, g, opened) })
 		} else if !open {
 			shut()
 		}

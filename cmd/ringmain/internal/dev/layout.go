@@ -151,11 +151,9 @@ func prepare(dir string, opts Options) (*Shape, error) {
 		if err != nil {
 			return nil, err
 		}
-		if err := writeSecrets(dir, &want); err != nil {
-			return nil, err
-		}
-		if err := os.WriteFile(file, b, 0o600); err != nil {
-			return nil, err
+		// Half a cluster would be taken for a stranger's files at the next start.
+		if err := errors.Join(writeSecrets(dir, &want), writeFile(file, b)); err != nil {
+			return nil, errors.Join(err, empty(dir))
 		}
 	case err != nil:
 		return nil, err

@@ -209,7 +209,7 @@ func (c *cluster) notePIDs() {
 	for r := range c.file.Regions {
 		for i := range c.file.Regions[r].Nodes {
 			n := &c.file.Regions[r].Nodes[i]
-			n.PID, n.WorkerPID = pids[n.Name].pid, pids[n.Name].worker.pid
+			n.PID, n.WorkerPID = pids[n.Name].pid, pids[n.Name].worker.alive()
 		}
 	}
 }

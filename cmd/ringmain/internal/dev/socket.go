@@ -12,6 +12,11 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
+const (
+	socketName    = "supervisor.sock"
+	maxSocketPath = 107 // bytes; the kernel takes no longer one
+)
+
 // The supervisor's socket speaks one JSON object a line. A hold lasts as long
 // as the connection that asked for it: a drill tool that dies releases it.
 type supervisorRequest struct {
@@ -102,9 +107,7 @@ func (s *supervisor) status(ctx context.Context) []processStatus {
 	var out []processStatus
 	for _, p := range s.list() {
 		st := processStatus{Name: p.node.name, Region: s.region(p.node), Role: string(p.node.role), PID: p.pid, State: "running"}
-		if w := p.worker; w.start != "" && startTime(w.pid) == w.start {
-			st.WorkerPID = w.pid
-		}
+		st.WorkerPID = p.worker.alive()
 		if p.pid == 0 {
 			st.State = "exited"
 			s.mu.Lock()

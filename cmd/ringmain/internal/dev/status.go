@@ -23,8 +23,10 @@ func (c *cluster) showStatus(ctx context.Context) error {
 	refresh := refreshFile
 	if c.opts.Terminal {
 		refresh = refreshTerminal
+		c.print(unwrapped(table))
+	} else {
+		c.print(table)
 	}
-	c.print(table)
 	lines := strings.Count(table, "\n")
 	for {
 		select {
@@ -35,15 +37,19 @@ func (c *cluster) showStatus(ctx context.Context) error {
 		c.sup.learnWorkers(ctx)
 		c.notePIDs()
 		if err := c.file.Write(c.clusterFile()); err != nil {
-			return err
+			c.logf("the pids in cluster.json are stale: %v", err) // a full disk must not end the cluster
 		}
 		if c.opts.Terminal {
 			table = c.table(ctx)
-			c.print(fmt.Sprintf("\x1b[%dA\x1b[J%s", lines, table))
+			c.print(fmt.Sprintf("\x1b[%dA\x1b[J", lines) + unwrapped(table))
 			lines = strings.Count(table, "\n")
 		}
 	}
 }
+
+// unwrapped has a narrow terminal cut long lines, so that the table is as many
+// lines high there as it is here.
+func unwrapped(table string) string { return "\x1b[?7l" + table + "\x1b[?7h" }
 
 func (c *cluster) print(text string) {
 	c.mu.Lock()
@@ -53,7 +59,7 @@ func (c *cluster) print(text string) {
 
 func (c *cluster) banner() string {
 	var b strings.Builder
-	ca, token := c.file.CAFile, c.file.AdminTokenFile
+	ca, token := quoted(c.file.CAFile), quoted(c.file.AdminTokenFile)
 	fmt.Fprintf(&b, "\nringmain %s: %d regions\n\n  front door  %s\n", c.shape.Cluster, len(c.shape.Regions), c.file.FrontDoor)
 	for _, r := range c.file.Regions {
 		fmt.Fprintf(&b, "  %-11s %s   admin %s   (%s)\n", r.Name, r.API, r.Admin, r.Jurisdiction)
@@ -68,8 +74,18 @@ func (c *cluster) banner() string {
 	fmt.Fprintf(&b, "\nAsk:\n%s\nAsk for a stream:\n%s", chat("-i ", ""), chat("-N ", `,"stream":true`))
 	fmt.Fprintf(&b, "\nManage (or: ringmain status, ringmain org list, …):\n  curl --cacert %s -H \"authorization: Bearer $(cat %s)\" %s/admin/v1/status\n", ca, token, c.file.Regions[0].Admin)
 	fmt.Fprintf(&b, "\nLose a region:\n  bin/drills run drills/scenarios/region-loss.yaml --cluster %s --region %s\n\nCtrl-C stops everything.\n\n",
-		c.clusterFile(), c.file.Regions[min(1, len(c.file.Regions)-1)].Name)
+		quoted(c.clusterFile()), c.file.Regions[min(1, len(c.file.Regions)-1)].Name)
 	return b.String()
+}
+
+// quoted makes a path one word of a shell.
+func quoted(path string) string {
+	if !strings.ContainsFunc(path, func(r rune) bool {
+		return (r < 'a' || r > 'z') && (r < 'A' || r > 'Z') && (r < '0' || r > '9') && !strings.ContainsRune("/._-", r)
+	}) {
+		return path
+	}
+	return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'"
 }
 
 // table asks every region what it is; what does not answer is shown as such.

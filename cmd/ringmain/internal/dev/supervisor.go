@@ -50,6 +50,14 @@ type proc struct {
 	start string
 }
 
+// alive is the pid, or 0 if the process is gone.
+func (p proc) alive() int {
+	if p.start == "" || startTime(p.pid) != p.start {
+		return 0
+	}
+	return p.pid
+}
+
 func newSupervisor(exe string, lifeline *os.File, region func(*node) string, logf func(string, ...any)) *supervisor {
 	return &supervisor{exe: exe, lifeline: lifeline, region: region, log: logf,
 		holds: map[string]int{}, released: make(chan struct{}), procs: map[string]*process{}}
