@@ -57,9 +57,7 @@ func TestLeaderKillOverTCP(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("writes again after p50 %s, max %s, n %d", took[len(took)/2], took[len(took)-1], len(took))
-	// TestFailover holds the bound; here others share the processors, so one
-	// good round has to do.
-	if took[0] > 2*time.Second {
+	if took[len(took)-1] > 2*time.Second {
 		t.Errorf("too slow: %v", took)
 	}
 }
