@@ -1,334 +1,253 @@
-// Command bench measures one data node (keeper and worker together) beside
-// net/http's own reverse proxy with a buffer pool: same bytes, same TLS
-// settings, same provider, in one interleaved run. It gates nothing.
+// Command bench measures one data node (keeper and worker together, everything
+// on) beside nginx, HAProxy and net/http's own reverse proxy with a buffer
+// pool: same bytes, same certificate and TLS settings, same provider, one
+// interleaved run. It gates nothing. Progress goes to standard error, tables as
+// Markdown to standard output. See BENCHMARKS.md for the method.
 package main
 
 import (
-	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"math/big"
-	"net"
-	"net/http"
 	"os"
-	"os/exec"
 	"os/signal"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"time"
 
-	"ringmain/internal/clusterfile"
+	"ringmain/drills/bench/rig"
 )
 
+// options are the flags.
+type options struct {
+	binary   string
+	port     int
+	rounds   int
+	span     time.Duration
+	only     string
+	output   string
+	idle     int
+	idleH2   bool
+	upH2     bool
+	without  string
+	soak     time.Duration
+	load     float64
+	proxyFor string
+	proxyDir string
+}
+
 func main() {
-	var (
-		binary   = flag.String("ringmain", "bin/ringmain", "the binary under test")
-		rounds   = flag.Int("rounds", 5, "windows per contender, protocol and concurrency")
-		span     = flag.Duration("window", 2*time.Second, "length of one window")
-		streams  = flag.Int("idle", 1000, "idle streams to hold open")
-		asProxy  = flag.String("as-proxy", "", "internal: run the plain proxy in front of this URL")
-		proxyDir = flag.String("proxy-dir", "", "internal: where the proxy's certificate is")
-	)
+	var o options
+	flag.StringVar(&o.binary, "ringmain", "bin/ringmain", "the binary under test")
+	flag.IntVar(&o.port, "port", 28440, "the first of the ports that ringmain takes")
+	flag.IntVar(&o.rounds, "rounds", 3, "windows per contender, protocol and concurrency; one more warms up")
+	flag.DurationVar(&o.span, "window", 2*time.Second, "length of one window; streams take twice as long")
+	flag.StringVar(&o.only, "only", "idle,json,stream,first,big", "parts to run; hostile, which is not among them by default, sends good requests beside bad ones")
+	flag.StringVar(&o.without, "without", "", "contenders to leave out, such as haproxy,proxy")
+	flag.StringVar(&o.output, "o", "markdown", "markdown or json")
+	flag.IntVar(&o.idle, "idle", 1000, "idle streams to hold open")
+	flag.BoolVar(&o.idleH2, "idle-h2", false, "idle streams over HTTP/2 instead of HTTP/1.1")
+	flag.BoolVar(&o.upH2, "upstream-h2", false, "let the provider speak HTTP/2 with those who can (nginx and HAProxy do not)")
+	flag.DurationVar(&o.soak, "soak", 0, "instead: run at -load with faults on for this long, such as 2m, and check what is left behind")
+	flag.Float64Var(&o.load, "load", 0.8, "soak: share of the measured capacity")
+	flag.StringVar(&o.proxyFor, "as-proxy", "", "internal: run the plain proxy in front of these URLs")
+	flag.StringVar(&o.proxyDir, "proxy-dir", "", "internal: where the certificate is")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
-	if *asProxy != "" {
-		err = runProxy(ctx, *asProxy, *proxyDir)
-	} else {
-		err = run(ctx, *binary, *rounds, *span, *streams)
+	switch {
+	case o.proxyFor != "":
+		err = rig.RunProxy(ctx, strings.Split(o.proxyFor, ","), o.proxyDir, o.upH2)
+	case o.soak > 0:
+		err = soak(ctx, o)
+	default:
+		err = bench(ctx, o)
 	}
 	stop()
-	if err != nil && ctx.Err() == nil {
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-const (
-	certFile = "server.pem"
-	keyFile  = "server.key"
-)
+func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
-// certificate writes a self-signed loopback certificate that is its own root.
-func certificate(dir string) (tls.Certificate, *x509.CertPool, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return tls.Certificate{}, nil, err
-	}
-	tmpl := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ringmain bench"}, IsCA: true, BasicConstraintsValid: true,
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
-		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageCertSign,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
-	if err != nil {
-		return tls.Certificate{}, nil, err
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return tls.Certificate{}, nil, err
-	}
-	certPEM := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
-	keyPEM := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})
-	if err := errors.Join(os.WriteFile(filepath.Join(dir, certFile), certPEM, 0o600), os.WriteFile(filepath.Join(dir, keyFile), keyPEM, 0o600)); err != nil {
-		return tls.Certificate{}, nil, err
-	}
-	pair, err := tls.X509KeyPair(certPEM, keyPEM)
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(certPEM)
-	return pair, roots, err
+// run is a bench under way.
+type run struct {
+	*rig.Rig
+	rows []row
 }
 
-// serveTLS serves h on a free loopback port until ctx ends and returns its URL.
-func serveTLS(ctx context.Context, pair tls.Certificate, h http.Handler) (string, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // binding does not wait
-	if err != nil {
-		return "", err
-	}
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, TLSConfig: &tls.Config{
-		Certificates: []tls.Certificate{pair}, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2", "http/1.1"}}}
-	context.AfterFunc(ctx, func() { _ = srv.Close() })
-	go func() { _ = srv.ServeTLS(l, "", "") }() // ends with ctx; a failure shows as failing requests
-	return "https://" + l.Addr().String(), nil
-}
-
-func runProxy(ctx context.Context, upstream, dir string) error {
-	pair, err := tls.LoadX509KeyPair(filepath.Join(dir, certFile), filepath.Join(dir, keyFile))
+// bench runs the chosen parts over all contenders.
+func bench(ctx context.Context, o options) (err error) {
+	started, err := rig.Start(ctx, rig.Options{Binary: o.binary, Port: o.port, Idle: o.idle, UpstreamH2: o.upH2, Without: strings.Split(o.without, ","), Progress: progress})
 	if err != nil {
 		return err
 	}
-	rootPEM, err := os.ReadFile(filepath.Join(dir, certFile))
-	if err != nil {
-		return err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(rootPEM)
-	h, err := plainProxy(upstream, roots)
-	if err != nil {
-		return err
-	}
-	url, err := serveTLS(ctx, pair, h)
-	if err != nil {
-		return err
-	}
-	if _, err := fmt.Fprintln(os.Stdout, url); err != nil {
-		return err
-	}
-	// Standard input ends with the bench, however it ends.
-	_, err = io.Copy(io.Discard, os.Stdin)
-	return err
-}
-
-// startProxy runs the plain proxy in a process of its own.
-func startProxy(ctx context.Context, upstream, dir string) (url string, pid int, err error) {
-	exe, err := os.Executable()
-	if err != nil {
-		return "", 0, err
-	}
-	cmd := exec.CommandContext(ctx, exe, "-as-proxy", upstream, "-proxy-dir", dir)
-	cmd.Stderr = os.Stderr
-	if _, err := cmd.StdinPipe(); err != nil { // held open until this process ends
-		return "", 0, err
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return "", 0, err
-	}
-	if err := cmd.Start(); err != nil {
-		return "", 0, err
-	}
-	line, err := bufio.NewReader(out).ReadString('\n')
-	return strings.TrimSpace(line), cmd.Process.Pid, err
-}
-
-const manifest = `upstreams:
-  - name: bench
-    provider: bench
-    region: us-east
-    dialect: openai
-    base_url: %s
-    auth: none
-    simulated: true
-    terms: {retention: zero, prompt_cache: none, training: never, contract: "%064d", dated: "2026-01-01"}
-routes:
-  - model: bench
-    targets: [{upstream: bench, model: bench}]
-`
-
-// startRingmain runs a one-region cluster with one data node and returns its file.
-func startRingmain(ctx context.Context, binary, dir, upstream string) (*clusterfile.Cluster, func() error, error) {
-	seed := filepath.Join(dir, "seed.yaml")
-	if err := os.WriteFile(seed, fmt.Appendf(nil, manifest, upstream, 0), 0o600); err != nil {
-		return nil, nil, err
-	}
-	data := filepath.Join(dir, "ring")
-	//nolint:noctx // ended below, by SIGTERM first
-	cmd := exec.Command(binary, "dev", "--regions", "us-east:us", "--control", "1", "--data", "1",
-		"--dir", data, "--port", "28440", "--seed", seed, "--upstream-ca", filepath.Join(dir, certFile))
-	log, err := os.Create(filepath.Join(dir, "dev.log"))
-	if err != nil {
-		return nil, nil, err
-	}
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	stop := func() error {
-		_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended by itself
-		return <-ended
-	}
-	for deadline := time.Now().Add(60 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(100 * time.Millisecond) {
-		if c, err := clusterfile.Read(filepath.Join(data, "cluster.json")); err == nil && c.Ready {
-			return c, stop, nil
-		}
-		select {
-		case err := <-ended:
-			text, _ := os.ReadFile(log.Name()) // best effort: it explains the failure
-			return nil, nil, fmt.Errorf("ringmain dev ended: %w\n%s", err, text)
-		default:
+	r := &run{Rig: started}
+	defer func() { err = errors.Join(err, r.Stop()) }()
+	// Idle memory comes first: what load leaves in a heap would hide it.
+	all := []string{"idle", "json", "stream", "first", "big", "hostile"}
+	measures := map[string]func(context.Context, *run, options) error{
+		"idle": measureIdle, "json": measureJSON, "stream": measureStreams, "first": measureFirst, "big": measureBig, "hostile": measureHostile}
+	chosen := strings.Split(o.only, ",")
+	for _, name := range chosen {
+		if measures[name] == nil {
+			return fmt.Errorf("-only %s: want some of %s", name, strings.Join(all, ", "))
 		}
 	}
-	return nil, nil, errors.Join(errors.New("ringmain dev was not ready in 60 s"), stop())
-}
-
-func run(ctx context.Context, binary string, rounds int, span time.Duration, streams int) (err error) {
-	dir, err := os.MkdirTemp("", "ringmain-bench-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	pair, roots, err := certificate(dir)
-	if err != nil {
-		return err
-	}
-	upstream, err := serveTLS(ctx, pair, http.HandlerFunc(provider))
-	if err != nil {
-		return err
-	}
-	proxyURL, proxyPID, err := startProxy(ctx, upstream, dir)
-	if err != nil {
-		return err
-	}
-	cluster, stop, err := startRingmain(ctx, binary, dir, upstream)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, stop()) }()
-	ca, err := os.ReadFile(cluster.CAFile)
-	if err != nil {
-		return err
-	}
-	roots.AppendCertsFromPEM(ca)
-	var node clusterfile.Node
-	for _, n := range cluster.Regions[0].Nodes {
-		if n.Role == "data" {
-			node = n
-		}
-	}
-	out := bufio.NewWriter(os.Stdout)
-	defer out.Flush()
-	if err := measure(ctx, out, roots, rounds, span, []contender{
-		{name: "direct", url: upstream},
-		{name: "reverse proxy", url: proxyURL, pids: []int{proxyPID}},
-		{name: "ringmain", url: node.API, key: cluster.APIKey, pids: []int{node.PID, node.WorkerPID}},
-	}); err != nil {
-		return err
-	}
-	return measureIdle(ctx, out, roots, streams, []contender{
-		{name: "reverse proxy", url: proxyURL, pids: []int{proxyPID}},
-		{name: "ringmain", url: node.API, key: cluster.APIKey, pids: []int{node.PID, node.WorkerPID}},
-	})
-}
-
-func measure(ctx context.Context, out io.Writer, roots *x509.CertPool, rounds int, span time.Duration, all []contender) error {
-	pf := func(format string, args ...any) { _, _ = fmt.Fprintf(out, format, args...) } // buffered; flushed by the caller
-	pf("CPU seconds per 1,000 requests (user+kernel of the contender's processes), medians of %d interleaved windows of %v\n\n", rounds, span)
-	pf("| protocol | callers | contender | CPU s/1k | of reverse proxy, window by window | req/s | p50 ms | p99 ms | added p50 ms | requests |\n|---|---|---|---|---|---|---|---|---|---|\n")
-	for _, h2 := range []bool{false, true} {
-		proto := map[bool]string{false: "HTTP/1.1", true: "HTTP/2"}[h2]
-		for i := range all {
-			all[i].http = newClient(roots, h2)
-		}
-		for _, callers := range []int{1, 32} {
-			got := make([][]window, len(all))
-			for r := range rounds + 1 {
-				for k := range all {
-					i := (k + r) % len(all) // rotate, so that none always runs first
-					w, err := all[i].load(ctx, callers, span)
-					if err != nil {
-						return err
-					}
-					if r > 0 { // the first round warms up
-						got[i] = append(got[i], w)
-					}
-				}
-				fmt.Fprintf(os.Stderr, "bench: %s, %d callers, round %d of %d\n", proto, callers, r, rounds)
-			}
-			direct := median(got[0], func(w window) float64 { return ms(quantile(w.latency, .5)) })
-			for i, c := range all {
-				ratios := make([]float64, 0, rounds)
-				for r := range got[i] {
-					ratios = append(ratios, got[i][r].cpuPerThousand()/got[1][r].cpuPerThousand())
-				}
-				slices.Sort(ratios)
-				p50 := median(got[i], func(w window) float64 { return ms(quantile(w.latency, .5)) })
-				cpu, ratio := "-", "-"
-				if len(c.pids) > 0 {
-					cpu = fmt.Sprintf("%.3f", median(got[i], window.cpuPerThousand))
-					ratio = fmt.Sprintf("%.2f (%.2f-%.2f)", ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
-				}
-				n := 0
-				for _, w := range got[i] {
-					n += w.requests
-				}
-				pf("| %s | %d | %s | %s | %s | %.0f | %.2f | %.2f | %.2f | %d |\n", proto, callers, c.name, cpu, ratio,
-					median(got[i], func(w window) float64 { return float64(w.requests) / w.wall.Seconds() }), p50,
-					median(got[i], func(w window) float64 { return ms(quantile(w.latency, .99)) }), p50-direct, n)
+	for _, name := range all {
+		if slices.Contains(chosen, name) {
+			if err := measures[name](ctx, r, o); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
 			}
 		}
 	}
-	return nil
+	return r.report(o.output)
 }
 
-func measureIdle(ctx context.Context, out io.Writer, roots *x509.CertPool, n int, all []contender) error {
-	if _, err := fmt.Fprintf(out, "\nResident memory of %d idle streams (HTTP/1.1, TLS 1.3)\n\n| contender | KiB per stream | MiB in all |\n|---|---|---|\n", n); err != nil {
-		return err
-	}
-	for _, c := range all {
-		c.http = newClient(roots, false)
-		per, total, err := c.idle(ctx, n)
-		if err != nil {
-			return err
-		}
-		if _, err := fmt.Fprintf(out, "| %s | %.1f | %.1f |\n", c.name, float64(per)/1024, float64(total)/(1<<20)); err != nil {
-			return err
-		}
-	}
-	return nil
+// figure is one measured number: the median of the windows, their range, and
+// the median of each window's ratio to nginx and to the reverse proxy.
+type figure struct {
+	Name    string  `json:"name"` // with its unit
+	Cost    bool    `json:"cost"` // of the contender, so that ratios mean something
+	Value   float64 `json:"value"`
+	Low     float64 `json:"low"`
+	High    float64 `json:"high"`
+	OfNginx float64 `json:"of_nginx,omitempty"`
+	OfProxy float64 `json:"of_proxy,omitempty"`
 }
 
-func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+// row is one contender in one setting.
+type row struct {
+	Part      string   `json:"part"`
+	Protocol  string   `json:"protocol"` // of the client's side
+	Callers   int      `json:"callers"`
+	Contender string   `json:"contender"`
+	Figures   []figure `json:"figures"`
+	N         int      `json:"n"` // what was counted: requests, events or streams
+}
 
-func median(ws []window, f func(window) float64) float64 {
+// figures turns the windows of every contender in one setting into rows. costs
+// (CPU, instructions, memory) get ratios; they are not known for "direct".
+func (r *run) figures(part, protocol string, callers int, windows [][]window) {
+	at := func(name string) int {
+		return slices.IndexFunc(r.Contenders, func(c *rig.Contender) bool { return c.Name == name })
+	}
+	nginx, proxy := at(rig.Nginx), at(rig.Proxy)
+	for i, c := range r.Contenders {
+		if len(windows[i]) == 0 {
+			continue
+		}
+		out := row{Part: part, Protocol: protocol, Callers: callers, Contender: c.Name}
+		for k, first := range windows[i][0].values {
+			f := figure{Name: first.name, Cost: first.cost}
+			f.Value, f.Low, f.High = middle(windows[i], func(w window) float64 { return w.values[k].value })
+			ratio := func(base int) float64 {
+				if base < 0 || !first.cost || len(windows[base]) != len(windows[i]) {
+					return 0
+				}
+				var all []window
+				for n := range windows[i] {
+					if b := windows[base][n].values[k].value; b > 0 {
+						all = append(all, window{values: []value{{value: windows[i][n].values[k].value / b}}})
+					}
+				}
+				m, _, _ := middle(all, func(w window) float64 { return w.values[0].value })
+				return m
+			}
+			f.OfNginx, f.OfProxy = ratio(nginx), ratio(proxy)
+			out.Figures = append(out.Figures, f)
+		}
+		for _, w := range windows[i] {
+			out.N += w.n
+		}
+		r.rows = append(r.rows, out)
+	}
+}
+
+func middle(ws []window, f func(window) float64) (median, low, high float64) {
+	if len(ws) == 0 {
+		return 0, 0, 0
+	}
 	v := make([]float64, len(ws))
 	for i, w := range ws {
 		v[i] = f(w)
 	}
 	slices.Sort(v)
-	return v[len(v)/2]
+	return v[len(v)/2], v[0], v[len(v)-1]
+}
+
+// report prints every row, in tables by part.
+func (r *run) report(how string) error {
+	if how == "json" {
+		enc := json.NewEncoder(os.Stdout)
+		enc.SetIndent("", "  ")
+		return enc.Encode(map[string]any{"rows": r.rows, "not_run": r.NotRun})
+	}
+	var b strings.Builder
+	for _, n := range r.NotRun {
+		fmt.Fprintf(&b, "NOT RUN: %s\n\n", n)
+	}
+	part := ""
+	for _, row := range r.rows {
+		if row.Part != part {
+			part = row.Part
+			fmt.Fprintf(&b, "\n%s\n\n| protocol | callers | contender |", part)
+			for _, f := range row.Figures {
+				fmt.Fprintf(&b, " %s |", f.Name)
+				if f.Cost {
+					b.WriteString(" of nginx | of proxy |")
+				}
+			}
+			b.WriteString(" n |\n|" + strings.Repeat(" --- |", 4))
+			for _, f := range row.Figures {
+				b.WriteString(" --- |")
+				if f.Cost {
+					b.WriteString(" --- | --- |")
+				}
+			}
+			b.WriteString("\n")
+		}
+		fmt.Fprintf(&b, "| %s | %d | %s |", row.Protocol, row.Callers, row.Contender)
+		for _, f := range row.Figures {
+			fmt.Fprintf(&b, " %s", short(f.Value))
+			if f.Cost && f.Value > 0 {
+				fmt.Fprintf(&b, " (%s-%s)", short(f.Low), short(f.High))
+			}
+			if f.Cost {
+				fmt.Fprintf(&b, " | %s | %s", ratio(f.OfNginx), ratio(f.OfProxy))
+			}
+			b.WriteString(" |")
+		}
+		fmt.Fprintf(&b, " %d |\n", row.N)
+	}
+	_, err := os.Stdout.WriteString(b.String())
+	return err
+}
+
+// short keeps three figures.
+func short(v float64) string {
+	switch {
+	case v == 0:
+		return "-"
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	case v >= 1:
+		return fmt.Sprintf("%.2f", v)
+	default:
+		return fmt.Sprintf("%.3f", v)
+	}
+}
+
+func ratio(v float64) string {
+	if v == 0 {
+		return "-"
+	}
+	return fmt.Sprintf("%.2f", v)
 }

@@ -2,285 +2,250 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"net/http/httputil"
-	"net/url"
-	"os"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
+
+	"ringmain/drills/bench/rig"
 )
 
-// The bytes every contender moves: about 0.5 KB up, 1.2 KB down.
-var (
-	requestBody = []byte(`{"model":"bench","messages":[{"role":"user","content":"` + strings.Repeat("ring main feeds every consumer ", 14) + `"}]}`)
-	answerBody  = []byte(`{"id":"chatcmpl-bench","object":"chat.completion","created":1767225600,"model":"bench","choices":[{"index":0,"message":{"role":"assistant","content":"` +
-		strings.Repeat("a cut anywhere leaves everyone supplied ", 24) + `"},"finish_reason":"stop"}],"usage":{"prompt_tokens":75,"completion_tokens":160,"total_tokens":235}}`)
-	streamHead = []byte(`data: {"id":"chatcmpl-bench","object":"chat.completion.chunk","created":1767225600,"model":"bench","choices":[{"index":0,"delta":{"role":"assistant","content":"a"},"finish_reason":null}]}` + "\n\n")
-)
-
-// provider answers at once; asked to stream, it sends one event and then waits
-// for the client to leave: an idle stream.
-func provider(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(r.Body)
-	if err != nil {
-		return
-	}
-	if strings.Contains(string(body), `"stream":true`) {
-		w.Header().Set("Content-Type", "text/event-stream")
-		_, _ = w.Write(streamHead) // a client that left is no concern of a provider
-		_ = http.NewResponseController(w).Flush()
-		<-r.Context().Done()
-		return
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("Content-Length", strconv.Itoa(len(answerBody)))
-	_, _ = w.Write(answerBody) // as above
-}
-
-type bufferPool struct{ sync.Pool }
-
-func (p *bufferPool) Get() []byte {
-	if b, ok := p.Pool.Get().(*[]byte); ok {
-		return *b
-	}
-	return make([]byte, 32<<10)
-}
-func (p *bufferPool) Put(b []byte) { p.Pool.Put(&b) }
-
-// plainProxy is what ringmain is measured against: net/http's own reverse
-// proxy with a buffer pool that reads the body first, and nothing else.
-func plainProxy(upstream string, roots *x509.CertPool) (http.Handler, error) {
-	target, err := url.Parse(upstream)
-	if err != nil {
-		return nil, err
-	}
-	rp := &httputil.ReverseProxy{
-		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(target) },
-		BufferPool:    &bufferPool{},
-		FlushInterval: -1,
-		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13},
-			MaxIdleConns:        4096,
-			MaxIdleConnsPerHost: 4096,
-		},
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		// Without reading the body first an early answer can cut the upload.
-		body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 32<<20))
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadRequest)
-			return
-		}
-		r.Body = io.NopCloser(strings.NewReader(string(body)))
-		rp.ServeHTTP(w, r)
-	}), nil
-}
-
-// usage is what a set of processes has used so far.
-type usage struct {
-	cpu time.Duration
-	rss int64 // bytes
-}
-
-func usageOf(pids ...int) (usage, error) {
-	var u usage
-	for _, pid := range pids {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if err != nil {
-			return u, err
-		}
-		_, rest, _ := strings.Cut(string(b), ") ")
-		f := strings.Fields(rest)
-		if len(f) < 22 {
-			return u, fmt.Errorf("/proc/%d/stat is too short", pid)
-		}
-		for _, i := range []int{11, 12} { // utime, stime
-			ticks, err := strconv.ParseInt(f[i], 10, 64)
-			if err != nil {
-				return u, err
+func measureJSON(ctx context.Context, r *run, o options) error {
+	body := rig.Request("plain")
+	for _, h2 := range []bool{false, true} {
+		for _, callers := range []int{1, 32, 256} {
+			if err := r.rounds(ctx, o, "JSON", h2, callers, o.span, "request", 1000, func(ctx context.Context, c *rig.Contender, out *outcome) error {
+				return plain(ctx, c, body, out)
+			}); err != nil {
+				return err
 			}
-			u.cpu += time.Duration(ticks) * time.Second / 100 // USER_HZ is 100 on Linux
 		}
-		pages, err := strconv.ParseInt(f[21], 10, 64)
-		if err != nil {
-			return u, err
-		}
-		u.rss += pages * int64(os.Getpagesize())
-	}
-	return u, nil
-}
-
-// window is what one contender did in one round.
-type window struct {
-	requests int
-	errors   int
-	wall     time.Duration
-	cpu      time.Duration
-	latency  []time.Duration
-}
-
-func (w window) cpuPerThousand() float64 { return w.cpu.Seconds() * 1000 / float64(w.requests) }
-
-func quantile(sorted []time.Duration, q float64) time.Duration {
-	if len(sorted) == 0 {
-		return 0
-	}
-	return sorted[min(len(sorted)-1, int(q*float64(len(sorted))))]
-}
-
-// contender is one thing under test.
-type contender struct {
-	name string
-	url  string
-	key  string
-	pids []int // empty = not measured (the provider itself)
-	http *http.Client
-}
-
-func newClient(roots *x509.CertPool, h2 bool) *http.Client {
-	t := &http.Transport{
-		TLSClientConfig:     &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS13, ClientSessionCache: tls.NewLRUClientSessionCache(64)},
-		MaxIdleConns:        4096,
-		MaxIdleConnsPerHost: 4096,
-		DialContext:         (&net.Dialer{}).DialContext,
-		Protocols:           new(http.Protocols),
-	}
-	t.Protocols.SetHTTP1(!h2)
-	t.Protocols.SetHTTP2(h2)
-	return &http.Client{Transport: t}
-}
-
-func (c *contender) request(ctx context.Context, body string) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.url+"/v1/chat/completions", strings.NewReader(body))
-	if err != nil {
-		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("Authorization", "Bearer "+c.key)
-	return c.http.Do(req)
-}
-
-func (c *contender) once(ctx context.Context) error {
-	resp, err := c.request(ctx, string(requestBody))
-	if err != nil {
-		return err
-	}
-	got, err := io.ReadAll(resp.Body)
-	_ = resp.Body.Close() // read side
-	if err != nil {
-		return err
-	}
-	if resp.StatusCode != http.StatusOK || len(got) != len(answerBody) {
-		return fmt.Errorf("status %d, %d bytes: %.200s", resp.StatusCode, len(got), got)
 	}
 	return nil
 }
 
-// load runs a closed loop of n callers for d.
-func (c *contender) load(ctx context.Context, n int, d time.Duration) (window, error) {
+// streamCallers is how many streams run at once.
+const streamCallers = 64
+
+func measureStreams(ctx context.Context, r *run, o options) error {
+	for _, mode := range []string{"paced", "burst"} {
+		title := map[string]string{"paced": "Streams, an event each 5 ms; times from the provider's write", "burst": "Streams, as fast as they go"}[mode]
+		for _, h2 := range []bool{false, true} {
+			if err := r.rounds(ctx, o, title, h2, streamCallers, 2*o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
+				return stream(ctx, c, mode, out)
+			}); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func measureFirst(ctx context.Context, r *run, o options) error {
+	for _, h2 := range []bool{false, true} {
+		if err := r.rounds(ctx, o, "First event of a stream", h2, 1, o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
+			return stream(ctx, c, "first", out)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bigPrompt is in bytes, bigCallers is how many send one at once.
+const (
+	bigPrompt  = 5 << 20
+	bigCallers = 4
+)
+
+func measureBig(ctx context.Context, r *run, o options) error {
+	body := rig.RequestOf("plain", strings.Repeat("ring main feeds every consumer. ", bigPrompt/32))
+	if err := r.rounds(ctx, o, "5 MB prompts", false, bigCallers, o.span, "request", 1000, func(ctx context.Context, c *rig.Contender, out *outcome) error {
+		return plain(ctx, c, body, out)
+	}); err != nil {
+		return err
+	}
+	const n = 20
+	got := make([][]window, len(r.Contenders))
+	for i, c := range r.Contenders {
+		if len(c.PIDs) == 0 {
+			continue
+		}
+		c.HTTP = r.client(false)
+		if err := plain(ctx, c, body, new(outcome)); err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
+		}
+		before, err := r.allocated(ctx, c)
+		if err != nil {
+			return err
+		}
+		base, err := rig.UsageOf(c.PIDs...)
+		if err != nil {
+			return err
+		}
+		if err := rig.ResetPeak(c.PIDs...); err != nil {
+			return err
+		}
+		for range n {
+			if err := plain(ctx, c, body, new(outcome)); err != nil {
+				return fmt.Errorf("%s: %w", c.Name, err)
+			}
+		}
+		after, err := r.allocated(ctx, c)
+		if err != nil {
+			return err
+		}
+		most, err := rig.Peak(c.PIDs...)
+		if err != nil {
+			return err
+		}
+		c.HTTP.CloseIdleConnections()
+		got[i] = []window{{n: n, values: []value{
+			{"peak MiB above the start", float64(most-base.RSS) / (1 << 20), false},
+			{"allocated MiB/request (Go)", (after - before) / n / (1 << 20), false}}}}
+	}
+	r.figures("5 MB prompts, one after the other: memory", "HTTP/1.1", 1, got)
+	return nil
+}
+
+// allocated reads how many bytes a contender written in Go has ever allocated; 0 for others.
+func (r *run) allocated(ctx context.Context, c *rig.Contender) (float64, error) {
+	var where string
+	switch c.Name {
+	case rig.Proxy:
+		where = "https://" + c.Addr + rig.AllocPath
+	case rig.Ringmain:
+		where = r.Node().Metrics
+	default:
+		return 0, nil
+	}
+	return metric(ctx, c.HTTP, where, "go_memstats_alloc_bytes_total")
+}
+
+// metric reads one figure, the sum over its labels, from a metrics page.
+func metric(ctx context.Context, hc *http.Client, where, name string) (sum float64, err error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, where, nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := hc.Do(req)
+	if err != nil {
+		return 0, err
+	}
+	defer resp.Body.Close()
+	page, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return 0, err
+	}
+	found := false
+	for line := range strings.Lines(string(page)) {
+		rest, ok := strings.CutPrefix(line, name)
+		if !ok || rest == "" || rest[0] != '{' && rest[0] != ' ' {
+			continue
+		}
+		v, err := strconv.ParseFloat(strings.TrimSpace(rest[strings.LastIndexByte(strings.TrimSpace(rest), ' ')+1:]), 64)
+		if err != nil {
+			return 0, fmt.Errorf("%s: %q: %w", where, line, err)
+		}
+		sum, found = sum+v, true
+	}
+	if !found {
+		return 0, fmt.Errorf("%s shows no %s", where, name)
+	}
+	return sum, nil
+}
+
+// measureIdle opens o.idle streams at each contender in turn, waits until each
+// has its first event and the process has settled, and notes the growth of
+// resident memory.
+func measureIdle(ctx context.Context, r *run, o options) error {
+	if need := uint64(2*o.idle + 1000); !o.idleH2 && rig.OpenFiles() < need {
+		r.NotRun = append(r.NotRun, fmt.Sprintf("%d idle streams: they need %d open files, this machine allows %d; raise RLIMIT_NOFILE, or use -idle-h2 -upstream-h2", o.idle, need, rig.OpenFiles()))
+		progress("%s", r.NotRun[len(r.NotRun)-1])
+		return nil
+	}
+	got := make([][]window, len(r.Contenders))
+	for i, c := range r.Contenders {
+		if len(c.PIDs) == 0 {
+			continue
+		}
+		before, err := rig.UsageOf(c.PIDs...)
+		if err != nil {
+			return err
+		}
+		release, err := r.open(ctx, c, o)
+		if err == nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(3 * time.Second):
+			}
+		}
+		after, usageErr := rig.UsageOf(c.PIDs...)
+		release()
+		if err = errors.Join(err, usageErr); err != nil {
+			return fmt.Errorf("%s: %w", c.Name, err)
+		}
+		got[i] = []window{{n: o.idle, values: []value{
+			{"KiB/stream", float64(after.RSS-before.RSS) / 1024 / float64(o.idle), true},
+			{"MiB in all", float64(after.RSS) / (1 << 20), false}}}}
+		progress("idle streams, %s", c.Name)
+	}
+	r.figures("Idle streams, resident memory", map[bool]string{false: "HTTP/1.1", true: "HTTP/2"}[o.idleH2], o.idle, got)
+	return nil
+}
+
+// open holds o.idle streams at c until release is called.
+func (r *run) open(ctx context.Context, c *rig.Contender, o options) (release func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
 	var (
 		mu    sync.Mutex
-		w     window
+		held  []io.Closer
 		first error
 		all   sync.WaitGroup
+		slots = make(chan struct{}, 32)
 	)
-	before, err := usageOf(c.pids...)
-	if err != nil {
-		return w, err
-	}
-	began := time.Now()
-	for range n {
+	c.HTTP = r.client(o.idleH2)
+	for i := range o.idle {
+		slots <- struct{}{}
 		all.Go(func() {
-			var mine []time.Duration
-			var failed int
-			var last error
-			for time.Since(began) < d && ctx.Err() == nil {
-				at := time.Now()
-				if err := c.once(ctx); err != nil {
-					failed++
-					last = err
-					continue
-				}
-				mine = append(mine, time.Since(at))
+			defer func() { <-slots }()
+			var h io.Closer
+			var err error
+			if o.idleH2 {
+				h, err = holdH2(ctx, c)
+			} else {
+				h, err = r.hold(ctx, c, net.IPv4(127, 0, 0, byte(1+i/rig.PerAddress)))
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			w.latency = append(w.latency, mine...)
-			w.errors += failed
-			if first == nil {
-				first = last
+			if err != nil {
+				first = err
+			} else {
+				held = append(held, h)
 			}
 		})
 	}
 	all.Wait()
-	w.wall, w.requests = time.Since(began), len(w.latency)
-	after, err := usageOf(c.pids...)
-	if err != nil {
-		return w, err
-	}
-	w.cpu = after.cpu - before.cpu
-	slices.Sort(w.latency)
-	if w.requests == 0 {
-		return w, errors.Join(errors.New("no request was answered"), first)
-	}
-	if w.errors > 0 {
-		return w, fmt.Errorf("%s: %d of %d requests failed: %w", c.name, w.errors, w.errors+w.requests, first)
-	}
-	return w, nil
+	return func() {
+		cancel()
+		for _, h := range held {
+			_ = h.Close() // left on purpose
+		}
+		c.HTTP.CloseIdleConnections()
+	}, first
 }
 
-// idle opens n streams, waits until each has its first event and the process
-// has settled, and returns the growth of resident memory per stream.
-func (c *contender) idle(ctx context.Context, n int) (perStream, total int64, err error) {
-	before, err := usageOf(c.pids...)
+// holdH2 is hold over HTTP/2, where streams share connections.
+func holdH2(ctx context.Context, c *rig.Contender) (io.Closer, error) {
+	resp, err := post(ctx, c, rig.Request("idle"))
 	if err != nil {
-		return 0, 0, err
+		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	body := strings.Replace(string(requestBody), `{"model"`, `{"stream":true,"model"`, 1)
-	slots := make(chan struct{}, 32)
-	failed := make(chan error, n)
-	var all sync.WaitGroup
-	for range n {
-		all.Go(func() {
-			slots <- struct{}{}
-			resp, err := c.request(ctx, body)
-			if err == nil {
-				_, err = io.ReadAtLeast(resp.Body, make([]byte, 64), 64)
-			}
-			<-slots
-			failed <- err
-			if err == nil {
-				<-ctx.Done()
-				_ = resp.Body.Close() // read side
-			}
-		})
-	}
-	for range n {
-		if e := <-failed; e != nil {
-			err = e
-		}
-	}
-	if err == nil {
-		select {
-		case <-ctx.Done():
-		case <-time.After(2 * time.Second):
-		}
-		var after usage
-		after, err = usageOf(c.pids...)
-		perStream, total = (after.rss-before.rss)/int64(n), after.rss
-	}
-	cancel()
-	all.Wait()
-	return perStream, total, err
+	_, err = io.ReadAtLeast(resp.Body, make([]byte, 512), len(rig.EventHead))
+	return resp.Body, err
 }

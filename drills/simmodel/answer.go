@@ -7,7 +7,8 @@ import (
 )
 
 // Message is one turn of a prompt, its text parts joined. A top-level system
-// prompt (Anthropic) counts as a first message with role "system".
+// prompt (Anthropic) and instructions (responses) count as a first message with
+// role "system"; a bare prompt or input as one with role "user".
 type Message struct {
 	Role string
 	Text string

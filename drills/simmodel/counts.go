@@ -16,6 +16,7 @@ type ModelCounts struct {
 	Unauthorized int64 `json:"unauthorized"` // wrong credential
 	Cut          int64 `json:"cut"`          // ended by a fault without an error: reset, cut, garbage
 	ClientGone   int64 `json:"client_gone"`  // the client left first, silence and stall included
+	Aborted      int64 `json:"aborted"`      // of those: left a stream that was going on
 
 	PromptTokens     int64 `json:"prompt_tokens"`     // of completed answers
 	CompletionTokens int64 `json:"completion_tokens"` // of completed answers
@@ -68,6 +69,7 @@ func (c *counts) snapshot(name string) Counts {
 		t.Unauthorized += m.Unauthorized
 		t.Cut += m.Cut
 		t.ClientGone += m.ClientGone
+		t.Aborted += m.Aborted
 		t.PromptTokens += m.PromptTokens
 		t.CompletionTokens += m.CompletionTokens
 		t.UnfinishedTokens += m.UnfinishedTokens

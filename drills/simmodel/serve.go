@@ -2,74 +2,38 @@ package simmodel
 
 import (
 	"context"
+	"fmt"
+	"math"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
+
+	"ringmain/drills/simmodel/wire"
 )
-
-// Faults a model name asks for. Every other name gets a good answer.
-const (
-	Fault429        = "sim-429"         // 429 with retry-after: 1
-	Fault500Once    = "sim-500-once"    // 500 the first time a prompt is asked, then good answers
-	Fault503        = "sim-503"         // 503
-	FaultReset      = "sim-reset"       // the TCP connection (HTTP/2: the stream) is reset before any byte
-	FaultSilence    = "sim-silence"     // never answers
-	FaultCut        = "sim-cut"         // connection cut half-way; plain: content-length longer than what is sent
-	FaultCutClean   = "sim-cut-clean"   // ended cleanly half-way: no [DONE], no message_stop; plain: half the JSON
-	FaultStall      = "sim-stall"       // half the answer, then nothing more
-	FaultRefusal    = "sim-refusal"     // OpenAI refusal; Anthropic stop_reason "refusal"
-	FaultEarlyError = "sim-early-error" // status 200, then an error as the first event; plain: 500
-	FaultLateError  = "sim-late-error"  // half the answer, then an error event; plain: 500
-	FaultGarbage    = "sim-garbage"     // half the answer, then bytes that are no event; plain: no JSON
-)
-
-// Faults lists the model names that fail.
-func Faults() []string {
-	return []string{
-		Fault429, Fault500Once, Fault503, FaultReset, FaultSilence, FaultCut, FaultCutClean, FaultStall,
-		FaultRefusal, FaultEarlyError, FaultLateError, FaultGarbage,
-	}
-}
-
-// refusal is what the model says where it declines.
-var refusal = []string{"I", " cannot", " help", " with", " that."}
-
-// dialect renders one wire format. The stream of an answer is start, a delta a
-// token, end.
-type dialect interface {
-	requestIDHeader() string
-	errorBody(apiError) any
-	models(names []string, owner string) any
-	plain(c *call, refused bool) any
-	start(c *call) []byte
-	delta(c *call, token string, refused bool) []byte
-	end(c *call, refused bool) []byte
-	errorEvent(apiError) []byte
-}
-
-var overloaded = apiError{http.StatusServiceUnavailable, "overloaded_error", "overloaded", "the simulated provider is overloaded"}
 
 // answer serves c and counts how it ended.
-func (p *Provider) answer(w http.ResponseWriter, r *http.Request, d dialect, c *call) {
+func (p *Provider) answer(w http.ResponseWriter, r *http.Request, ep *endpoint, c *call) {
 	p.counts.add(c.base, func(m *ModelCounts) { m.Requests++ })
-	refused := c.base == FaultRefusal
-	if refused {
-		c.tokens, c.whole = refusal, true
+	if ep.plain == nil {
+		ep = &endpoint{dialect: ep.dialect, plain: func(c *call) (string, []byte) { return "application/json", wire.MustJSON(ep.dialect.Plain(&c.Answer)) }}
 	}
-	half := len(c.tokens) / 2
-
-	switch c.base {
+	failed := func(e wire.Error) {
+		p.ended(c, 0, func(m *ModelCounts) { m.Failed++ })
+		fail(w, ep.dialect, e)
+	}
+	switch c.fault {
 	case Fault429:
-		w.Header().Set("retry-after", "1")
-		p.failed(w, d, c, apiError{http.StatusTooManyRequests, "rate_limit_error", "rate_limit_exceeded", "the simulated provider's rate limit is reached"})
+		setRetryAfter(w.Header(), c.suffix.retry)
+		failed(rateLimited)
 		return
 	case Fault503:
-		p.failed(w, d, c, overloaded)
+		failed(overloaded)
 		return
 	case Fault500Once:
 		if p.once.first(string(promptHash(c.base, c.messages))) {
-			p.failed(w, d, c, apiError{http.StatusInternalServerError, "api_error", "server_error", "the simulated provider fails once for each prompt"})
+			failed(oncePrompt)
 			return
 		}
 	case FaultReset:
@@ -78,120 +42,247 @@ func (p *Provider) answer(w http.ResponseWriter, r *http.Request, d dialect, c *
 	case FaultSilence:
 		<-r.Context().Done()
 		p.gone(c, 0)
+	case Refusal400:
+		failed(declined)
+		return
+	case RefusalAzure:
+		failed(declinedAzure())
+		return
+	case QuirkContext:
+		failed(tooLong)
+		return
+	case QuirkStatus:
+		status := c.suffix.status
+		if status == 0 {
+			status = http.StatusInternalServerError
+		}
+		failed(withStatus(status))
+		return
+	case QuirkRedirect:
+		w.Header().Set("location", RedirectPath)
+		failed(withStatus(http.StatusFound))
+		return
+	case QuirkHugeHeaders:
+		for i := range 64 {
+			w.Header().Set(fmt.Sprintf("x-sim-huge-%d", i), strings.Repeat("h", 4<<10))
+		}
 	}
 	if !wait(r.Context(), c.first) {
 		p.gone(c, 0)
 	}
 	if c.stream {
-		p.answerStream(w, r, d, c, half)
+		p.answerStream(w, r, ep.dialect, c)
 	} else {
-		p.answerPlain(w, r, d, c, half)
+		p.answerPlain(w, r, ep, c)
 	}
 }
 
-func (p *Provider) answerPlain(w http.ResponseWriter, r *http.Request, d dialect, c *call, half int) {
-	body := mustJSON(d.plain(c, c.base == FaultRefusal))
-	switch c.base {
+// setRetryAfter asks for a pause of d, 1 s where none is set.
+func setRetryAfter(h http.Header, d time.Duration) {
+	if d == 0 {
+		d = time.Second
+	} else {
+		h.Set("retry-after-ms", strconv.FormatInt(d.Milliseconds(), 10))
+	}
+	h.Set("retry-after", strconv.Itoa(int(math.Ceil(d.Seconds()))))
+}
+
+func (p *Provider) answerPlain(w http.ResponseWriter, r *http.Request, ep *endpoint, c *call) {
+	contentType, body := ep.plain(c)
+	half := c.Output / 2
+	cut := func(written int) { p.ended(c, written, func(m *ModelCounts) { m.Cut++ }) }
+	switch c.fault {
 	case FaultEarlyError, FaultLateError:
-		p.failed(w, d, c, apiError{http.StatusInternalServerError, "api_error", "server_error", "the simulated provider failed"})
+		p.ended(c, 0, func(m *ModelCounts) { m.Failed++ })
+		fail(w, ep.dialect, broken)
 		return
 	case FaultGarbage:
-		p.ended(c, 0, func(m *ModelCounts) { m.Cut++ })
-		writeBody(w, http.StatusOK, []byte("<html>\x00\xff this is no JSON"))
+		cut(0)
+		writeBody(w, http.StatusOK, "application/json", []byte("<html>\x00\xff this is no JSON"))
 		return
 	}
-	if !wait(r.Context(), c.perToken*time.Duration(len(c.tokens)-1)) {
+	if !wait(r.Context(), c.perToken*time.Duration(max(0, c.Output-1))) {
 		p.gone(c, 0)
 	}
-	switch c.base {
+	w.Header().Set("content-type", contentType)
+	switch c.fault {
 	case FaultCut, FaultStall:
-		w.Header().Set("content-type", "application/json")
 		w.Header().Set("content-length", strconv.Itoa(len(body)))
 		_, _ = w.Write(body[:len(body)/2])
 		flush(w)
-		if c.base == FaultStall {
+		if c.fault == FaultStall {
 			<-r.Context().Done()
 			p.gone(c, half)
 		}
-		p.ended(c, half, func(m *ModelCounts) { m.Cut++ })
+		cut(half)
 		panic(http.ErrAbortHandler) // the server's way to break a connection or stream mid-answer
 	case FaultCutClean:
-		w.Header().Set("content-type", "application/json")
 		_, _ = w.Write(body[:len(body)/2])
-		p.ended(c, half, func(m *ModelCounts) { m.Cut++ })
+		cut(half)
 		return
-	}
-	p.completed(c) // before the last byte: whoever has the answer finds it counted
-	writeBody(w, http.StatusOK, body)
-}
-
-func (p *Provider) answerStream(w http.ResponseWriter, r *http.Request, d dialect, c *call, half int) {
-	w.Header().Set("content-type", "text/event-stream; charset=utf-8")
-	w.Header().Set("cache-control", "no-cache")
-	if c.base == FaultEarlyError {
-		p.ended(c, 0, func(m *ModelCounts) { m.Failed++ })
-		_, _ = w.Write(d.errorEvent(overloaded))
-		return
-	}
-	out := d.start(c)
-	for i, token := range c.tokens {
-		if i > 0 && !wait(r.Context(), c.perToken) {
-			p.gone(c, i)
-		}
-		if i == half && p.breakStream(w, r, d, c, half) {
+	case QuirkSlowHead:
+		if p.slowly(w, r, c, contentType, body) {
 			return
 		}
-		out = append(out, d.delta(c, token, c.base == FaultRefusal)...)
-		if _, err := w.Write(out); err != nil {
-			p.gone(c, i)
-		}
-		flush(w)
-		out = out[:0]
 	}
-	if r.Context().Err() != nil {
-		p.gone(c, len(c.tokens))
-	}
-	p.completed(c)
-	_, _ = w.Write(d.end(c, c.base == FaultRefusal))
+	p.completed(c) // before the last byte: whoever has the answer finds it counted
+	writeBody(w, http.StatusOK, contentType, body)
 }
 
-// breakStream plays the fault due half-way, if c has one, and reports whether
-// the stream is over.
-func (p *Provider) breakStream(w http.ResponseWriter, r *http.Request, d dialect, c *call, half int) bool {
-	switch c.base {
+func (p *Provider) answerStream(w http.ResponseWriter, r *http.Request, d wire.Dialect, c *call) {
+	const contentType = "text/event-stream; charset=utf-8"
+	if c.fault == QuirkSlowHead && p.slowly(w, r, c, contentType, whole(d, c)) {
+		return
+	}
+	w.Header().Set("content-type", contentType)
+	w.Header().Set("cache-control", "no-cache")
+	if c.suffix.gap > 0 {
+		flush(w)
+		if !wait(r.Context(), c.suffix.gap) {
+			p.left(c, 0)
+		}
+	}
+	if c.fault == FaultEarlyError {
+		p.ended(c, 0, func(m *ModelCounts) { m.Failed++ })
+		_, _ = w.Write(d.ErrorEvent(&c.Answer, overloaded))
+		return
+	}
+	out, sent, tokens := d.Start(&c.Answer), 0, 0
+	for i, part := range c.Parts {
+		for j, piece := range part.Pieces {
+			if sent > 0 && !wait(r.Context(), c.perToken*time.Duration(piece.Tokens-tokens)) {
+				p.left(c, tokens)
+			}
+			if sent == c.at {
+				c.send(w, out)
+				if out = out[:0]; p.breakStream(w, r, d, c, tokens) {
+					return
+				}
+			}
+			if j == 0 {
+				out = append(out, d.Open(&c.Answer, i)...)
+			}
+			out = append(out, d.Piece(&c.Answer, i, piece.Text)...)
+			if j == len(part.Pieces)-1 {
+				out = append(out, d.Close(&c.Answer, i)...)
+			}
+			if !c.send(w, out) {
+				p.left(c, tokens)
+			}
+			sent, tokens, out = sent+1, piece.Tokens, out[:0]
+		}
+	}
+	if sent == c.at && p.breakStream(w, r, d, c, tokens) {
+		return
+	}
+	if r.Context().Err() != nil {
+		p.left(c, tokens)
+	}
+	end, mark := d.End(&c.Answer)
+	p.completed(c)
+	c.send(w, append(out, end...))
+	switch c.fault {
+	case QuirkNoMark:
+	case QuirkNoMarkOpen:
+		<-r.Context().Done()
+		panic(http.ErrAbortHandler)
+	default:
+		c.send(w, mark)
+	}
+}
+
+// whole renders a stream at once.
+func whole(d wire.Dialect, c *call) []byte {
+	out := d.Start(&c.Answer)
+	for i, part := range c.Parts {
+		out = append(out, d.Open(&c.Answer, i)...)
+		for _, piece := range part.Pieces {
+			out = append(out, d.Piece(&c.Answer, i, piece.Text)...)
+		}
+		out = append(out, d.Close(&c.Answer, i)...)
+	}
+	end, mark := d.End(&c.Answer)
+	return append(append(out, end...), mark...)
+}
+
+// send writes b, in pieces where the call asks for that, and reports whether
+// the client was still there.
+func (c *call) send(w http.ResponseWriter, b []byte) bool {
+	for len(b) > 0 {
+		n := len(b)
+		if c.write > 0 {
+			n = min(n, c.write)
+		}
+		if _, err := w.Write(b[:n]); err != nil {
+			return false
+		}
+		flush(w)
+		b = b[n:]
+	}
+	return true
+}
+
+// breakStream plays the fault due here and reports whether the stream is over.
+func (p *Provider) breakStream(w http.ResponseWriter, r *http.Request, d wire.Dialect, c *call, tokens int) bool {
+	ended := func(how func(*ModelCounts)) { p.ended(c, tokens, how) }
+	switch c.fault {
 	case FaultCut:
-		p.ended(c, half, func(m *ModelCounts) { m.Cut++ })
+		ended(func(m *ModelCounts) { m.Cut++ })
 		panic(http.ErrAbortHandler)
 	case FaultCutClean:
-		p.ended(c, half, func(m *ModelCounts) { m.Cut++ })
+		ended(func(m *ModelCounts) { m.Cut++ })
 	case FaultStall:
 		<-r.Context().Done()
-		p.gone(c, half)
+		p.gone(c, tokens)
 	case FaultLateError:
-		p.ended(c, half, func(m *ModelCounts) { m.Failed++ })
-		_, _ = w.Write(d.errorEvent(overloaded))
+		ended(func(m *ModelCounts) { m.Failed++ })
+		_, _ = w.Write(d.ErrorEvent(&c.Answer, overloaded))
 	case FaultGarbage:
-		p.ended(c, half, func(m *ModelCounts) { m.Cut++ })
-		_, _ = w.Write([]byte("data: {\"id\": \x00\xff\xfe not an event\n\n"))
+		ended(func(m *ModelCounts) { m.Cut++ })
+		_, _ = w.Write([]byte(noEvent))
+	case QuirkBadEvent:
+		c.send(w, []byte(noEvent))
+		return false
 	default:
 		return false
 	}
 	return true
 }
 
-func (p *Provider) failed(w http.ResponseWriter, d dialect, c *call, e apiError) {
-	p.ended(c, 0, func(m *ModelCounts) { m.Failed++ })
-	fail(w, d, e)
+const noEvent = "data: {\"id\": \x00\xff\xfe not an event\n\n"
+
+// slowly writes a whole answer whose head trickles, on a connection of its own;
+// over HTTP/2, where no head can trickle, it waits and returns false.
+func (p *Provider) slowly(w http.ResponseWriter, r *http.Request, c *call, contentType string, body []byte) bool {
+	conn, _, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		if !wait(r.Context(), 500*time.Millisecond) {
+			p.gone(c, 0)
+		}
+		return false
+	}
+	defer conn.Close()
+	head := fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Type: %s\r\nContent-Length: %d\r\nConnection: close\r\n\r\n", contentType, len(body))
+	for i := range len(head) {
+		time.Sleep(4 * time.Millisecond)
+		if _, err := conn.Write([]byte{head[i]}); err != nil {
+			p.ended(c, 0, func(m *ModelCounts) { m.ClientGone++ })
+			return true
+		}
+	}
+	p.completed(c)
+	_, _ = conn.Write(body)
+	return true
 }
 
 func (p *Provider) completed(c *call) {
 	p.counts.add(c.base, func(m *ModelCounts) {
 		m.Completed++
-		if c.base == FaultRefusal {
+		if c.Declined() {
 			m.Refused++
 		}
-		m.PromptTokens += int64(c.prompt)
-		m.CompletionTokens += int64(len(c.tokens))
+		m.PromptTokens += int64(c.Prompt)
+		m.CompletionTokens += int64(c.Output)
 	})
 }
 
@@ -207,6 +298,12 @@ func (p *Provider) ended(c *call, written int, how func(*ModelCounts)) {
 func (p *Provider) gone(c *call, written int) {
 	p.ended(c, written, func(m *ModelCounts) { m.ClientGone++ })
 	panic(http.ErrAbortHandler)
+}
+
+// left is gone for a client that left in the middle of a stream that was going on.
+func (p *Provider) left(c *call, written int) {
+	p.counts.add(c.base, func(m *ModelCounts) { m.Aborted++ })
+	p.gone(c, written)
 }
 
 // reset breaks the connection so that its peer gets a TCP reset. HTTP/2 shares

@@ -7,7 +7,6 @@
 package simmodel
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,8 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
+
+	"ringmain/drills/simmodel/wire"
 )
 
 // MaxBody is the largest request body that is read, in bytes.
@@ -30,7 +31,9 @@ type Config struct {
 	TokensPerSecond float64       // pace after the first token; 0 = as fast as it goes
 	Jitter          float64       // share of FirstToken that varies, 0..1; 0 = none
 	Seed            uint64        // seeds the jitter only: answers depend on nothing but the prompt and the model
-	Credential      string        // required as bearer token or x-api-key; "" = anything is accepted
+	Credential      string        // required as bearer token, x-api-key or api-key; "" = anything is accepted
+	Chunk           int           // characters in each event of a stream; 0 = a token. The text is the same
+	Write           int           // most bytes in each write of a stream; 0 = an event at a time
 
 	// OnRequest, if set, sees every request that arrives, with its whole body,
 	// before it is answered. It must not keep or change either.
@@ -61,24 +64,59 @@ func New(cfg Config) *Provider {
 // Counts is a copy of what was counted so far.
 func (p *Provider) Counts() Counts { return p.counts.snapshot(p.cfg.Name) }
 
-// ServeHTTP answers POST /v1/chat/completions and /v1/messages, GET /v1/models
-// and GET /sim/counts.
+// endpoint is one path that answers POST.
+type endpoint struct {
+	dialect   wire.Dialect
+	streams   bool
+	multipart bool
+	read      func(in *input, c *call) error // what of the body is the prompt
+	plain     func(c *call) (string, []byte) // content type and body; nil = the dialect's
+}
+
+var endpoints = map[string]*endpoint{
+	"/v1/chat/completions":      {dialect: wire.Chat{}, streams: true, read: readMessages},
+	"/v1/completions":           {dialect: wire.Completions{}, streams: true, read: readPrompt},
+	"/v1/responses":             {dialect: wire.Responses{}, streams: true, read: readInput},
+	"/v1/messages":              {dialect: wire.Anthropic{}, streams: true, read: readMessages},
+	"/v1/messages/count_tokens": {dialect: wire.Anthropic{}, read: readMessages, plain: plainCount},
+	"/v1/embeddings":            {dialect: wire.OpenAI{}, read: readTexts, plain: plainEmbeddings},
+	"/v1/audio/speech":          {dialect: wire.OpenAI{}, read: readSpeech, plain: plainSpeech},
+	"/v1/audio/transcriptions":  {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainTranscript},
+	"/v1/audio/translations":    {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainTranscript},
+	"/v1/images/generations":    {dialect: wire.OpenAI{}, read: readPrompt, plain: plainImages},
+	"/v1/images/edits":          {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainImages},
+	"/v1/images/variations":     {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainImages},
+}
+
+// ServeHTTP answers POST at every path of endpoints, GET /v1/models and GET
+// /sim/counts.
 func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	var d dialect = openAI{}
-	if r.URL.Path == "/v1/messages" || r.Header.Get("anthropic-version") != "" {
-		d = anthropic{}
+	ep := endpoints[r.URL.Path]
+	var d wire.Dialect = wire.OpenAI{}
+	switch {
+	case ep != nil:
+		d = ep.dialect
+	case r.Header.Get("anthropic-version") != "":
+		d = wire.Anthropic{}
 	}
 	serial := p.serial.Add(1)
-	w.Header().Set(d.requestIDHeader(), fmt.Sprintf("req_%s_%d", p.cfg.Name, serial))
+	for _, h := range accountHeaders {
+		w.Header().Set(h[0], h[1])
+	}
+	w.Header().Set(d.RequestIDHeader(), fmt.Sprintf("req_%s_%d", p.cfg.Name, serial))
 
 	switch {
 	case r.Method == http.MethodGet && r.URL.Path == "/sim/counts":
 		writeJSON(w, http.StatusOK, p.Counts())
 		return
-	case r.Method == http.MethodPost && (r.URL.Path == "/v1/chat/completions" || r.URL.Path == "/v1/messages"),
+	case r.URL.Path == RedirectPath:
+		p.counts.add("redirected", func(m *ModelCounts) { m.Requests++; m.Failed++ })
+		fail(w, d, withStatus(http.StatusNotFound))
+		return
+	case r.Method == http.MethodPost && ep != nil,
 		r.Method == http.MethodGet && r.URL.Path == "/v1/models":
 	default:
-		fail(w, d, apiError{http.StatusNotFound, "not_found_error", "not_found", "nothing is served at " + r.Method + " " + r.URL.Path})
+		fail(w, d, wire.Error{Status: http.StatusNotFound, Kind: "not_found_error", Code: "not_found", Message: "nothing is served at " + r.Method + " " + r.URL.Path})
 		return
 	}
 
@@ -86,7 +124,7 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		var tooLarge *http.MaxBytesError
 		if errors.As(err, &tooLarge) {
-			fail(w, d, apiError{http.StatusRequestEntityTooLarge, "request_too_large", "request_too_large", "the body is over 33 MiB"})
+			fail(w, d, wire.Error{Status: http.StatusRequestEntityTooLarge, Kind: "request_too_large", Code: "request_too_large", Message: "the body is over 33 MiB"})
 		}
 		return
 	}
@@ -95,22 +133,21 @@ func (p *Provider) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	if !p.authorized(r) {
 		p.counts.add("", func(m *ModelCounts) { m.Requests++; m.Unauthorized++ })
-		fail(w, d, apiError{http.StatusUnauthorized, "authentication_error", "invalid_api_key", "this is not the provider's credential"})
+		fail(w, d, wire.Error{Status: http.StatusUnauthorized, Kind: "authentication_error", Code: "invalid_api_key", Message: "this is not the provider's credential"})
 		return
 	}
 	if r.Method == http.MethodGet {
-		writeJSON(w, http.StatusOK, d.models(p.cfg.Models, p.cfg.Name))
+		writeJSON(w, http.StatusOK, d.Models(p.cfg.Models, p.cfg.Name))
 		return
 	}
-	c, err := parse(body)
-	if err != nil {
+	c := &call{Answer: wire.Answer{Provider: p.cfg.Name, Serial: serial, Created: time.Now().Unix()}, chunk: p.cfg.Chunk, write: p.cfg.Write}
+	if err := c.parse(ep, r.Header.Get("content-type"), body); err != nil {
 		p.counts.add("", func(m *ModelCounts) { m.Requests++; m.Failed++ })
-		fail(w, d, apiError{http.StatusBadRequest, "invalid_request_error", "invalid_request", err.Error()})
+		fail(w, d, wire.Error{Status: http.StatusBadRequest, Kind: "invalid_request_error", Code: "invalid_request", Message: err.Error()})
 		return
 	}
-	c.provider, c.serial, c.created = p.cfg.Name, serial, time.Now().Unix()
 	p.pace(c)
-	p.answer(w, r, d, c)
+	p.answer(w, r, ep, c)
 }
 
 func (p *Provider) authorized(r *http.Request) bool {
@@ -118,7 +155,7 @@ func (p *Provider) authorized(r *http.Request) bool {
 		return true
 	}
 	bearer, _ := strings.CutPrefix(r.Header.Get("authorization"), "Bearer ")
-	return bearer == p.cfg.Credential || r.Header.Get("x-api-key") == p.cfg.Credential
+	return bearer == p.cfg.Credential || r.Header.Get("x-api-key") == p.cfg.Credential || r.Header.Get("api-key") == p.cfg.Credential
 }
 
 // pace settles how long c waits: the configuration, its jitter, then the
@@ -141,32 +178,17 @@ func (p *Provider) pace(c *call) {
 	}
 }
 
-// apiError is what a dialect turns into its own error body.
-type apiError struct {
-	status  int
-	kind    string // Anthropic's word for it; OpenAI's type follows from the status
-	code    string
-	message string
+func fail(w http.ResponseWriter, d wire.Dialect, e wire.Error) {
+	writeJSON(w, e.Status, d.ErrorBody(e))
 }
-
-func fail(w http.ResponseWriter, d dialect, e apiError) { writeJSON(w, e.status, d.errorBody(e)) }
 
 func writeJSON(w http.ResponseWriter, status int, v any) {
-	writeBody(w, status, mustJSON(v))
+	writeBody(w, status, "application/json", wire.MustJSON(v))
 }
 
-func writeBody(w http.ResponseWriter, status int, body []byte) {
-	w.Header().Set("content-type", "application/json")
+func writeBody(w http.ResponseWriter, status int, contentType string, body []byte) {
+	w.Header().Set("content-type", contentType)
 	w.Header().Set("content-length", strconv.Itoa(len(body)))
 	w.WriteHeader(status)
 	_, _ = w.Write(body) // the client is gone; nothing is left to tell it
-}
-
-// mustJSON encodes values made only of strings, numbers, maps and slices.
-func mustJSON(v any) []byte {
-	b, err := json.Marshal(v)
-	if err != nil {
-		panic("simmodel: " + err.Error())
-	}
-	return b
 }
