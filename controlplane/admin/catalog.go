@@ -32,6 +32,8 @@ func showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
 	out := api.Upstream{Meta: m, CredentialSet: len(u.Credential) > 0, UpstreamInput: api.UpstreamInput{
 		Name: u.Name, Provider: u.Provider, Region: u.Region, Dialect: u.Dialect, BaseURL: u.BaseURL, Auth: u.Auth,
 		Terms: api.Terms(u.Terms), Simulated: u.Simulated, Disabled: u.Disabled,
+		Endpoints: u.Endpoints, Headers: converted(u.Headers, func(h registry.Header) api.Header { return api.Header(h) }),
+		Query: u.Query, Concurrency: u.Concurrency, Dedicated: u.Dedicated,
 	}}
 	if out.CredentialSet {
 		out.CredentialPrint = api.CredentialPrint(m.ID, string(u.Credential))
@@ -49,7 +51,26 @@ func upstreamOf(in api.UpstreamInput, stored []byte) *registry.Upstream {
 	return &registry.Upstream{
 		Name: in.Name, Provider: in.Provider, Region: in.Region, Dialect: in.Dialect, BaseURL: in.BaseURL, Auth: in.Auth,
 		Credential: stored, Terms: registry.Terms(in.Terms), Simulated: in.Simulated, Disabled: in.Disabled,
+		Endpoints: orNone(in.Endpoints), Headers: converted(in.Headers, func(h api.Header) registry.Header { return registry.Header(h) }),
+		Query: in.Query, Concurrency: in.Concurrency, Dedicated: in.Dedicated,
 	}
+}
+
+// converted is each of list in another type; nil if there is none.
+func converted[T, U any](list []T, convert func(T) U) []U {
+	var out []U
+	for _, v := range list {
+		out = append(out, convert(v))
+	}
+	return out
+}
+
+// orNone makes an empty list nil, so that equal records are encoded alike.
+func orNone(list []string) []string {
+	if len(list) == 0 {
+		return nil
+	}
+	return list
 }
 
 func (a *API) upstreams(h huma.API) {
@@ -114,7 +135,10 @@ type RoutePath struct {
 }
 
 func showRoute(m api.Meta, r *registry.Route) api.Route {
-	out := api.Route{Meta: m, RouteInput: api.RouteInput{Model: r.Model, Timeouts: api.Timeouts(r.Timeouts), Targets: make([]api.Target, len(r.Targets))}}
+	out := api.Route{Meta: m, RouteInput: api.RouteInput{
+		Model: r.Model, Timeouts: api.Timeouts(r.Timeouts), Targets: make([]api.Target, len(r.Targets)),
+		Fallbacks: r.Fallbacks, ContextFallback: r.ContextFallback, Deterministic: r.Deterministic,
+	}}
 	for i, t := range r.Targets {
 		out.Targets[i] = api.Target(t)
 	}
@@ -122,7 +146,10 @@ func showRoute(m api.Meta, r *registry.Route) api.Route {
 }
 
 func routeOf(in api.RouteInput) *registry.Route {
-	r := &registry.Route{Model: in.Model, Timeouts: registry.Timeouts(in.Timeouts), Targets: make([]registry.Target, len(in.Targets))}
+	r := &registry.Route{
+		Model: in.Model, Timeouts: registry.Timeouts(in.Timeouts), Targets: make([]registry.Target, len(in.Targets)),
+		Fallbacks: orNone(in.Fallbacks), ContextFallback: in.ContextFallback, Deterministic: in.Deterministic,
+	}
 	for i, t := range in.Targets {
 		r.Targets[i] = registry.Target(t)
 	}
@@ -191,7 +218,7 @@ type RegionPath struct {
 }
 
 func (a *API) showRegion(m api.Meta, r *registry.Region) api.Region {
-	out := api.Region{Meta: m, Name: r.Name, RegionInput: api.RegionInput{Jurisdiction: r.Jurisdiction, Endpoint: r.Endpoint, State: r.State}}
+	out := api.Region{Meta: m, Name: r.Name, RegionInput: api.RegionInput{Jurisdiction: r.Jurisdiction, Endpoint: r.Endpoint, State: r.State, Brownout: r.Brownout}}
 	if a.cfg.Published != nil {
 		if up, known := a.cfg.Published()[r.Name]; known {
 			out.Published = map[bool]string{true: "up", false: "down"}[up]
@@ -230,7 +257,7 @@ func (a *API) putRegion(ctx context.Context, in *struct {
 	Matching
 	Body api.RegionInput
 }) (*answer[api.Region], error) {
-	region := &registry.Region{Name: in.Region, Jurisdiction: in.Body.Jurisdiction, Endpoint: in.Body.Endpoint, State: orDefault(in.Body.State, "active")}
+	region := &registry.Region{Name: in.Region, Jurisdiction: in.Body.Jurisdiction, Endpoint: in.Body.Endpoint, State: orDefault(in.Body.State, "active"), Brownout: in.Body.Brownout}
 	var w written
 	var err error
 	if _, missing := a.get(registry.KindRegion, in.Region); missing != nil && in.IfMatch == "" {

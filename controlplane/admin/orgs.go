@@ -149,7 +149,7 @@ type ProjectPath struct {
 }
 
 func showProject(m api.Meta, p *registry.Project) api.Project {
-	return api.Project{Meta: m, Org: p.Org, ProjectInput: api.ProjectInput{Name: p.Name, CrossProvider: p.CrossProvider}}
+	return api.Project{Meta: m, Org: p.Org, ProjectInput: api.ProjectInput{Name: p.Name, CrossProvider: p.CrossProvider, Class: p.Class}}
 }
 
 func (a *API) projects(h huma.API) {
@@ -184,7 +184,7 @@ func (a *API) projects(h huma.API) {
 		w, err := a.created(ctx, &registry.Record{
 			Kind:    registry.KindProject,
 			Meta:    a.below(org, org.Org.Jurisdiction, registry.KindProject),
-			Project: &registry.Project{Org: org.Meta.ID, Name: in.Body.Name, CrossProvider: in.Body.CrossProvider},
+			Project: &registry.Project{Org: org.Meta.ID, Name: in.Body.Name, CrossProvider: in.Body.CrossProvider, Class: in.Body.Class},
 		})
 		if err != nil {
 			return nil, err
@@ -208,7 +208,7 @@ func (a *API) projects(h huma.API) {
 		Body api.ProjectInput
 	}) (*answer[api.Project], error) {
 		w, err := a.updated(ctx, registry.KindProject, in.Project, in.Matching, func(r *registry.Record) error {
-			r.Project.Name, r.Project.CrossProvider = in.Body.Name, in.Body.CrossProvider
+			r.Project.Name, r.Project.CrossProvider, r.Project.Class = in.Body.Name, in.Body.CrossProvider, in.Body.Class
 			return nil
 		})
 		if err != nil {
@@ -241,12 +241,12 @@ type PolicyPath struct {
 
 func showPolicy(m api.Meta, p *registry.Policy) api.Policy {
 	return api.Policy{Meta: m, Org: p.Org, PolicyInput: api.PolicyInput{
-		Project: p.Project, Residency: p.Residency, NoRetention: p.NoRetention, Models: p.Models,
+		Project: p.Project, Residency: p.Residency, NoRetention: p.NoRetention, Models: p.Models, Dedicated: p.Dedicated,
 	}}
 }
 
 func policyOf(in api.PolicyInput, org string) *registry.Policy {
-	return &registry.Policy{Org: org, Project: in.Project, Residency: in.Residency, NoRetention: in.NoRetention, Models: in.Models}
+	return &registry.Policy{Org: org, Project: in.Project, Residency: in.Residency, NoRetention: in.NoRetention, Models: in.Models, Dedicated: in.Dedicated}
 }
 
 func (a *API) policies(h huma.API) {

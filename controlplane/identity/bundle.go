@@ -30,6 +30,7 @@ type Bundle struct {
 
 type credentials struct {
 	cert  tls.Certificate
+	chain []*x509.Certificate // of cert
 	roots *x509.CertPool
 }
 
@@ -76,8 +77,8 @@ func (b *Bundle) Reload() error {
 	return b.replace(c, id)
 }
 
-// Replace takes other PEM text for the same node. On any error what was
-// current stays.
+// Replace takes other PEM text for the same node, which peers would accept by
+// now. On any error what was current stays.
 func (b *Bundle) Replace(certPEM, keyPEM, rootsPEM []byte) error {
 	c, id, err := parseCredentials(certPEM, keyPEM, rootsPEM)
 	if err != nil {
@@ -89,6 +90,10 @@ func (b *Bundle) Replace(certPEM, keyPEM, rootsPEM []byte) error {
 func (b *Bundle) replace(c *credentials, id ID) error {
 	if id != b.id {
 		return fmt.Errorf("identity: the new certificate is for %s, this node is %s: issue one for it", id, b.id)
+	}
+	opts := x509.VerifyOptions{Roots: c.roots, CurrentTime: b.now(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}}
+	if _, err := verify(c.chain, id.Cluster, opts); err != nil {
+		return err
 	}
 	b.current.Store(c)
 	return nil
@@ -121,16 +126,6 @@ func (b *Bundle) Client(nextProtos []string, want func(ID) error) *tls.Config {
 		},
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies chain and SPIFFE name instead of a host name
 		VerifyConnection:   b.verifier(x509.ExtKeyUsageServerAuth, want),
-	}
-}
-
-// Public configures every listener that clients or operators reach: TLS 1.3
-// with one certificate, no client certificates.
-func Public(cert tls.Certificate, nextProtos []string) *tls.Config {
-	return &tls.Config{
-		MinVersion:   tls.VersionTLS13,
-		NextProtos:   nextProtos,
-		Certificates: []tls.Certificate{cert},
 	}
 }
 
@@ -191,5 +186,5 @@ func parseCredentials(certPEM, keyPEM, rootsPEM []byte) (*credentials, ID, error
 	if _, err := verify(certs, id.Cluster, opts); err != nil {
 		return nil, ID{}, err
 	}
-	return &credentials{cert: cert, roots: roots}, id, nil
+	return &credentials{cert: cert, chain: certs, roots: roots}, id, nil
 }

@@ -215,6 +215,9 @@ func (k *checker) remove(r *Record) *controlplane.RuleError {
 				return inUse("a " + kind.String())
 			}
 		}
+		if upstream := k.dedicatedTo(id); upstream != "" {
+			return inUse("upstream " + upstream)
+		}
 	case KindProject:
 		if k.shard.hasChild(KindKey, id) {
 			return inUse("a key")
@@ -230,6 +233,10 @@ func (k *checker) remove(r *Record) *controlplane.RuleError {
 	case KindUpstream:
 		if route := k.routeTo(r.Upstream.Name); route != "" {
 			return inUse("route " + route)
+		}
+	case KindRoute:
+		if by := k.fallingBackOn(r.Route.Model); by != "" {
+			return inUse("route " + by)
 		}
 	case KindRegion:
 		return k.removeRegion(r.Region.Name, inUse)

@@ -44,6 +44,7 @@ type Project struct {
 	Org           string `cbor:"1,keyasint" json:"org"`
 	Name          string `cbor:"2,keyasint" json:"name"`
 	CrossProvider bool   `cbor:"3,keyasint,omitempty" json:"cross_provider,omitempty"` // another provider than the first upstream's may be asked
+	Class         string `cbor:"4,keyasint,omitempty" json:"class,omitempty"`          // interactive (or empty), batch: shed first where capacity is short
 }
 
 // Key is an API key: everything but the secret. A revoked key stays revoked.
@@ -69,6 +70,12 @@ type Terms struct {
 	Dated       string `cbor:"6,keyasint" json:"dated"`    // YYYY-MM-DD
 }
 
+// Header is one header that every request to an upstream carries.
+type Header struct {
+	Name  string `cbor:"1,keyasint" json:"name"`
+	Value string `cbor:"2,keyasint" json:"value"`
+}
+
 // Upstream is one provider endpoint in one region.
 type Upstream struct {
 	Name       string `cbor:"1,keyasint" json:"name"`        // public name, unique; shown in idc-upstream
@@ -81,6 +88,12 @@ type Upstream struct {
 	Terms      Terms  `cbor:"8,keyasint" json:"terms"`
 	Simulated  bool   `cbor:"9,keyasint,omitempty" json:"simulated,omitempty"` // the only kind that test keys reach
 	Disabled   bool   `cbor:"10,keyasint,omitempty" json:"disabled,omitempty"`
+
+	Endpoints   []string `cbor:"11,keyasint,omitempty" json:"endpoints,omitempty"`   // paths it serves, such as /v1/embeddings; empty = every one of its dialect
+	Headers     []Header `cbor:"12,keyasint,omitempty" json:"headers,omitempty"`     // beside our own; never secrets
+	Query       string   `cbor:"13,keyasint,omitempty" json:"query,omitempty"`       // beside the endpoint's own, such as api-version=2024-10-21
+	Concurrency uint32   `cbor:"14,keyasint,omitempty" json:"concurrency,omitempty"` // most requests at once from one data node; 0 = its adaptive limit alone
+	Dedicated   string   `cbor:"15,keyasint,omitempty" json:"dedicated,omitempty"`   // id of the only org that may use it; empty = all
 }
 
 // Format writes the name alone under every verb: the credential must not reach
@@ -108,6 +121,12 @@ type Route struct {
 	Model    string   `cbor:"1,keyasint" json:"model"` // public name, unique
 	Targets  []Target `cbor:"2,keyasint" json:"targets"`
 	Timeouts Timeouts `cbor:"3,keyasint,omitempty" json:"timeouts,omitzero"`
+
+	// Fallbacks are other routes' models, asked in order when every upstream of
+	// this one failed or was unhealthy. Theirs are not followed in turn.
+	Fallbacks       []string `cbor:"4,keyasint,omitempty" json:"fallbacks,omitempty"`
+	ContextFallback string   `cbor:"5,keyasint,omitempty" json:"context_fallback,omitempty"` // another route's model, for prompts too long for this one
+	Deterministic   bool     `cbor:"6,keyasint,omitempty" json:"deterministic,omitempty"`    // equal requests get equal answers, byte for byte: a broken stream may be continued elsewhere
 }
 
 // Policy narrows what an org (Project empty) or a project may do. Absent
@@ -117,15 +136,17 @@ type Policy struct {
 	Project     string   `cbor:"2,keyasint,omitempty" json:"project,omitempty"`
 	Residency   string   `cbor:"3,keyasint,omitempty" json:"residency,omitempty"` // jurisdiction, or empty
 	NoRetention bool     `cbor:"4,keyasint,omitempty" json:"no_retention,omitempty"`
-	Models      []string `cbor:"5,keyasint,omitempty" json:"models,omitempty"` // allow-list; empty = all
+	Models      []string `cbor:"5,keyasint,omitempty" json:"models,omitempty"`    // allow-list; empty = all
+	Dedicated   bool     `cbor:"6,keyasint,omitempty" json:"dedicated,omitempty"` // the org's own pool only
 }
 
 // Region is one failure domain.
 type Region struct {
 	Name         string `cbor:"1,keyasint" json:"name"`
 	Jurisdiction string `cbor:"2,keyasint" json:"jurisdiction"`
-	Endpoint     string `cbor:"3,keyasint" json:"endpoint"` // https://host[:port] that clients use; named in idc-endpoint
-	State        string `cbor:"4,keyasint" json:"state"`    // active, drained
+	Endpoint     string `cbor:"3,keyasint" json:"endpoint"`                     // https://host[:port] that clients use; named in idc-endpoint
+	State        string `cbor:"4,keyasint" json:"state"`                        // active, drained
+	Brownout     uint32 `cbor:"5,keyasint,omitempty" json:"brownout,omitempty"` // least degree of load shedding, 1 to 4; 0 = as the nodes measure
 }
 
 // Record is one piece of replicated state: exactly one body is set, as Kind says.

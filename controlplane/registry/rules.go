@@ -1,12 +1,9 @@
 package registry
 
 import (
-	"encoding/hex"
 	"fmt"
 	"net/url"
-	"strconv"
 	"strings"
-	"time"
 	"unicode"
 	"unicode/utf8"
 
@@ -28,7 +25,7 @@ func (k *checker) put(r, old *Record) *controlplane.RuleError {
 	case KindUpstream:
 		return k.upstream(r, old)
 	case KindRoute:
-		return k.route(r)
+		return k.route(r, old)
 	case KindPolicy:
 		return k.policy(r, old)
 	default:
@@ -59,7 +56,10 @@ func (k *checker) org(o *Org) *controlplane.RuleError {
 
 func (k *checker) project(r, old *Record) *controlplane.RuleError {
 	p := r.Project
-	if err := checkName("name", p.Name); err != nil {
+	if err := firstOf(
+		checkName("name", p.Name),
+		oneOf("class", p.Class, "", "interactive", "batch"),
+	); err != nil {
 		return err
 	}
 	if _, ok := k.find(KindOrg, p.Org); !ok {
@@ -122,94 +122,6 @@ func (k *checker) key(r, old *Record) *controlplane.RuleError {
 		return invalid("revoked", "is set by revoking the key, never by writing it")
 	}
 	return nil
-}
-
-func (k *checker) upstream(r, old *Record) *controlplane.RuleError {
-	u := r.Upstream
-	if err := firstOf(
-		checkLabel("name", u.Name),
-		checkLabel("provider", u.Provider),
-		oneOf("dialect", u.Dialect, "openai", "anthropic"),
-		checkURL("base_url", u.BaseURL, true),
-		oneOf("auth", u.Auth, "bearer", "x-api-key", "api-key", "none"),
-		checkCredential(u),
-		checkTerms(&u.Terms),
-	); err != nil {
-		return err
-	}
-	if _, ok := k.region(u.Region); !ok {
-		return missing("region", u.Region)
-	}
-	if old != nil && old.Upstream.Name != u.Name {
-		if model := k.routeTo(old.Upstream.Name); model != "" {
-			return controlplane.Refuse(controlplane.RuleConflict, "name",
-				"route %s refers to %q: change the route first", model, old.Upstream.Name)
-		}
-	}
-	return k.unique(r, "name")
-}
-
-func checkCredential(u *Upstream) *controlplane.RuleError {
-	if (u.Auth == "none") != (len(u.Credential) == 0) {
-		return invalid("credential", "must be given for every auth but none")
-	}
-	if len(u.Credential) > 8192 {
-		return invalid("credential", "is longer than 8 KiB")
-	}
-	for _, c := range u.Credential {
-		if c <= ' ' || c > '~' {
-			return invalid("credential", "must be visible ASCII: it travels in a header")
-		}
-	}
-	return nil
-}
-
-func checkTerms(t *Terms) *controlplane.RuleError {
-	if t.Retention != "zero" {
-		days, ok := strings.CutSuffix(t.Retention, "d")
-		n, err := strconv.Atoi(days)
-		if !ok || err != nil || n < 1 || n > 36500 || strconv.Itoa(n) != days {
-			return invalid("terms.retention", "%q must be zero, or a number of days such as 30d", t.Retention)
-		}
-	}
-	if err := oneOf("terms.prompt_cache", t.PromptCache, "none", "memory", "disk"); err != nil {
-		return err
-	}
-	if t.Training != "never" {
-		return invalid("terms.training", "%q is refused: only upstreams that never train on what they see may be used", t.Training)
-	}
-	if _, err := hex.DecodeString(t.Contract); err != nil || len(t.Contract) != 64 {
-		return invalid("terms.contract", "must be the SHA-256 of the contract, 64 hexadecimal digits")
-	}
-	if _, err := time.Parse(time.DateOnly, t.Dated); err != nil {
-		return invalid("terms.dated", "%q must be a date, YYYY-MM-DD", t.Dated)
-	}
-	return nil
-}
-
-func (k *checker) route(r *Record) *controlplane.RuleError {
-	if err := checkModel("model", r.Route.Model); err != nil {
-		return err
-	}
-	if n := len(r.Route.Targets); n == 0 || n > MaxTargets {
-		return invalid("targets", "must be 1 to %d upstreams, not %d", MaxTargets, n)
-	}
-	type target struct{ upstream, model string }
-	seen := make(map[target]bool, len(r.Route.Targets))
-	for i, t := range r.Route.Targets {
-		at := fmt.Sprintf("targets[%d].", i)
-		if err := checkModel(at+"model", t.Model); err != nil {
-			return err
-		}
-		if _, ok := k.shard.byName(KindUpstream, "", t.Upstream); !ok {
-			return missing(at+"upstream", t.Upstream)
-		}
-		if seen[target{t.Upstream, t.Model}] {
-			return invalid(at+"upstream", "%q serves %q in an earlier target already", t.Upstream, t.Model)
-		}
-		seen[target{t.Upstream, t.Model}] = true
-	}
-	return k.unique(r, "model")
 }
 
 func (k *checker) policy(r, old *Record) *controlplane.RuleError {
@@ -276,6 +188,9 @@ func (k *checker) regionRecord(r, old *Record) *controlplane.RuleError {
 				return invalid("jurisdiction", "%q contradicts shard %s, which %s holds", g.Jurisdiction, pin, g.Name)
 			}
 		}
+	}
+	if g.Brownout > MaxBrownout {
+		return invalid("brownout", "must be 0 (as the nodes measure) to %d, not %d", MaxBrownout, g.Brownout)
 	}
 	return firstOf(
 		checkOptionalURL("endpoint", g.Endpoint),

@@ -37,14 +37,21 @@ var allowed = map[string][]string{
 	"dataplane/view":    {"controlplane", "controlplane/registry", "controlplane/feed"},
 	"dataplane/dialect": {},
 	"dataplane/breaker": {},
+	"dataplane/sock":    {},
+	"dataplane/edge":    {"dataplane/sock"},
+	"dataplane/splice":  {"dataplane/dialect"},
+	"dataplane/receipt": {"controlplane", "controlplane/identity"},
 	"dataplane/meter":   {},
 	"dataplane/policy":  {"controlplane", "controlplane/registry", "dataplane/view"},
 	"dataplane/caller":  {"controlplane", "controlplane/registry", "controlplane/apikey", "controlplane/feed", "dataplane/view"},
 	// route knows the classes of keys: test keys reach simulated upstreams only.
-	"dataplane/route":  {"controlplane", "controlplane/registry", "controlplane/apikey", "dataplane/view", "dataplane/policy", "dataplane/link"},
-	"dataplane/relay":  {"controlplane", "controlplane/registry", "controlplane/identity", "dataplane/dialect", "dataplane/breaker"},
-	"dataplane/keeper": {"controlplane", "controlplane/registry", "controlplane/seal", "controlplane/identity", "controlplane/feed", "controlplane/apikey", "dataplane/link", "dataplane/view"},
-	"dataplane":        {"controlplane/...", "dataplane/..."},
+	"dataplane/route": {"controlplane", "controlplane/registry", "controlplane/apikey", "dataplane/view", "dataplane/policy", "dataplane/link"},
+	"dataplane/relay": {"controlplane", "controlplane/registry", "controlplane/identity", "dataplane/dialect", "dataplane/breaker", "dataplane/sock"},
+	// keeper finds one receipt in the batches it keeps.
+	"dataplane/keeper": {"controlplane", "controlplane/registry", "controlplane/seal", "controlplane/identity", "controlplane/feed", "controlplane/apikey", "dataplane/link/...", "dataplane/view", "dataplane/receipt/proof"},
+	// documents publishes which fields the records and receipts have.
+	"dataplane/documents": {"controlplane", "controlplane/registry", "dataplane/meter", "dataplane/receipt"},
+	"dataplane":           {"controlplane/...", "dataplane/..."},
 }
 
 type pkg struct {

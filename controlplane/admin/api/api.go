@@ -121,6 +121,7 @@ type OrgList struct {
 type ProjectInput struct {
 	Name          string `json:"name" minLength:"1" maxLength:"400"`
 	CrossProvider bool   `json:"cross_provider,omitempty" doc:"Another provider than the first upstream's may be asked"`
+	Class         string `json:"class,omitempty" doc:"interactive (default), or batch: shed first where capacity is short"`
 }
 
 // Project is the unit of billing, policy and limits.
@@ -175,6 +176,12 @@ type Terms struct {
 	Dated       string `json:"dated" doc:"YYYY-MM-DD"`
 }
 
+// Header is one header that every request to an upstream carries.
+type Header struct {
+	Name  string `json:"name"`
+	Value string `json:"value" doc:"Shown to whoever may read the upstream: never a credential"`
+}
+
 // UpstreamInput is what a caller may say about an upstream.
 type UpstreamInput struct {
 	Name       string  `json:"name" doc:"Public name, unique; shown to clients in idc-upstream"`
@@ -187,6 +194,12 @@ type UpstreamInput struct {
 	Terms      Terms   `json:"terms"`
 	Simulated  bool    `json:"simulated,omitempty" doc:"The only kind that test keys reach"`
 	Disabled   bool    `json:"disabled,omitempty"`
+
+	Endpoints   []string `json:"endpoints,omitempty" doc:"Paths it serves, such as /v1/embeddings; absent = every one of its dialect"`
+	Headers     []Header `json:"headers,omitempty" doc:"Sent with every request, beside the gateway's own"`
+	Query       string   `json:"query,omitempty" doc:"Added to every request's query, such as api-version=2024-10-21"`
+	Concurrency uint32   `json:"concurrency,omitempty" doc:"Most requests at once from one data node; 0 = as the node measures"`
+	Dedicated   string   `json:"dedicated,omitempty" doc:"Id of the only org that may use it; absent = all"`
 }
 
 // Upstream is one provider endpoint in one region. Credential is never set.
@@ -214,7 +227,7 @@ type Target struct {
 // Timeouts bound one attempt, in milliseconds. Zero takes the default.
 type Timeouts struct {
 	ConnectMS   uint32 `json:"connect_ms,omitempty" doc:"Default 2000"`
-	FirstByteMS uint32 `json:"first_byte_ms,omitempty" doc:"Default 60000"`
+	FirstByteMS uint32 `json:"first_byte_ms,omitempty" doc:"Until the first event, or a plain answer's head. Default 60000 for streams; total_ms for plain answers, which come when they are whole"`
 	IdleMS      uint32 `json:"between_events_ms,omitempty" doc:"Default 30000"`
 	TotalMS     uint32 `json:"total_ms,omitempty" doc:"Default 600000"`
 }
@@ -224,6 +237,10 @@ type RouteInput struct {
 	Model    string   `json:"model" doc:"The public name clients ask for, unique"`
 	Targets  []Target `json:"targets" nullable:"false"`
 	Timeouts Timeouts `json:"timeouts,omitzero"`
+
+	Fallbacks       []string `json:"fallbacks,omitempty" maxItems:"4" doc:"Models of other routes, asked in order when every upstream of this one failed"`
+	ContextFallback string   `json:"context_fallback,omitempty" doc:"Model of another route, asked when a prompt is too long for this one"`
+	Deterministic   bool     `json:"deterministic,omitempty" doc:"Equal requests get equal answers, byte for byte: a broken stream may be continued elsewhere"`
 }
 
 // Route maps a public model name to its upstreams.
@@ -244,6 +261,7 @@ type PolicyInput struct {
 	Residency   string   `json:"residency,omitempty" doc:"Jurisdiction that requests must stay in"`
 	NoRetention bool     `json:"no_retention,omitempty" doc:"Zero-retention upstreams only"`
 	Models      []string `json:"models,omitempty" doc:"Allow-list of public model names; absent = all"`
+	Dedicated   bool     `json:"dedicated,omitempty" doc:"Only upstreams and nodes that are dedicated to the org"`
 }
 
 // Policy is a stored PolicyInput.
@@ -264,6 +282,7 @@ type RegionInput struct {
 	Jurisdiction string `json:"jurisdiction" doc:"Two to four lowercase letters. Fixed at creation"`
 	Endpoint     string `json:"endpoint" doc:"https://host[:port] that clients use"`
 	State        string `json:"state,omitempty" doc:"active (default) or drained"`
+	Brownout     uint32 `json:"brownout,omitempty" maximum:"4" doc:"Least degree of load shedding, 1 to 4, whatever the nodes measure; 0 = as they measure"`
 }
 
 // Region is one failure domain.
