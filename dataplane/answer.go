@@ -6,7 +6,6 @@ import (
 	"strings"
 	"time"
 
-	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/relay"
@@ -14,6 +13,8 @@ import (
 
 // statusGone stands for "the client left first" in records and metrics.
 const statusGone = 499
+
+var errAnswerSize = dialect.Fail(dialect.UpstreamError, "The upstream's answer is larger than 32 MiB, the most that is passed on in one piece: ask for less at a time, or for a stream.")
 
 // run asks for an answer and passes it on.
 func (x *exchange) run() {
@@ -26,8 +27,11 @@ func (x *exchange) run() {
 		return
 	case res == nil:
 		outcome := relay.OutcomeFailed
-		if fail.behind {
+		switch {
+		case fail.behind:
 			outcome = relay.OutcomeBehind
+		case fail.final, fail.err == errAnswerSize:
+			outcome = relay.OutcomeFinal
 		}
 		x.failPeer(outcome, fail.err, fail.wait)
 		return
@@ -74,6 +78,7 @@ func (x *exchange) stampAnswer(outcome string) http.Header {
 		h[relay.HeaderOutcome] = []string{outcome}
 		h[relay.HeaderLeft] = []string{strconv.Itoa(x.attempts)}
 		h[relay.HeaderServed] = []string{x.served}
+		h[relay.HeaderTried] = x.triedHeader()
 	}
 	return h
 }
@@ -81,6 +86,7 @@ func (x *exchange) stampAnswer(outcome string) http.Header {
 // unmetered refuses an answer that could not be recorded.
 func (x *exchange) unmetered(err error) {
 	x.w.log.Error("an answer could not be recorded and is withheld", "request", x.id, "error", err)
+	x.proof.ended = meter.EndError
 	if x.front {
 		x.fail(errMetering, 0)
 	} else {
@@ -110,8 +116,9 @@ func (x *exchange) plain(res *relay.Result) {
 // deliver writes a plain body of the other side's.
 func (x *exchange) deliver(res *relay.Result, status int, b []byte) {
 	h := x.rw.Header()
-	h[hContentType] = x.w.fixed.jsonType
+	h[hContentType] = x.answerType(res)
 	h[hContentLen] = x.value(strconv.Itoa(len(b)))
+	x.prove(h, status, b)
 	x.written = true
 	x.rw.WriteHeader(status)
 	if x.put(b) != nil {
@@ -128,26 +135,34 @@ const slice = 64 << 10
 // put writes a whole body. A client that takes nothing does not keep its place.
 func (x *exchange) put(b []byte) error {
 	if len(b) <= quickWrite {
-		_, err := x.rw.Write(b) //nolint:gosec // G705: JSON or plain text, and declared as such
-		return err              //nolint:wrapcheck // only whether it failed matters
+		_, err := x.send(b)
+		return err
 	}
 	control := http.NewResponseController(x.rw)
 	for len(b) > 0 {
 		_ = control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
-		n, err := x.rw.Write(b[:min(len(b), slice)]) //nolint:gosec // G705: as above
+		n, err := x.send(b[:min(len(b), slice)])
 		if err != nil {
-			return err //nolint:wrapcheck // only whether it failed matters
+			return err
 		}
 		b = b[n:]
 	}
-	_ = control.SetWriteDeadline(time.Time{}) // the connection may be used again
+	x.unbound(control)
 	return nil
+}
+
+// unbound takes the write deadline back: the connection may be used again. Over
+// HTTP/2 the deadline is the stream's, and ends with it.
+func (x *exchange) unbound(control *http.ResponseController) {
+	if x.r.ProtoMajor == 1 {
+		_ = control.SetWriteDeadline(time.Time{})
+	}
 }
 
 // timed notes the time to the first token, which a good answer only has.
 func (x *exchange) timed() {
 	if x.front {
-		x.w.metrics.firstToken.WithLabelValues(x.endpoint).Observe(x.firstToken.Seconds())
+		x.w.metrics.firsts.of(x.path).Observe(x.firstToken.Seconds())
 	}
 }
 
@@ -181,138 +196,4 @@ func (x *exchange) problem(res *relay.Result) {
 	}
 	x.deliver(res, res.Status, b)
 	x.counted(string(code), res.Status)
-}
-
-// stream passes on a streamed answer, whole events at a time.
-func (x *exchange) stream(res *relay.Result) {
-	s := res.Stream
-	control := http.NewResponseController(x.rw)
-	var moved time.Time // when the write deadline last was
-	// HTTP/2 counts the wait for the next event against it, too.
-	stall := x.w.tunables.WriteStall + relay.TimeoutsOf(x.plan.Route.Timeouts).Idle + relay.PeerGrace
-	for {
-		b := s.Next()
-		if b.Last != nil {
-			x.last(res, control, b)
-			return
-		}
-		if b.Broken != nil {
-			x.broken(res, control, b)
-		}
-		if now := time.Now(); now.Sub(moved) > x.w.tunables.WriteStall/4 {
-			_ = control.SetWriteDeadline(now.Add(stall))
-			moved = now
-		}
-		if err := x.pass(b.Forward, control); err != nil {
-			res.Taint()
-			x.gone(s.State.Usage, s.State.Text)
-		}
-	}
-}
-
-// head sends the head of a streamed answer, once.
-func (x *exchange) head() {
-	if x.written {
-		return
-	}
-	h := x.stampAnswer(relay.OutcomeAnswer)
-	f := &x.w.fixed
-	h[hContentType], h["Cache-Control"], h["X-Accel-Buffering"] = f.sseType, f.noCache, f.noBuffer
-	x.written = true
-	x.rw.WriteHeader(http.StatusOK)
-	x.timed()
-}
-
-// pass writes events and sends them off.
-func (x *exchange) pass(events []byte, control *http.ResponseController) error {
-	x.head()
-	if len(events) == 0 {
-		return nil
-	}
-	if _, err := x.rw.Write(events); err != nil {
-		return err //nolint:wrapcheck // only whether it failed matters
-	}
-	return control.Flush() //nolint:wrapcheck // only whether it failed matters
-}
-
-// last completes a stream: the record is kept before the closing event goes out.
-func (x *exchange) last(res *relay.Result, control *http.ResponseController, b relay.Batch) {
-	s := res.Stream
-	rec := x.record(meter.EndComplete)
-	rec.Refused = s.State.Refused
-	x.settle(rec, s.State.Usage, s.State.Text)
-	if err := x.emit(rec); err != nil {
-		if !x.written {
-			x.unmetered(err)
-			return
-		}
-		x.w.log.Error("a stream could not be recorded and is not completed", "request", x.id, "error", err)
-		_ = x.pass(b.Forward, control)
-		x.abort(control, errMetering.AppendEvent(nil, x.dialect, x.id), errMetering.Code)
-	}
-	x.head()
-	_ = control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
-	_, err := x.rw.Write(b.Forward)
-	if err == nil {
-		_, err = x.rw.Write(b.Last)
-	}
-	if err == nil {
-		err = control.Flush()
-	}
-	if err != nil {
-		res.Taint()
-	}
-	_ = control.SetWriteDeadline(time.Time{}) // the connection may be used again
-	x.counted("", http.StatusOK)
-}
-
-// broken ends a stream that its upstream did not complete: with an error event
-// and a broken connection, so that nobody takes what came for a whole answer.
-func (x *exchange) broken(res *relay.Result, control *http.ResponseController, b relay.Batch) {
-	s := res.Stream
-	if b.Broken.Outcome == breaker.ClientGone {
-		x.gone(s.State.Usage, s.State.Text)
-	}
-	x.blame(b.Broken.Outcome)
-	e := errorOf(b.Broken.Outcome)
-	event := b.Broken.Event // the upstream's own words, if it had any
-	if event == nil {
-		event = e.AppendEvent(nil, x.dialect, x.id)
-	}
-	x.w.log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
-	rec := x.record(meter.EndTruncated)
-	rec.Code, rec.Refused = string(e.Code), s.State.Refused
-	x.settle(rec, s.State.Usage, s.State.Text)
-	if err := x.emit(rec); err != nil {
-		x.w.log.Error("a broken stream could not be recorded", "request", x.id, "error", err)
-	}
-	if x.pass(b.Forward, control) != nil {
-		res.Taint()
-	}
-	x.abort(control, event, e.Code)
-}
-
-// blame tells the circuit of whoever answered that the answer broke.
-func (x *exchange) blame(o breaker.Outcome) {
-	set, key := x.w.upstreams, breaker.Key{Owner: x.upstream, Part: x.served}
-	if x.remote != nil {
-		set, key = x.w.peerNodes, breaker.Peer(x.remote.node[0])
-		if o != breaker.Transport && o != breaker.Timeout {
-			return // the peer passed on what its upstream did
-		}
-	}
-	if ticket, ok := set.Allow(key); ok {
-		ticket.Done(o)
-	}
-}
-
-// abort sends event and breaks the connection, or resets the HTTP/2 stream. It
-// does not return.
-func (x *exchange) abort(control *http.ResponseController, event []byte, code dialect.Code) {
-	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	if _, err := x.rw.Write(event); err == nil { //nolint:gosec // G705: an event stream, and declared as such
-		_ = control.Flush()
-	}
-	x.counted(string(code), http.StatusOK)
-	panic(http.ErrAbortHandler)
 }

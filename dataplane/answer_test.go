@@ -12,6 +12,7 @@ import (
 
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane"
+	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/meter"
@@ -39,10 +40,12 @@ func oneRegion(t *testing.T) (*cell, *simmodel.Provider, string) {
 	return c, sim, key
 }
 
-// patient circuits do not open: each case of a test shall find them closed.
+// patient circuits do not open, and neither limits nor budgets bite: each case
+// of a test shall find the upstream as if it were the only one.
 var patient = dataplane.Tunables{
 	ProbeEvery: 50 * time.Millisecond, DrainGrace: 50 * time.Millisecond,
 	Upstreams: breaker.Rules{Run: 1000, Least: 1000},
+	Limits:    admission.LimitsConfig{Floor: 1000}, Retries: breaker.BudgetRules{Least: 1000},
 }
 
 // simulated upstreams count as one provider, whatever they speak.
@@ -97,7 +100,12 @@ func TestAnswers(t *testing.T) {
 func checkAnswer(t *testing.T, d dialect.Dialect, stream bool, body string) {
 	t.Helper()
 	if !stream {
-		if a, ok := dialect.ReadAnswer(d, []byte(body)); !ok || !a.Usage.Final {
+		path := "/v1/chat/completions"
+		if d == dialect.Anthropic {
+			path = "/v1/messages"
+		}
+		ep, _ := dialect.EndpointOf(path)
+		if a, ok := dialect.ReadAnswer(ep, "application/json", []byte(body)); !ok || !a.Usage.Final {
 			t.Errorf("answer %s", body)
 		}
 		return

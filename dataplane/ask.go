@@ -2,13 +2,13 @@ package dataplane
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
-	"net/http"
-	"strconv"
 	"time"
 
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/policy"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/route"
 )
@@ -21,6 +21,7 @@ type failure struct {
 	wait   time.Duration // as the upstream asked; 0 = it did not
 	gone   bool          // the client left
 	behind bool          // only nodes whose state lags were found
+	final  bool          // nobody else is to be asked for this request
 }
 
 var (
@@ -29,6 +30,7 @@ var (
 	errSaturated = dialect.Fail(dialect.UpstreamSaturated, "The upstreams for this model are at their limits: retry shortly.")
 	errNoRoute   = dialect.Fail(dialect.NoHealthyRoute, route.NoRoute().Message)
 	errBehind    = dialect.Fail(dialect.NotReady, "The regions that can serve this request have not learned of it yet: retry shortly.")
+	errNoZero    = dialect.Fail(dialect.ZeroRetentionUnavailable, policy.NoZeroRetention().Message)
 	errMetering  = dialect.Fail(dialect.MeteringUnavailable, "The request cannot be metered at the moment: retry shortly.")
 )
 
@@ -44,13 +46,6 @@ func errorOf(o breaker.Outcome) *dialect.Error {
 	}
 }
 
-// leg is one stop of the way, and whether it may still be asked.
-type leg struct {
-	route.Stop
-	spent bool
-	from  time.Time // not asked before: it said so
-}
-
 const (
 	rounds      = 3               // over stops that failed, but spoke
 	maxWait     = 2 * time.Second // for an upstream that says when to come back
@@ -59,116 +54,208 @@ const (
 )
 
 // ask goes from stop to stop until one answers, within the attempts and the
-// time that are left. A stop that kept silent is not asked twice.
+// time that are left, and then to the models that the route falls back on. A
+// stop that kept silent is not asked twice.
 func (x *exchange) ask(ctx context.Context) (*relay.Result, failure) {
-	legs, whole := x.start()
-	fail := failure{err: errNoRoute}
-	for round := range rounds {
-		if round > 0 && !x.pause(ctx, round, legs) {
-			break
+	k := &x.walk
+	k.fail, x.tried = failure{err: errNoRoute}, x.fewTried[:0]
+	if x.front {
+		k.models, k.context = x.plan.Route.Fallbacks, x.plan.Route.ContextFallback
+	}
+	x.begin()
+	res, fail := x.askModels(ctx)
+	if res != nil && k.context != "" && res.Problem.ContextLength && res.Outcome == breaker.ClientError {
+		return x.askLonger(ctx, res)
+	}
+	return res, fail
+}
+
+// askModels walks over the present model, and then over those in reserve.
+func (x *exchange) askModels(ctx context.Context) (*relay.Result, failure) {
+	for {
+		res, over := x.walkOn(ctx)
+		if res != nil || over {
+			return res, x.walk.fail
+		}
+		reserve := len(x.walk.models)
+		switch {
+		case x.left > 0 && x.nextModel():
+		case x.left > 0 && reserve > 0: // none of them may be asked: back to this one
+		default:
+			return nil, x.lastWord()
+		}
+	}
+}
+
+// lastWord is what the client is told if nobody answered.
+func (x *exchange) lastWord() failure {
+	if x.walk.fail.err == errNoRoute {
+		return failure{err: refusal(x.plan.Unreachable())}
+	}
+	return x.walk.fail
+}
+
+// askLonger asks the model that takes longer prompts, once, because tooLong
+// refused this one. Where nobody answers, that refusal stands.
+func (x *exchange) askLonger(ctx context.Context, tooLong *relay.Result) (*relay.Result, failure) {
+	k := &x.walk
+	plan, upstream, id, served, remote := x.plan, x.upstream, x.upstreamID, x.served, x.remote
+	longer := k.context
+	k.context, k.models, k.fail = "", nil, failure{err: errNoRoute}
+	if x.left > 0 && x.fallBack(longer) {
+		x.leaveUpstream()
+		res, fail := x.askModels(ctx)
+		if res != nil || fail.gone {
+			tooLong.Release()
+			return res, fail
+		}
+	}
+	x.plan, x.upstream, x.upstreamID, x.served, x.remote = plan, upstream, id, served, remote
+	return tooLong, failure{}
+}
+
+// askElsewhere goes on after the stop that answered last broke off: it counts
+// as spent. Only the same model is asked, within the attempts and the time
+// that are left.
+func (x *exchange) askElsewhere(ctx context.Context) (*relay.Result, failure) {
+	k := &x.walk
+	x.leaveUpstream()
+	if k.at < len(k.legs) {
+		k.legs[k.at].spent = true
+	}
+	k.models, k.context, k.fail = nil, "", failure{err: errNoRoute}
+	return x.askModels(ctx)
+}
+
+// walkOn asks stop after stop of the present plan. over: there is no use in
+// asking another model; walk.fail says why.
+func (x *exchange) walkOn(ctx context.Context) (res *relay.Result, over bool) {
+	k := &x.walk
+	renewed := false
+	for ; k.round < rounds; k.round++ {
+		// Another model is asked before one that failed is asked again.
+		if k.round > 0 && (len(k.models) > 0 || !x.pause(ctx)) {
+			return nil, false
 		}
 		for i := 0; x.left > 0; i++ {
-			if i == len(legs) && !whole && x.front {
-				legs, whole = append(legs, remoteLegs(x.plan.Remote())...), true
+			if i == len(k.legs) {
+				x.extend()
 			}
-			if i >= len(legs) {
+			if i >= len(k.legs) {
 				break
 			}
-			if legs[i].spent || time.Now().Before(legs[i].from) {
+			l := &k.legs[i]
+			if l.spent || l.turn > k.round || time.Now().Before(l.from) {
 				continue
 			}
 			if time.Until(x.deadline) < minDeadline {
-				return nil, failure{err: errTimeout}
+				k.fail = failure{err: errTimeout}
+				return nil, true
 			}
-			res := x.attempt(ctx, &legs[i])
+			if k.begun && !renewed {
+				plan := x.plan
+				if fail, ok := x.renew(); !ok {
+					k.fail = fail
+					return nil, true
+				}
+				if renewed = x.plan != plan; renewed {
+					i = -1
+					continue
+				}
+			}
+			renewed, l.turn = false, k.round+1
+			res, skipped := x.attempt(ctx, l)
+			if skipped == fullIt && k.fail.err == errNoRoute {
+				k.fail = failure{err: errSaturated}
+			}
 			if res == nil {
-				continue // its circuit is open
+				continue
+			}
+			k.at, k.begun = i, true
+			if errors.Is(res.Cause, relay.ErrAnswerTooLarge) { // another's would be as large
+				res.Release()
+				x.leaveUpstream()
+				k.fail = failure{err: errAnswerSize}
+				return nil, true
 			}
 			switch res.Outcome {
 			case breaker.OK, breaker.Refused, breaker.ClientError:
-				return res, failure{}
+				k.fail = failure{}
+				return res, true
 			case breaker.ClientGone:
 				res.Release()
-				return nil, failure{gone: true}
+				x.leaveUpstream()
+				k.fail = failure{gone: true}
+				return nil, true
 			}
-			fail = x.judge(res, legs, i, fail)
-			x.w.log.Debug("attempt failed", "request", x.id, "region", legs[i].Region, "outcome", res.Outcome.String(), "error", res.Cause)
+			x.judge(res, i)
+			x.w.log.Debug("attempt failed", "request", x.id, "region", l.Region, "outcome", res.Outcome.String(), "error", res.Cause)
 			res.Release()
+			x.leaveUpstream()
 		}
 	}
-	return nil, fail
+	return nil, false
 }
 
-// start gives the first legs. whole: other regions are among them already.
-func (x *exchange) start() (legs []leg, whole bool) {
-	local := x.plan.Local()
-	if !x.front || !x.plan.HintAway() {
-		legs = make([]leg, 0, len(local))
-		for _, s := range local {
-			legs = append(legs, leg{Stop: s})
-		}
-		return legs, false
-	}
-	var rest []leg
-	for _, l := range remoteLegs(x.plan.Remote()) {
-		if l.Region == x.asked.RegionHint {
-			legs = append(legs, l)
-		} else {
-			rest = append(rest, l)
-		}
-	}
-	for _, s := range local {
-		legs = append(legs, leg{Stop: s})
-	}
-	return append(legs, rest...), true
-}
-
-func remoteLegs(stops []route.Stop) []leg {
-	legs := make([]leg, len(stops))
-	for i, s := range stops {
-		legs[i].Stop = s
-	}
-	return legs
-}
-
-// judge notes what a failed attempt means for the legs, and for what the
-// client is told if it was the last.
-func (x *exchange) judge(res *relay.Result, legs []leg, i int, before failure) failure {
+// judge notes what a failed attempt at leg i means for the others, and for what
+// the client is told if it was the last.
+func (x *exchange) judge(res *relay.Result, i int) {
+	k := &x.walk
+	l := &k.legs[i]
 	switch {
 	case res.Peer != nil && res.Peer.Outcome == relay.OutcomeBehind:
-		legs[i].spent = true
-		if before.err == errNoRoute {
-			return failure{err: errBehind, behind: true}
+		l.spent = true
+		if k.fail.err == errNoRoute {
+			k.fail = failure{err: errBehind, behind: true}
 		}
-		return before
+		return
 	case res.Peer != nil && res.Peer.Outcome == relay.OutcomeFailed:
-		for j := range legs { // its neighbours would ask the same upstreams
-			legs[j].spent = legs[j].spent || legs[j].Region == legs[i].Region
-		}
+		l.spent = true
 		e := errorOf(breaker.ServerError)
-		for _, known := range []*dialect.Error{errTimeout, errSaturated, errNoRoute, errShed, errMetering} {
+		for _, known := range []*dialect.Error{errTimeout, errSaturated, errNoRoute, errShed, errMetering, errNoZero} {
 			if known.Code == res.Peer.Code {
 				e = known
 			}
 		}
-		return failure{err: e, wait: res.RetryAfter}
+		// Its neighbours would ask the same upstreams. What is wrong with that
+		// node alone is worth one more try in its region, not one at every node.
+		alone := e == errShed || e == errMetering || e == errNoZero
+		if !alone || x.failedIn(l.Region) > 1 {
+			for j := range k.legs {
+				k.legs[j].spent = k.legs[j].spent || k.legs[j].Upstream == nil && k.legs[j].Region == l.Region
+			}
+		}
+		k.fail = failure{err: e, wait: res.RetryAfter}
+		return
 	}
 	if res.Silent || res.RetryAfter > maxWait || res.Outcome == breaker.Expired {
-		legs[i].spent = true
+		l.spent, l.mute = true, res.Silent
 	}
-	legs[i].from = time.Now().Add(res.RetryAfter)
-	return failure{err: errorOf(res.Outcome), wait: res.RetryAfter}
+	l.from = time.Now().Add(res.RetryAfter)
+	k.fail = failure{err: errorOf(res.Outcome), wait: res.RetryAfter}
+}
+
+// failedIn counts the nodes of region that were asked in vain.
+func (x *exchange) failedIn(region string) int {
+	n := 0
+	for i := range x.walk.legs {
+		if l := &x.walk.legs[i]; l.Upstream == nil && l.Region == region && l.asked && l.spent {
+			n++
+		}
+	}
+	return n
 }
 
 // pause waits before the legs that may be asked again are, if there are any:
 // until the first of them lets itself be asked, and a little in any case.
-func (x *exchange) pause(ctx context.Context, round int, legs []leg) bool {
-	wait := time.Duration(-1)
-	for i := range legs {
-		if legs[i].spent || x.shut(&legs[i]) {
+func (x *exchange) pause(ctx context.Context) bool {
+	wait, now := time.Duration(-1), time.Now()
+	for i := range x.walk.legs {
+		l := &x.walk.legs[i]
+		if l.spent || x.shut(l) || l.Upstream != nil && l.asked && !x.w.budgets.Room(l.Upstream.Upstream.Name, now) {
 			continue
 		}
-		if w := max(0, time.Until(legs[i].from)); wait < 0 || w < wait {
+		if w := max(0, l.from.Sub(now)); wait < 0 || w < wait {
 			wait = w
 		}
 	}
@@ -176,7 +263,7 @@ func (x *exchange) pause(ctx context.Context, round int, legs []leg) bool {
 		return false
 	}
 	if wait == 0 {
-		wait = firstPause << (round - 1)
+		wait = firstPause << (x.walk.round - 1)
 		wait = wait/2 + rand.N(wait/2) //nolint:gosec // jitter
 	}
 	if wait > time.Until(x.deadline)-minDeadline {
@@ -191,92 +278,3 @@ func (x *exchange) pause(ctx context.Context, round int, legs []leg) bool {
 		return true
 	}
 }
-
-func (l *leg) circuit() breaker.Key {
-	if l.Upstream == nil {
-		return breaker.Peer(l.Peer.Node)
-	}
-	return breaker.Key{Owner: l.Upstream.Upstream.Name, Part: l.Model}
-}
-
-func (x *exchange) circuits(l *leg) *breaker.Set {
-	if l.Upstream == nil {
-		return x.w.peerNodes
-	}
-	return x.w.upstreams
-}
-
-func (x *exchange) shut(l *leg) bool { return x.circuits(l).Open(l.circuit()) }
-
-// attempt asks l, or gives nil if its circuit is open.
-func (x *exchange) attempt(ctx context.Context, l *leg) *relay.Result {
-	ticket, ok := x.circuits(l).Allow(l.circuit())
-	if !ok {
-		return nil
-	}
-	t := relay.TimeoutsOf(x.plan.Route.Timeouts)
-	t.Total = time.Until(x.deadline)
-	if l.Upstream == nil {
-		res := x.attemptPeer(ctx, l, t)
-		ticket.Done(res.Outcome)
-		return res
-	}
-	res := x.w.client.Upstream(ctx, &relay.Ask{
-		Upstream: l.Upstream, Path: x.endpoint, Dialect: x.dialect, Streamed: x.query.Stream,
-		// The entry node reads the usage chunk too, and hides it itself.
-		WantsUsage: x.query.WantsUsage || !x.front,
-		Body:       x.query.Upstream(x.body.bytes, l.Model).Held(x.body.hold),
-		Client:     x.r.Header, Timeouts: t,
-	})
-	ticket.Done(res.Outcome)
-	name := l.Upstream.Upstream.Name
-	x.w.metrics.attempt(name, res.Outcome)
-	x.attempts++
-	if res.Reached {
-		x.left--
-	}
-	if res.Status != 0 {
-		x.upstream, x.upstreamID, x.served, x.remote = name, res.RequestID, l.Model, nil
-	}
-	return res
-}
-
-// attemptPeer asks a node of another region.
-func (x *exchange) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *relay.Result {
-	h := http.Header{
-		relay.HeaderRequestID: {x.id},
-		relay.HeaderPath:      {x.endpoint},
-		relay.HeaderKey:       {x.caller.Key.ID},
-		relay.HeaderProject:   {x.decision.Billed.Meta.ID},
-		relay.HeaderEntry:     {x.w.fixed.self},
-		relay.HeaderRoute:     {x.way},
-		relay.HeaderLeft:      {strconv.Itoa(x.left)},
-		relay.HeaderDeadline:  {strconv.FormatInt(t.Total.Milliseconds(), 10)},
-	}
-	if x.decision.Pin != "" {
-		h[relay.HeaderResidency] = []string{x.decision.Pin}
-	}
-	res := x.w.client.Peer(ctx, &relay.AskPeer{
-		Region: l.Region, Node: l.Peer.Node, Dialect: x.dialect, Streamed: x.query.Stream, WantsUsage: x.query.WantsUsage,
-		Body: dialect.WholeBody(x.body.bytes).Held(x.body.hold), Client: x.r.Header, Forward: h, Timeouts: t,
-	})
-	x.w.metrics.attempt("peer/"+l.Region, res.Outcome)
-	switch {
-	case res.Peer != nil:
-		made := min(max(res.Peer.Attempts, 0), x.left)
-		x.attempts += made
-		x.left -= made
-	case res.Reached:
-		x.attempts++
-		x.left--
-	}
-	if res.Peer != nil && (res.Peer.Outcome == relay.OutcomeAnswer || res.Peer.Outcome == relay.OutcomeFinal) {
-		from := res.Peer.Header
-		x.remote = &remote{region: []string{l.Region}, node: []string{l.Peer.Node}, way: bounded(from.Get(hRoute), 512)}
-		x.upstream, x.upstreamID = bounded(from.Get(hUpstream), 128), bounded(from.Get(hUpstreamID), 128)
-		x.served = bounded(from.Get(relay.HeaderServed), dialect.MaxModelName)
-	}
-	return res
-}
-
-func bounded(s string, most int) string { return s[:min(len(s), most)] }

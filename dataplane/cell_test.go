@@ -2,6 +2,7 @@ package dataplane_test
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
@@ -18,6 +19,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,12 +52,23 @@ type ring struct {
 	codes *codeBook
 	// discard: records are not kept; a benchmark would pay for reading them.
 	discard bool
+	// down are the regions that gossip publishes as down.
+	down map[string]bool
+	// pools of every cell; nil = the usual ones.
+	pools []string
+	// askReceipt plays every keeper's memory of receipts; nil = there is none.
+	askReceipt func(ctx context.Context, requestID string) ([]byte, error)
+	// ttl of the certificates that cells start with; 0 = an hour.
+	ttl time.Duration
+	// documents that the operator supplies.
+	documents []link.Document
 }
 
 // cell is one region's worker.
 type cell struct {
 	ring         *ring
 	region, node string
+	pools        []string
 	jurisdiction string
 	store        *view.Store
 	worker       *dataplane.Worker
@@ -67,6 +80,21 @@ type cell struct {
 	records  []*meter.Record
 	emitErr  error
 	verdicts []feed.Verdict
+
+	confinement atomic.Pointer[link.Confinement] // nil = nothing holds
+	full        atomic.Bool                      // the keeper has no room for records
+	reloads     atomic.Int32
+	panics      atomic.Bool // the next record is met with a panic
+}
+
+// allHolds is a worker's confinement with every control in force.
+var allHolds = link.Confinement{Landlock: 7, NoFileWrite: true, NoDump: true, NoSwap: true}
+
+func (c *cell) confined() link.Confinement {
+	if p := c.confinement.Load(); p != nil {
+		return *p
+	}
+	return link.Confinement{}
 }
 
 // codeBook notes every error code that a test saw on the wire.
@@ -180,31 +208,34 @@ func (r *ring) start(region, jurisdiction string, tunables ...dataplane.Tunables
 // startWith also sets how many requests at once the worker takes.
 func (r *ring) startWith(region, jurisdiction string, capacity uint32, tunables ...dataplane.Tunables) *cell {
 	r.t.Helper()
-	c := &cell{ring: r, region: region, node: region + "-d1", jurisdiction: jurisdiction, store: view.New(view.Config{}),
+	return r.startNode(region, jurisdiction, region+"-d1", r.pools, capacity, tunables...)
+}
+
+// startNode names the node and its pools, too.
+func (r *ring) startNode(region, jurisdiction, name string, pools []string, capacity uint32, tunables ...dataplane.Tunables) *cell {
+	r.t.Helper()
+	c := &cell{ring: r, region: region, node: name, pools: pools, jurisdiction: jurisdiction, store: view.New(view.Config{}),
 		registry: prometheus.NewRegistry(), log: &lockedBuffer{}}
-	loop := []net.IP{net.IPv4(127, 0, 0, 1)}
-	node, err := r.ca.IssueNode(identity.ID{Region: region, Role: identity.RoleData, Node: c.node}, loop, time.Hour)
-	if err != nil {
-		r.t.Fatal(err)
-	}
-	server, err := r.ca.IssueServer([]string{"localhost"}, loop, time.Hour)
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	node, server := c.issue(cmp.Or(r.ttl, time.Hour))
 	api, peer := listen(r.t), listen(r.t)
 	c.api, c.peer = api.Addr().String(), peer.Addr().String()
 	tune := dataplane.Tunables{ProbeEvery: 50 * time.Millisecond, DrainGrace: 50 * time.Millisecond}
 	if len(tunables) > 0 {
 		tune = tunables[0]
 	}
+	if tune.Overload == 0 { // how busy this machine is shall decide nothing
+		tune.Overload = time.Hour
+	}
+	var err error
 	c.worker, err = dataplane.Open(context.Background(), dataplane.Config{
 		API: api, Peer: peer, Store: c.store, Tunables: tune,
 		Setup: link.Setup{
 			Cluster: cluster, Region: region, Jurisdiction: jurisdiction, Node: c.node,
 			APICert: server.Chain, APIKey: server.Key, NodeCert: node.Chain, NodeKey: node.Key, Roots: node.Roots,
-			VerdictSecret: []byte("a verdict secret of the test cluster"), Pools: []string{"standard"}, Capacity: capacity,
+			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents,
 		},
-		Peers: c.peers, Emit: c.emit, Verdict: c.verdict,
+		Room: func() bool { return !c.full.Load() }, Confined: c.confined,
+		Peers: c.peers, Emit: c.emit, Verdict: c.verdict, AskReceipt: r.askReceipt,
 		Logger:     slog.New(slog.NewTextHandler(c.log, &slog.HandlerOptions{Level: slog.LevelDebug})),
 		Registerer: c.registry,
 	})
@@ -212,10 +243,29 @@ func (r *ring) startWith(region, jurisdiction string, capacity uint32, tunables 
 		r.t.Fatal(err)
 	}
 	r.mu.Lock()
-	r.cells[region] = c
+	if name == region+"-d1" {
+		r.cells[region] = c
+	} else {
+		r.cells[name] = c
+	}
 	r.mu.Unlock()
 	r.t.Cleanup(c.close)
 	return c
+}
+
+// issue makes certificates for the node and for its API.
+func (c *cell) issue(ttl time.Duration) (node, server *identity.Issued) {
+	c.ring.t.Helper()
+	loop := []net.IP{net.IPv4(127, 0, 0, 1)}
+	node, err := c.ring.ca.IssueNode(identity.ID{Region: c.region, Role: identity.RoleData, Node: c.node}, loop, ttl)
+	if err != nil {
+		c.ring.t.Fatal(err)
+	}
+	server, err = c.ring.ca.IssueServer([]string{"localhost"}, loop, ttl)
+	if err != nil {
+		c.ring.t.Fatal(err)
+	}
+	return node, server
 }
 
 func (c *cell) close() {
@@ -288,8 +338,8 @@ func (c *cell) peers() link.Peers {
 	var p link.Peers
 	for _, o := range c.ring.cells {
 		if o != c {
-			p.Nodes = append(p.Nodes, link.Peer{Region: o.region, Node: o.node, Addr: o.peer, Alive: true, Ready: true, Capacity: 100})
-			p.Regions = append(p.Regions, link.PeerRegion{Region: o.region, Up: true})
+			p.Nodes = append(p.Nodes, link.Peer{Region: o.region, Node: o.node, Addr: o.peer, Alive: true, Ready: true, Capacity: 100, Pools: o.pools})
+			p.Regions = append(p.Regions, link.PeerRegion{Region: o.region, Up: !c.ring.down[o.region]})
 		}
 	}
 	return p
@@ -305,6 +355,9 @@ func (c *cell) emit(b []byte) error {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if c.panics.CompareAndSwap(true, false) {
+		panic("a bug")
+	}
 	if c.emitErr != nil {
 		return c.emitErr
 	}

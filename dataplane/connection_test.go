@@ -42,6 +42,17 @@ func answerPlain(w http.ResponseWriter) {
 // dialRaw opens a TLS connection that speaks HTTP/1.1 by hand.
 func dialRaw(t *testing.T, c *cell) *tls.Conn {
 	t.Helper()
+	return dialTLS(t, c)
+}
+
+// dialH2 opens a TLS connection that speaks HTTP/2 by hand.
+func dialH2(t *testing.T, c *cell) *tls.Conn {
+	t.Helper()
+	return dialTLS(t, c, "h2")
+}
+
+func dialTLS(t *testing.T, c *cell, protocols ...string) *tls.Conn {
+	t.Helper()
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(c.ring.ca.ServerRoots())
 	raw, err := net.Dial("tcp", c.api)
@@ -50,7 +61,7 @@ func dialRaw(t *testing.T, c *cell) *tls.Conn {
 	}
 	t.Cleanup(func() { _ = raw.Close() })
 	_ = raw.SetDeadline(time.Now().Add(20 * time.Second))
-	return tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13})
+	return tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13, NextProtos: protocols})
 }
 
 func writeRequest(t *testing.T, conn net.Conn, key, body, more string) {

@@ -9,6 +9,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/policy"
+	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 )
 
@@ -19,9 +20,21 @@ func (w *Worker) servePeer(rw http.ResponseWriter, r *http.Request) {
 		rw.WriteHeader(http.StatusOK)
 	case r.URL.Path == relay.ForwardPath && r.Method == http.MethodPost:
 		w.forwarded(rw, r)
+	case strings.HasPrefix(r.URL.Path, receipt.PeerPath):
+		w.receipts.ServePeer(rw, r, w.jurisdictionOfPeer(r))
 	default:
 		http.Error(rw, "no such internal endpoint", http.StatusNotFound)
 	}
+}
+
+// jurisdictionOfPeer is where the node that asks is; empty = that is not known.
+func (w *Worker) jurisdictionOfPeer(r *http.Request) string {
+	if peer, err := identity.PeerID(*r.TLS); err == nil {
+		if rec, ok := w.cfg.Store.View().Region(peer.Region); ok {
+			return rec.Region.Jurisdiction
+		}
+	}
+	return ""
 }
 
 // forwarded executes a request that entered at another region's node.
@@ -41,8 +54,13 @@ func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
 		x.failPeer(outcome, e, 0)
 		return
 	}
+	if !x.welcome() {
+		x.failPeer(relay.OutcomeFailed, errShed, 0)
+		return
+	}
 	x.body = w.bodies.get()
 	defer x.body.hold.Release()
+	defer x.leaveUpstream()
 	if e := w.bodies.read(x.body, r); e != nil {
 		outcome := relay.OutcomeFinal
 		if e == errShed {
@@ -51,7 +69,8 @@ func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
 		x.failPeer(outcome, e, 0)
 		return
 	}
-	if v := w.cfg.Store.View(); v != x.view { // it moved while the body arrived
+	// What moved while the body arrived counts, and so does a confinement that ended.
+	if v := w.cfg.Store.View(); v != x.view || x.decision.ZeroRetention && !w.confined() {
 		x.view = v
 		if outcome, e := x.recheck(); e != nil {
 			x.failPeer(outcome, e, 0)
@@ -59,17 +78,21 @@ func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if e := x.prepare(); e != nil {
-		outcome := relay.OutcomeFinal
-		switch e.Code {
-		case dialect.ModelNotFound:
-			outcome = relay.OutcomeBehind // the entry node knows the route
-		case dialect.NoHealthyRoute:
-			outcome = relay.OutcomeFailed
-		}
-		x.failPeer(outcome, e, 0)
+		x.failPeer(outcomeOf(e.Code), e, 0)
 		return
 	}
 	x.run()
+}
+
+// outcomeOf says what the entry node should do about a refusal of ours.
+func outcomeOf(code dialect.Code) string {
+	switch code {
+	case dialect.ModelNotFound:
+		return relay.OutcomeBehind // the entry node knows the route
+	case dialect.NoHealthyRoute, dialect.ZeroRetentionUnavailable:
+		return relay.OutcomeFailed // another node may have the upstream, the pool, the confinement
+	}
+	return relay.OutcomeFinal
 }
 
 // accept reads the forward protocol's headers. It reports whether they are
@@ -82,7 +105,8 @@ func (x *exchange) accept() bool {
 	if err != nil || !ok || peer.Region != region || peer.Node != node {
 		return false
 	}
-	if x.endpoint != pathChat && x.endpoint != pathMessages {
+	ep, ok := dialect.EndpointOf(x.path)
+	if !ok || ep.Stores || ep.Path != x.path {
 		return false
 	}
 	left, err := strconv.Atoi(h.Get(relay.HeaderLeft))
@@ -94,7 +118,7 @@ func (x *exchange) accept() bool {
 	if err != nil || ms < 1 || ms > int64(24*time.Hour/time.Millisecond) || id == "" || len(id) > 64 {
 		return false
 	}
-	x.id, x.dialect = id, dialect.OfPath(x.endpoint)
+	x.id, x.endpoint, x.dialect = id, ep, ep.Dialect
 	x.entryRegion, x.entryNode = []string{region}, node
 	x.way = bounded(h.Get(relay.HeaderRoute), 256) + " > " + x.w.fixed.self
 	x.left = min(left, x.w.tunables.Attempts)
@@ -127,15 +151,21 @@ func (x *exchange) recheck() (outcome string, e *dialect.Error) {
 		View: x.view, Org: who.Org, Project: who.Project, Class: who.Key.Class,
 		Asked:             policy.Asked{Project: project},
 		Carried:           h.Get(relay.HeaderResidency),
+		CarriedZero:       h.Get(relay.HeaderZero) != "", // whatever it says: the stricter reading
+		CarriedPool:       h.Get(relay.HeaderPool),
+		Confined:          x.w.confined(),
 		EntryJurisdiction: entry.Region.Jurisdiction,
 	})
 	if bad != nil {
-		if endpoint := policy.Endpoint(x.view, bad.Jurisdiction); endpoint != "" {
-			x.rw.Header()[hEndpoint] = []string{endpoint}
+		if bad.Endpoint != "" {
+			x.rw.Header()[hEndpoint] = []string{bad.Endpoint}
 		}
-		return relay.OutcomeFinal, refusal(bad)
+		return outcomeOf(dialect.Code(bad.Code)), refusal(bad)
 	}
 	x.decision, x.decided = decision, true
+	if !x.w.room() {
+		return relay.OutcomeFailed, errMetering
+	}
 	return "", nil
 }
 

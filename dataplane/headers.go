@@ -7,7 +7,10 @@ import (
 	"time"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/edge"
 	"ringmain/dataplane/link"
+	"ringmain/dataplane/policy"
+	"ringmain/dataplane/receipt"
 )
 
 // Response headers, in the canonical form of the header map.
@@ -26,6 +29,7 @@ const (
 	hHintResult   = "Idc-Region-Hint-Result"
 	hEndpoint     = "Idc-Endpoint"
 	hErrorCode    = "Idc-Error-Code"
+	hReceipt      = "Idc-Receipt"
 	hShouldRetry  = "X-Should-Retry"
 	hRetryAfter   = "Retry-After"
 	hRetryAfterMS = "Retry-After-Ms"
@@ -33,38 +37,39 @@ const (
 	hContentLen   = "Content-Length"
 )
 
-// Only requests that keep metadata and nothing else are served yet.
-const (
-	poolStandard      = "standard"
-	retentionMetadata = "metadata"
-)
-
 // fixedHeaders are values that are the same on every answer of this node; the
 // slices are shared by all answers, and nobody changes them.
 type fixedHeaders struct {
 	self               string // region/node, the start of every idc-route
+	tag                string // of this node, in every request id
 	region, node       []string
-	pool, retention    []string
+	standard, zeroPool []string // pools
+	metadata, zero     []string // retention classes
+	unpinned           []string
 	jsonType, sseType  []string
 	noCache, noBuffer  []string
+	noSniff            []string
 	yes, no, connClose []string
 }
 
 func newFixedHeaders(s link.Setup) fixedHeaders {
 	return fixedHeaders{
 		self:   s.Region + "/" + s.Node,
+		tag:    receipt.NodeTag(s.Region, s.Node),
 		region: []string{s.Region}, node: []string{s.Node},
-		pool: []string{poolStandard}, retention: []string{retentionMetadata},
+		standard: []string{policy.PoolStandard}, zeroPool: []string{policy.PoolZeroRetention},
+		metadata: []string{"metadata"}, zero: []string{"zero"}, unpinned: []string{policy.Unpinned},
 		jsonType: []string{"application/json"}, sseType: []string{"text/event-stream; charset=utf-8"},
 		noCache: []string{"no-cache"}, noBuffer: []string{"no"},
-		yes: []string{"true"}, no: []string{"false"}, connClose: []string{"close"},
+		noSniff: []string{"nosniff"}, yes: []string{"true"}, no: []string{"false"}, connClose: []string{"close"},
 	}
 }
 
 const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
-// newRequestID is "req_" and a ULID: 48 bits of milliseconds, 80 of chance.
-func newRequestID(now time.Time) string {
+// newRequestID is "req_" and a ULID: 48 bits of milliseconds, 20 that name this
+// node, by which its receipt is found, and 60 of chance.
+func newRequestID(now time.Time, tag string) string {
 	var b [4 + 26]byte
 	copy(b[:], "req_")
 	ms := uint64(now.UnixMilli())
@@ -72,14 +77,11 @@ func newRequestID(now time.Time) string {
 		b[i] = crockford[ms&31]
 		ms >>= 5
 	}
-	x, y := rand.Uint64(), rand.Uint64() //nolint:gosec // names a request, guards nothing
-	for i := 14; i < 22; i++ {
+	copy(b[receipt.TagAt:], tag)
+	x := rand.Uint64() //nolint:gosec // names a request, guards nothing
+	for i := receipt.TagAt + receipt.TagSize; i < len(b); i++ {
 		b[i] = crockford[x&31]
 		x >>= 5
-	}
-	for i := 22; i < 30; i++ {
-		b[i] = crockford[y&31]
-		y >>= 5
 	}
 	return string(b[:])
 }
@@ -99,7 +101,7 @@ func (x *exchange) value(s string) []string {
 func (x *exchange) name(h http.Header) {
 	id := x.value(x.id)
 	h[hRequestID], h["X-Request-Id"], h["Request-Id"] = id, id, id
-	if x.w.draining.Load() {
+	if x.w.draining.Load() || x.front && edge.Aged(x.r.Context(), x.arrived) {
 		h["Connection"] = x.w.fixed.connClose
 	}
 }
@@ -108,7 +110,9 @@ func (x *exchange) name(h http.Header) {
 func (x *exchange) stamp(h http.Header) {
 	f := &x.w.fixed
 	x.name(h)
-	h[hEntryRegion], h[hPool], h[hRetention] = x.entryRegion, f.pool, f.retention
+	h[hEntryRegion] = x.entryRegion
+	x.stampClass(h)
+	x.reserve(h)
 	region, node, way := f.region, f.node, x.way
 	if x.remote != nil {
 		region, node, way = x.remote.region, x.remote.node, x.remote.way
@@ -122,9 +126,6 @@ func (x *exchange) stamp(h http.Header) {
 	if x.upstreamID != "" {
 		h[hUpstreamID] = x.value(x.upstreamID)
 	}
-	if x.decided {
-		h[hResidency] = x.value(x.decision.Residency())
-	}
 	h[hAttempts] = x.value(strconv.Itoa(x.attempts))
 	if x.plan != nil && x.asked.RegionHint != "" {
 		executed := ""
@@ -132,6 +133,31 @@ func (x *exchange) stamp(h http.Header) {
 			executed = region[0]
 		}
 		h[hHintResult] = x.value(x.plan.Hint(executed))
+	}
+}
+
+// stampClass says which class the request was served in. One that was turned
+// away before it had any shows what holds for it: metadata is kept.
+func (x *exchange) stampClass(h http.Header) {
+	f := &x.w.fixed
+	h[hPool], h[hRetention] = f.standard, f.metadata
+	if !x.decided {
+		return
+	}
+	d := &x.decision
+	if d.ZeroRetention {
+		h[hRetention] = f.zero
+	}
+	switch d.Pool {
+	case "", policy.PoolStandard:
+	case policy.PoolZeroRetention:
+		h[hPool] = f.zeroPool
+	default:
+		h[hPool] = x.value(d.Pool)
+	}
+	h[hResidency] = f.unpinned
+	if d.Pin != "" {
+		h[hResidency] = x.value(d.Pin)
 	}
 }
 

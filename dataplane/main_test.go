@@ -29,7 +29,6 @@ type codesToo struct{ m *testing.M }
 // later lists the codes whose rooms are not built yet; dialect's own tests
 // render them.
 var later = map[dialect.Code]bool{
-	dialect.StorageNotAllowed:   true, // zero retention
 	dialect.SourceNotAllowed:    true, // key restrictions
 	dialect.PlanRequired:        true, // management
 	dialect.ProviderKeyRejected: true, // customers' own provider keys

@@ -2,7 +2,10 @@ package dataplane
 
 import (
 	"errors"
+	"maps"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -21,13 +24,59 @@ type metrics struct {
 	tokens     *prometheus.CounterVec
 	attempts   *prometheus.CounterVec
 	breakers   *prometheus.GaugeVec
-	inflight   prometheus.Gauge
+	load       prometheus.Collector
+	certs      prometheus.Collector
 	bcrypt     *prometheus.CounterVec
+	confined   *prometheus.GaugeVec
+	security   *prometheus.GaugeVec // without labels: absent where there is no security.txt
+	splices    *prometheus.CounterVec
+	repairs    *prometheus.CounterVec
 
 	tokensIn, tokensOut prometheus.Counter
+
+	answers  children[answerLabels, prometheus.Counter]
+	took     children[string, prometheus.Observer]
+	firsts   children[string, prometheus.Observer]
+	outcomes children[outcomeLabels, prometheus.Counter]
 }
 
-func newMetrics(r prometheus.Registerer) (*metrics, error) {
+type answerLabels struct {
+	endpoint, code string
+	status         int
+}
+
+type outcomeLabels struct {
+	upstream string
+	outcome  breaker.Outcome
+}
+
+// children are the metrics of a vector that every request needs: the vector
+// itself hashes and locks each time. There are as many as there are labels.
+type children[K comparable, M any] struct {
+	make   func(K) M
+	known  atomic.Pointer[map[K]M]
+	adding sync.Mutex
+}
+
+func (c *children[K, M]) of(key K) M {
+	if known := c.known.Load(); known != nil {
+		if m, ok := (*known)[key]; ok {
+			return m
+		}
+	}
+	c.adding.Lock()
+	defer c.adding.Unlock()
+	more := make(map[K]M)
+	if known := c.known.Load(); known != nil {
+		maps.Copy(more, *known)
+	}
+	m := c.make(key)
+	more[key] = m
+	c.known.Store(&more)
+	return m
+}
+
+func newMetrics(r prometheus.Registerer, load, certs prometheus.Collector) (*metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
@@ -43,10 +92,23 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		tokens:     counter("ringmain_tokens_total", "Tokens metered, in prompts and in answers.", "direction"),
 		attempts:   counter("ringmain_upstream_attempts_total", "Attempts at upstreams and, as peer/<region>, at other regions' nodes.", "upstream", "outcome"),
 		breakers:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ringmain_breaker_state", Help: "0 closed, 1 half-open, 2 open."}, []string{"name"}),
-		inflight:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "ringmain_inflight", Help: "Requests under way."}),
+		load:       load,
+		certs:      certs,
 		bcrypt:     counter("ringmain_bcrypt_total", "Keys checked with bcrypt: good, bad, error.", "result"),
+		confined:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ringmain_confined", Help: "Whether a control that confines this worker is in force; zero retention needs all of them."}, []string{"control"}),
+		security:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ringmain_security_txt_expires", Help: "When the published security.txt expires, in Unix seconds."}, nil),
 	}
+	m.splices = counter("ringmain_splices_total", "Broken streams that were asked for elsewhere: spliced, diverged, failed, late, refused.", "result")
+	m.repairs = counter("ringmain_stream_repairs_total", "Malformed events that were left out (skipped), and closing events that the upstream owed (finished).", "what")
 	m.tokensIn, m.tokensOut = m.tokens.WithLabelValues("in"), m.tokens.WithLabelValues("out")
+	m.answers.make = func(l answerLabels) prometheus.Counter {
+		return m.requests.WithLabelValues(l.endpoint, l.code, strconv.Itoa(l.status))
+	}
+	m.took.make = func(endpoint string) prometheus.Observer { return m.duration.WithLabelValues(endpoint) }
+	m.firsts.make = func(endpoint string) prometheus.Observer { return m.firstToken.WithLabelValues(endpoint) }
+	m.outcomes.make = func(l outcomeLabels) prometheus.Counter {
+		return m.attempts.WithLabelValues(l.upstream, l.outcome.String())
+	}
 	if r == nil {
 		return m, nil
 	}
@@ -58,7 +120,7 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.duration, m.firstToken, m.tokens, m.attempts, m.breakers, m.inflight, m.bcrypt}
+	return []prometheus.Collector{m.requests, m.duration, m.firstToken, m.tokens, m.attempts, m.breakers, m.load, m.certs, m.bcrypt, m.confined, m.security, m.splices, m.repairs}
 }
 
 // close takes the metrics out again, so that another worker may register its own.
@@ -79,10 +141,10 @@ func (m *metrics) breaker(key breaker.Key, state string) {
 }
 
 func (m *metrics) attempt(upstream string, o breaker.Outcome) {
-	m.attempts.WithLabelValues(upstream, o.String()).Inc()
+	m.outcomes.of(outcomeLabels{upstream, o}).Inc()
 }
 
 func (m *metrics) answered(endpoint, code string, status int, took time.Duration) {
-	m.requests.WithLabelValues(endpoint, code, strconv.Itoa(status)).Inc()
-	m.duration.WithLabelValues(endpoint).Observe(took.Seconds())
+	m.answers.of(answerLabels{endpoint, code, status}).Inc()
+	m.took.of(endpoint).Observe(took.Seconds())
 }

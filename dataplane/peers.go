@@ -21,6 +21,17 @@ func (w *Worker) locate(region, node string) (string, bool) {
 	return "", false
 }
 
+// regionUp reports whether gossip publishes region as up; one that nobody spoke
+// of is.
+func (w *Worker) regionUp(region string) bool {
+	for _, r := range w.cfg.Peers().Regions {
+		if r.Region == region {
+			return r.Up
+		}
+	}
+	return true
+}
+
 // trips keeps measured round trips to nodes of other regions.
 type trips struct {
 	mu    sync.RWMutex

@@ -7,57 +7,15 @@ import (
 	"strings"
 	"time"
 
-	"ringmain/controlplane/apikey"
-	"ringmain/controlplane/registry"
 	"ringmain/dataplane/caller"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/edge"
 	"ringmain/dataplane/policy"
+	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/route"
 	"ringmain/dataplane/view"
 )
-
-// Endpoints. Metric labels are these, or "other".
-const (
-	pathChat     = "/v1/chat/completions"
-	pathMessages = "/v1/messages"
-	pathModels   = "/v1/models"
-	pathLive     = "/livez"
-	pathReady    = "/readyz"
-	pathOther    = "other"
-)
-
-// serveAPI is the handler of the client-facing listener.
-func (w *Worker) serveAPI(rw http.ResponseWriter, r *http.Request) {
-	path := r.URL.Path
-	switch {
-	case path == pathChat || path == pathMessages:
-		x := w.newExchange(rw, r, path)
-		if x.allow(http.MethodPost) {
-			x.inference()
-		}
-	case path == pathModels || strings.HasPrefix(path, pathModels+"/"):
-		x := w.newExchange(rw, r, pathModels)
-		if r.Header.Get("Anthropic-Version") != "" {
-			x.dialect = dialect.Anthropic
-		}
-		if x.allow(http.MethodGet) {
-			x.models(strings.TrimPrefix(strings.TrimPrefix(path, pathModels), "/"))
-		}
-	case path == pathLive || path == pathReady:
-		x := w.newExchange(rw, r, path)
-		switch {
-		case !x.allow(http.MethodGet, http.MethodHead):
-		case path == pathReady && !w.ready():
-			x.fail(dialect.Fail(dialect.NotReady, "This node is draining, or has no state loaded yet: send requests to another."), 0)
-		default:
-			x.writeOK("text/plain; charset=utf-8", []byte("ok\n"))
-		}
-	default:
-		x := w.newExchange(rw, r, pathOther)
-		x.fail(dialect.Fail(dialect.NotFound, "There is no such endpoint: check the path."), 0)
-	}
-}
 
 // exchange is one request on its way through this node.
 type exchange struct {
@@ -68,7 +26,8 @@ type exchange struct {
 	id      string
 	arrived time.Time
 
-	endpoint string // as clients name it; a metric label
+	path     string            // of the endpoint, as clients name it; a metric label
+	endpoint *dialect.Endpoint // nil for what this node answers by itself
 	dialect  dialect.Dialect
 	front    bool   // this node answers the client; else the peer where the request entered
 	way      string // idc-route up to this node
@@ -81,6 +40,7 @@ type exchange struct {
 	asked    policy.Asked
 	decision policy.Decision
 	decided  bool
+	carried  carried
 
 	body  *body
 	query dialect.Request
@@ -97,9 +57,16 @@ type exchange struct {
 	served     string  // the model's name there
 	remote     *remote // set if another region's node answered
 	written    bool    // the head of the answer is out
-	values     [8]string
+	recorded   bool    // what happened was handed over
+	proof      proof
+	place      place              // at the upstream that is being asked
+	walk       walk               // from stop to stop
+	tried      []receipt.Attempt  // in turn
+	fewTried   [2]receipt.Attempt // memory of tried
+	values     [10]string
 	nvalues    int
 	firstToken time.Duration
+	replay     replay // cost of broken tries of the answer
 }
 
 // remote is what an answering peer says of itself, to be shown as it is.
@@ -111,8 +78,8 @@ type remote struct {
 func (w *Worker) newExchange(rw http.ResponseWriter, r *http.Request, endpoint string) *exchange {
 	now := time.Now()
 	return &exchange{
-		w: w, rw: rw, r: r, view: w.cfg.Store.View(), id: newRequestID(now), arrived: now,
-		endpoint: endpoint, dialect: dialect.OfPath(r.URL.Path), front: true, way: w.fixed.self,
+		w: w, rw: rw, r: r, view: w.cfg.Store.View(), id: newRequestID(now, w.fixed.tag), arrived: now,
+		path: endpoint, dialect: dialect.OfPath(r.URL.Path), front: true, way: w.fixed.self,
 		entryRegion: w.fixed.region, entryNode: w.setup.Node,
 	}
 }
@@ -147,19 +114,24 @@ func (x *exchange) write(status int, contentType []string, b []byte) {
 	h := x.rw.Header()
 	h[hContentType] = contentType
 	h[hContentLen] = x.value(strconv.Itoa(len(b)))
+	x.prove(h, status, b)
 	x.written = true
 	x.rw.WriteHeader(status)
 	_ = x.put(b) // a client that left is noticed elsewhere
 }
 
-// counted notes the answer in the metrics. A forwarded request counts as such
+// counted notes the answer, which is over, in the metrics, and states it in its receipt. A forwarded request counts as such
 // here, and by its endpoint where it entered.
 func (x *exchange) counted(code string, status int) {
-	endpoint := x.endpoint
-	if !x.front {
+	x.commit(status)
+	endpoint, now := x.path, time.Now()
+	if x.front {
+		// Of what was refused, too, some wait for no answer.
+		edge.Asked(x.r.Context(), status >= 400 && x.r.Context().Err() != nil, now)
+	} else {
 		endpoint = relay.ForwardPath
 	}
-	x.w.metrics.answered(endpoint, code, status, time.Since(x.arrived))
+	x.w.metrics.answered(endpoint, code, status, now.Sub(x.arrived))
 }
 
 // identify finds out who asks and what they may do, before the body is read.
@@ -171,7 +143,7 @@ func (x *exchange) identify() *dialect.Error {
 	}
 	if refused != nil {
 		if refused.Jurisdiction != "" {
-			x.turnAway(refused.Jurisdiction)
+			return x.turnAway(policy.Elsewhere(x.view, refused.Jurisdiction, x.w.regionUp))
 		}
 		return dialect.Fail(dialect.Code(refused.Code), refused.Message)
 	}
@@ -181,70 +153,38 @@ func (x *exchange) identify() *dialect.Error {
 		x.asked = asked
 		x.decision, bad = policy.Decide(policy.Input{
 			View: x.view, Org: x.caller.Org, Project: x.caller.Project, Class: x.caller.Key.Class,
-			Asked: asked, EntryJurisdiction: x.w.setup.Jurisdiction,
+			Asked: asked, EntryJurisdiction: x.w.setup.Jurisdiction, Confined: x.w.confined(), Up: x.w.regionUp,
+			Carried: x.carried.pin, CarriedZero: x.carried.zero, CarriedPool: x.carried.pool,
 		})
 	}
 	if bad != nil {
-		if bad.Jurisdiction != "" {
-			x.turnAway(bad.Jurisdiction)
+		switch code := dialect.Code(bad.Code); code {
+		case dialect.WrongJurisdiction, dialect.ResidencyUnavailable, dialect.ZeroRetentionUnavailable:
+			return x.turnAway(bad)
+		default:
+			return dialect.Fail(code, bad.Message)
 		}
-		return dialect.Fail(dialect.Code(bad.Code), bad.Message)
 	}
 	x.decided = true
 	return nil
 }
 
-// turnAway prepares the refusal of a request that must not have come here: the
-// right host is named, and nothing more of the body is taken in.
-func (x *exchange) turnAway(jurisdiction string) {
+// turnAway refuses a request whose body must not come here: the right host is
+// named, if there is one, and nothing more of the body is taken in.
+func (x *exchange) turnAway(refused *policy.Refusal) *dialect.Error {
+	e := dialect.Fail(dialect.Code(refused.Code), refused.Message)
+	if x.written {
+		return e
+	}
 	h := x.rw.Header()
-	if endpoint := policy.Endpoint(x.view, jurisdiction); endpoint != "" {
-		h[hEndpoint] = []string{endpoint}
+	if refused.Endpoint != "" {
+		h[hEndpoint] = []string{refused.Endpoint}
 	}
 	if x.r.ProtoMajor == 1 {
 		h["Connection"] = x.w.fixed.connClose
 	}
-	// Past deadlines make the server's own clean-up read nothing.
-	_ = http.NewResponseController(x.rw).SetReadDeadline(time.Unix(1, 0))
-}
-
-// models answers GET /v1/models and /v1/models/{id}: the routes that the key
-// may use, over either inference endpoint.
-func (x *exchange) models(id string) {
-	if e := x.identify(); e != nil {
-		x.fail(e, 0)
-		return
+	if x.body == nil { // past deadlines make the server's own clean-up read nothing
+		_ = http.NewResponseController(x.rw).SetReadDeadline(time.Unix(1, 0))
 	}
-	var list []dialect.Model
-	for _, rec := range x.view.Routes() {
-		if m, ok := x.describe(rec); ok && (id == "" || id == m.ID) {
-			list = append(list, m)
-		}
-	}
-	switch {
-	case id == "":
-		x.writeOK("application/json", dialect.AppendModels(nil, list))
-	case len(list) == 0:
-		x.fail(dialect.Fail(dialect.ModelNotFound, "The model is not known: list the models with GET /v1/models."), 0)
-	default:
-		x.writeOK("application/json", dialect.AppendModel(nil, list[0]))
-	}
-}
-
-func (x *exchange) describe(rec *registry.Record) (dialect.Model, bool) {
-	if !x.decision.AllowsModel(rec.Route.Model) {
-		return dialect.Model{}, false
-	}
-	for i := range rec.Route.Targets {
-		up, ok := x.view.Upstream(rec.Route.Targets[i].Upstream)
-		if !ok || x.decision.Class == apikey.ClassTest && !up.Upstream.Simulated {
-			continue
-		}
-		created := time.UnixMilli(rec.Meta.Created).UTC()
-		return dialect.Model{
-			ID: rec.Route.Model, Owner: up.Upstream.Provider,
-			Created: created.Unix(), Date: created.Format(time.RFC3339),
-		}, true
-	}
-	return dialect.Model{}, false
+	return e
 }

@@ -7,14 +7,11 @@
 package dataplane
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"log"
 	"log/slog"
 	"maps"
 	"net"
@@ -26,10 +23,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane/feed"
-	"ringmain/controlplane/identity"
+	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/caller"
+	"ringmain/dataplane/edge"
 	"ringmain/dataplane/link"
+	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/view"
 )
@@ -45,8 +44,21 @@ type Config struct {
 	Peers func() link.Peers
 	// Emit hands one encoded meter.Record to the keeper, and returns when it is
 	// sure to be kept. It is called before an answer's last byte goes out. Any
-	// error, such as link.ErrBacklog, becomes metering_unavailable.
+	// error becomes metering_unavailable. The record may be changed once it returned.
 	Emit func(record []byte) error
+	// Room reports whether the keeper has room for more records; without it
+	// requests are refused before an upstream is asked. nil = always.
+	Room func() bool
+	// Confined is what holds for this process, as last measured; without all of
+	// it no request with zero retention is served. nil = nothing holds.
+	Confined func() link.Confinement
+	// KeepReceipts hands an encoded batch of receipts to the keeper without
+	// waiting; AskReceipt asks it for one again. nil = they stay in memory.
+	KeepReceipts func(number uint64, batch []byte) bool
+	AskReceipt   func(ctx context.Context, requestID string) ([]byte, error)
+	// WatchReceipts names who is told that a batch is kept, and that another
+	// keeper is there. nil = nobody tells.
+	WatchReceipts func(acked func(number uint64), again func())
 	// Verdict shares a new key verdict; it must not block. nil = not shared.
 	Verdict    func(feed.Verdict)
 	Logger     *slog.Logger          // nil = discard
@@ -56,16 +68,20 @@ type Config struct {
 
 // Tunables may be left zero; the defaults are in brackets.
 type Tunables struct {
-	Attempts      int           // at upstreams for one request, over all regions [3]
-	ProbeEvery    time.Duration // pause between round-trip probes of a peer [1 s], with jitter
-	DrainGrace    time.Duration // /readyz fails for so long before listeners close [2 s]
-	HeaderTimeout time.Duration // for a request's head, and the TLS handshake [10 s]
-	BodyTimeout   time.Duration // for head and body [120 s]
-	IdleTimeout   time.Duration // of a kept connection [120 s]
-	WriteStall    time.Duration // a client that takes nothing for so long is cut off; of a stream, the route's idle time later [60 s]
-	Bodies        int64         // bytes of large request bodies held at once; more are shed [1 GiB]
-	Upstreams     breaker.Rules // per (upstream, model)
-	PeerNodes     breaker.Rules // per peer node [2 failures in a row, 2 s rest]
+	Attempts      int                    // at upstreams for one request, over all regions [3]
+	ProbeEvery    time.Duration          // pause between round-trip probes of a peer [1 s], with jitter
+	DrainGrace    time.Duration          // /readyz fails for so long before listeners close [2 s]
+	HeaderTimeout time.Duration          // for a request's head, and the TLS handshake [10 s]
+	BodyTimeout   time.Duration          // for head and body [120 s]
+	IdleTimeout   time.Duration          // of a kept connection [120 s]
+	WriteStall    time.Duration          // a client that takes nothing for so long is cut off; of a stream, the route's idle time later [60 s]
+	Overload      time.Duration          // goroutines that could run wait longer than this: the least important requests are shed [20 ms]
+	Bodies        int64                  // bytes of large request bodies held at once; more are shed [1 GiB]
+	Upstreams     breaker.Rules          // per (upstream, model)
+	Edge          edge.Limits            // of the listener for clients
+	Limits        admission.LimitsConfig // of requests at once, per upstream
+	Retries       breaker.BudgetRules    // per upstream
+	PeerNodes     breaker.Rules          // per peer node [2 failures in a row, 2 s rest]
 }
 
 func (t Tunables) withDefaults() Tunables {
@@ -83,9 +99,8 @@ func (t Tunables) withDefaults() Tunables {
 }
 
 const (
-	closeWait       = 10 * time.Second
-	defaultCapacity = 4096
-	maxHeaderBytes  = 32 << 10
+	closeWait      = 10 * time.Second
+	maxHeaderBytes = 32 << 10
 )
 
 // Worker serves requests until Close.
@@ -103,9 +118,14 @@ type Worker struct {
 	trips     *trips
 	bodies    bodyPool
 	fixed     fixedHeaders
+	documents map[string]link.Document // by name; not changed
+	receipts  *receipt.Log
+	certs     *certificates
 
-	capacity int64
-	inflight atomic.Int64
+	gate     *admission.Gate
+	limits   *admission.Limits // per upstream
+	budgets  *breaker.Budgets  // of retries, likewise
+	guard    *edge.Guard
 	draining atomic.Bool
 
 	api, peer *http.Server
@@ -127,20 +147,19 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 		w.log = slog.New(slog.DiscardHandler)
 	}
 	w.log = w.log.With("region", w.setup.Region, "node", w.setup.Node)
-	w.capacity = int64(cmp.Or(w.setup.Capacity, defaultCapacity))
-	bundle, err := identity.NewBundle(w.setup.NodeCert, w.setup.NodeKey, w.setup.Roots)
-	if err != nil {
-		return nil, fmt.Errorf("dataplane: node certificate: %w", err)
-	}
-	cert, err := tls.X509KeyPair(w.setup.APICert, w.setup.APIKey)
-	if err != nil {
-		return nil, fmt.Errorf("dataplane: certificate of the API: %w", err)
+	w.gate = admission.NewGate(admission.GateConfig{Capacity: int64(w.setup.Capacity), Target: w.tunables.Overload})
+	w.limits = admission.NewLimits(w.tunables.Limits)
+	w.budgets = breaker.NewBudgets(w.tunables.Retries)
+	w.guard = edge.New(cfg.Tunables.Edge)
+	var err error
+	if w.certs, err = openCertificates(&w.setup); err != nil {
+		return nil, err
 	}
 	roots, err := upstreamRoots(w.setup.UpstreamCA)
 	if err != nil {
 		return nil, err
 	}
-	if w.metrics, err = newMetrics(cfg.Registerer); err != nil {
+	if w.metrics, err = newMetrics(cfg.Registerer, &loadMetrics{w.gate, w.limits, w.guard}, w.certs); err != nil {
 		return nil, fmt.Errorf("dataplane: register metrics: %w", err)
 	}
 	changed := func(key breaker.Key, state string) {
@@ -152,13 +171,35 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	w.trips = newTrips()
 	w.bodies.most = w.tunables.Bodies
 	w.fixed = newFixedHeaders(w.setup)
+	w.takeDocuments(w.setup.Documents)
 	w.checker = caller.New(caller.Config{
 		Store: cfg.Store, Jurisdiction: w.setup.Jurisdiction, VerdictSecret: w.setup.VerdictSecret,
 		Emit: cfg.Verdict, Counted: w.metrics.bcrypted,
 	})
-	w.client = relay.New(relay.Config{UpstreamRoots: roots, Identity: bundle, Locate: w.locate})
-	w.serve(ctx, cert, bundle)
+	w.client = relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate})
+	if err := w.openReceipts(ctx); err != nil {
+		w.client.Close()
+		w.metrics.close()
+		return nil, err
+	}
+	w.serve(ctx)
 	return w, nil
+}
+
+// openReceipts starts the log of receipts. It outlives the servers: what they
+// answered last is stated too.
+func (w *Worker) openReceipts(ctx context.Context) (err error) {
+	w.receipts, err = receipt.Open(context.WithoutCancel(ctx), receipt.Config{
+		Cert: w.setup.NodeCert, Key: w.setup.NodeKey, Roots: w.setup.Roots,
+		Keep: w.cfg.KeepReceipts, Ask: w.cfg.AskReceipt, Logger: w.log, Registerer: w.cfg.Registerer,
+	})
+	if err != nil {
+		return fmt.Errorf("dataplane: receipts: %w", err)
+	}
+	if w.cfg.WatchReceipts != nil {
+		w.cfg.WatchReceipts(w.receipts.Acked, w.receipts.Again)
+	}
+	return nil
 }
 
 func upstreamRoots(extra []byte) (*x509.CertPool, error) {
@@ -175,68 +216,14 @@ func upstreamRoots(extra []byte) (*x509.CertPool, error) {
 	return roots, nil
 }
 
-// serverLog takes what net/http logs: about clients that break off mostly,
-// which is worth nothing, but also the panics of handlers.
-type serverLog struct{ log *slog.Logger }
-
-func (l serverLog) Write(line []byte) (int, error) {
-	level := slog.LevelDebug
-	if bytes.Contains(line, []byte(": panic serving ")) {
-		level = slog.LevelError
-	}
-	l.log.Log(context.Background(), level, string(bytes.TrimSpace(line)))
-	return len(line), nil
-}
-
-// serve starts both servers and the probes.
-func (w *Worker) serve(ctx context.Context, cert tls.Certificate, bundle *identity.Bundle) {
-	ctx, w.stop = context.WithCancel(ctx)
-	w.group, ctx = errgroup.WithContext(ctx)
-	base := func(net.Listener) context.Context { return ctx }
-	errorLog := log.New(serverLog{w.log}, "", 0)
-	w.api = &http.Server{
-		Handler: http.HandlerFunc(w.serveAPI), BaseContext: base, ErrorLog: errorLog,
-		TLSConfig:         identity.Public(cert, []string{"h2", "http/1.1"}),
-		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
-		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
-	}
-	only2 := new(http.Protocols)
-	only2.SetHTTP2(true)
-	w.peer = &http.Server{
-		Handler: http.HandlerFunc(w.servePeer), BaseContext: base, ErrorLog: errorLog, Protocols: only2,
-		TLSConfig:         bundle.Server([]string{"h2"}, identity.AllowData("")),
-		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
-		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
-		HTTP2: &http.HTTP2Config{
-			MaxConcurrentStreams:          4096,
-			MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20,
-			SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second,
-		},
-	}
-	for server, listener := range map[*http.Server]net.Listener{w.api: w.cfg.API, w.peer: w.cfg.Peer} {
-		w.group.Go(func() error {
-			if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
-				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)
-			}
-			return nil
-		})
-	}
-	w.group.Go(func() error { w.probe(ctx); return nil })
-	w.group.Go(func() error { // whatever ends ctx ends the servers too
-		<-ctx.Done()
-		return errors.Join(w.api.Close(), w.peer.Close())
-	})
-}
-
 // Health is what gossip may say about this worker.
 func (w *Worker) Health() link.Health {
 	open := w.upstreams.Snapshot()
 	maps.Copy(open, w.peerNodes.Snapshot())
 	return link.Health{
 		Ready: w.ready(), Draining: w.draining.Load(),
-		InFlight: uint32(max(0, w.inflight.Load())),
-		Capacity: uint32(w.capacity),
+		InFlight: uint32(max(0, w.gate.InFlight())),
+		Capacity: uint32(w.gate.Capacity()),
 		Breakers: open,
 	}
 }
@@ -252,7 +239,7 @@ func (w *Worker) ready() bool {
 // Close must follow.
 func (w *Worker) Drain(ctx context.Context) error {
 	w.draining.Store(true)
-	w.log.Info("draining", "grace", w.tunables.DrainGrace, "inflight", w.inflight.Load())
+	w.log.Info("draining", "grace", w.tunables.DrainGrace, "inflight", w.gate.InFlight())
 	grace := time.NewTimer(w.tunables.DrainGrace)
 	defer grace.Stop()
 	select {
@@ -263,7 +250,7 @@ func (w *Worker) Drain(ctx context.Context) error {
 	both.Go(func() error { return w.api.Shutdown(shut) })
 	both.Go(func() error { return w.peer.Shutdown(shut) })
 	if err := both.Wait(); err != nil {
-		return fmt.Errorf("dataplane: drain: %d requests were still under way: %w", w.inflight.Load(), err)
+		return fmt.Errorf("dataplane: drain: %d requests were still under way: %w", w.gate.InFlight(), err)
 	}
 	return nil
 }
@@ -273,12 +260,13 @@ func (w *Worker) Close() error {
 	w.stop()
 	err := w.group.Wait()
 	// Handlers end with their connections' contexts; none may outlive the worker.
-	for start := time.Now(); w.inflight.Load() > 0; time.Sleep(time.Millisecond) {
+	for start := time.Now(); w.gate.InFlight() > 0; time.Sleep(time.Millisecond) {
 		if time.Since(start) > closeWait {
-			err = errors.Join(err, fmt.Errorf("dataplane: %d requests do not end", w.inflight.Load()))
+			err = errors.Join(err, fmt.Errorf("dataplane: %d requests do not end", w.gate.InFlight()))
 			break
 		}
 	}
+	err = errors.Join(err, w.receipts.Close())
 	w.client.Close()
 	w.metrics.close()
 	return err //nolint:wrapcheck // wrapped where it arose

@@ -59,6 +59,71 @@ func TestDocumentsNameMetricsThatExist(t *testing.T) {
 	}
 }
 
+// A metric that nobody has written a word about helps nobody at night.
+func TestEveryMetricIsDocumented(t *testing.T) {
+	text, found := document(t, "RUNBOOK.md"), 0
+	for _, m := range regexp.MustCompile(`"(ringmain_[a-z_]+)"`).FindAllStringSubmatch(source(t), -1) {
+		found++
+		if !strings.Contains(text, "`"+m[1]+"`") && !strings.Contains(text, "`"+m[1]+"{") {
+			t.Errorf("RUNBOOK.md, \"Metrics\", does not name %s", m[1])
+		}
+	}
+	if found < 60 {
+		t.Errorf("found %d metrics in the code: the search is broken", found)
+	}
+}
+
+// The tests that the documents name exist, where they say.
+func TestDocumentsNameTestsThatExist(t *testing.T) {
+	shown := regexp.MustCompile("`go test ([^`]+)`")
+	found := 0
+	for _, doc := range documents {
+		for _, m := range shown.FindAllStringSubmatch(document(t, doc), -1) {
+			found++
+			var tests, name string
+			words := strings.Fields(m[1])
+			for i, w := range words {
+				switch {
+				case w == "-run" && i+1 < len(words):
+					name = words[i+1]
+				case strings.HasPrefix(w, "./"):
+					files, err := filepath.Glob(filepath.Join(repository, w, "*_test.go"))
+					if err != nil || len(files) == 0 {
+						t.Errorf("%s shows `go test %s`: no tests in %s", doc, m[1], w)
+					}
+					for _, file := range files {
+						b, err := os.ReadFile(file)
+						if err != nil {
+							t.Fatal(err)
+						}
+						tests += string(b)
+					}
+				}
+			}
+			if !regexp.MustCompile(`(?m)^func Test\w*` + strings.TrimPrefix(name, "Test")).MatchString(tests) {
+				t.Errorf("%s shows `go test %s`: no test %s there", doc, m[1], name)
+			}
+		}
+	}
+	if found < 10 {
+		t.Errorf("found %d tests in the documents: the search is broken", found)
+	}
+}
+
+// The codes that the runbook looks up symptoms by are those that nodes answer.
+func TestRunbookNamesCodesThatExist(t *testing.T) {
+	code, found := source(t), 0
+	for _, m := range regexp.MustCompile("\\b[45][0-9][0-9]\\s+`([a-z_]+)`").FindAllStringSubmatch(document(t, "RUNBOOK.md"), -1) {
+		found++
+		if !strings.Contains(code, `"`+m[1]+`"`) {
+			t.Errorf("the runbook names the error code %s, which no node answers", m[1])
+		}
+	}
+	if found < 10 {
+		t.Errorf("found %d codes in the runbook: the search is broken", found)
+	}
+}
+
 func TestRunbookQuotesWhatNodesLog(t *testing.T) {
 	_, table, _ := strings.Cut(document(t, "RUNBOOK.md"), "| the log says |")
 	code, found := source(t)+"address already in use", 0 // the kernel's words

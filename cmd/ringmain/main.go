@@ -22,6 +22,7 @@ import (
 	"ringmain/cmd/ringmain/internal/dev"
 	"ringmain/cmd/ringmain/internal/manage"
 	"ringmain/cmd/ringmain/internal/node"
+	"ringmain/cmd/ringmain/internal/receipt"
 	"ringmain/dataplane/keeper"
 )
 
@@ -36,10 +37,10 @@ func main() {
 			fmt.Fprintln(os.Stderr, keeper.Confine(os.Args[2:])) // returns only when it failed
 			os.Exit(1)
 		case node.WorkerCommand:
-			os.Exit(node.Worker(version, os.Args[2:]))
+			os.Exit(node.Worker(version))
 		}
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
@@ -65,7 +66,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
-	root.AddCommand(devCommand(stdout, stderr), controlCommand(stderr), dataCommand(stderr), configCommand(stdout), versionCommand(stdout))
+	root.AddCommand(devCommand(stdout, stderr), controlCommand(stderr), dataCommand(stderr), configCommand(stdout), versionCommand(stdout),
+		receipt.Command(receipt.Env{Stdin: os.Stdin, Stdout: stdout}))
 	root.AddCommand(manage.Commands(manage.Env{Stdout: stdout, Stderr: stderr, Getenv: os.Getenv, Stdin: os.Stdin})...)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
@@ -73,7 +75,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	}
 	_, _ = fmt.Fprintln(stderr, "ringmain:", err) // nowhere else to say it
 	var usage usageError
-	if errors.As(err, &usage) || manage.IsUsage(err) || strings.HasPrefix(err.Error(), "unknown command") {
+	if errors.As(err, &usage) || manage.IsUsage(err) || receipt.IsUsage(err) || strings.HasPrefix(err.Error(), "unknown command") {
 		return 2
 	}
 	return 1
@@ -97,7 +99,11 @@ func devCommand(stdout, stderr io.Writer) *cobra.Command {
 			if f, ok := stdout.(*os.File); ok {
 				opts.Terminal = term.IsTerminal(int(f.Fd())) && os.Getenv("NO_COLOR") == "" && os.Getenv("TERM") != "dumb"
 			}
-			return dev.Run(cmd.Context(), opts)
+			// A terminal that goes takes the cluster with it. To a node SIGHUP means
+			// to look at its certificates.
+			ctx, stop := signal.NotifyContext(cmd.Context(), syscall.SIGHUP)
+			defer stop()
+			return dev.Run(ctx, opts)
 		},
 	}
 	f := cmd.Flags()
@@ -154,10 +160,19 @@ func nodeCommand(use, short string, stderr io.Writer, role config.Role, run func
 }
 
 func configCommand(stdout io.Writer) *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "work on configuration files"}
+	cmd := &cobra.Command{
+		Use: "config", Short: "work on configuration files",
+		Args: cobra.ArbitraryArgs, // so that RunE can word the error
+		RunE: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return usageError{fmt.Errorf("unknown command %q for %q; there is: validate", args[0], "ringmain config")}
+			}
+			return usageError{fmt.Errorf("%q needs one of: validate", "ringmain config")}
+		},
+	}
 	cmd.AddCommand(&cobra.Command{
 		Use:   "validate FILE",
-		Short: "check a node's configuration file; mistakes are named with their line",
+		Short: "check a node's configuration file, and the documents it names; mistakes are named with their line",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 1 {
 				return usageError{errors.New("config validate: want one file")}
@@ -168,6 +183,9 @@ func configCommand(stdout io.Writer) *cobra.Command {
 			cfg, err := config.Load(args[0], os.Environ())
 			if err != nil {
 				return err
+			}
+			if _, err := node.ReadDocuments(cfg, time.Now()); err != nil {
+				return fmt.Errorf("configuration %s: %w", args[0], config.Locate(args[0], err))
 			}
 			_, err = fmt.Fprintf(stdout, "%s: valid: %s node %s of region %s in cluster %s\n", args[0], cfg.Role, cfg.Node, cfg.Region, cfg.Cluster)
 			return err

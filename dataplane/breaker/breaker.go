@@ -90,6 +90,9 @@ type Rules struct {
 	// Rest is how long an open circuit stays so before one trial is let
 	// through [5 s].
 	Rest time.Duration
+	// Ramp is how long after it closed a circuit is on slow start: its Share of
+	// the traffic grows from a tenth to all of it [10 s].
+	Ramp time.Duration
 }
 
 func (r Rules) withDefaults() Rules {
@@ -98,6 +101,7 @@ func (r Rules) withDefaults() Rules {
 	r.Least = cmp.Or(r.Least, 20)
 	r.Window = cmp.Or(r.Window, 10*time.Second)
 	r.Rest = cmp.Or(r.Rest, 5*time.Second)
+	r.Ramp = cmp.Or(r.Ramp, 10*time.Second)
 	return r
 }
 
@@ -127,6 +131,8 @@ type circuit struct {
 	cb      *gobreaker.TwoStepCircuitBreaker[struct{}]
 	changes atomic.Uint64 // an outcome counts only if the state is the one it was asked in
 	run     atomic.Uint32 // failures in a row
+	closed  atomic.Int64  // when it closed after a rest, Unix nanoseconds; 0 = it never did
+	later   atomic.Int64  // asked to be left alone until then, Unix nanoseconds
 }
 
 var (
@@ -153,6 +159,9 @@ func (s *Set) circuit(key Key) *circuit {
 		OnStateChange: func(_ string, _, to gobreaker.State) {
 			c.changes.Add(1)
 			c.run.Store(0)
+			if to == gobreaker.StateClosed {
+				c.closed.Store(time.Now().UnixNano())
+			}
 			s.onChange(key, to.String())
 		},
 		IsExcluded: func(err error) bool { return errors.Is(err, errExcluded) },
@@ -171,16 +180,54 @@ func (s *Set) Open(key Key) bool {
 // it ended; a half-open circuit lets a single trial through until then.
 func (s *Set) Allow(key Key) (Ticket, bool) {
 	c := s.circuit(key)
+	changes := c.changes.Load()
+	if c.cb.State() == gobreaker.StateClosed {
+		return Ticket{circuit: c, changes: changes}, true
+	}
 	done, err := c.cb.Allow()
 	if err != nil {
 		return Ticket{}, false
 	}
-	changes := c.changes.Load()
-	if c.cb.State() == gobreaker.StateClosed {
+	changes = c.changes.Load()
+	if c.cb.State() == gobreaker.StateClosed { // since then
 		done(errExcluded)
 		return Ticket{circuit: c, changes: changes}, true
 	}
 	return Ticket{circuit: c, changes: changes, trial: done}, true
+}
+
+// Pause notes that whoever is behind key asked to be left alone until then.
+func (s *Set) Pause(key Key, until time.Time) { s.circuit(key).later.Store(until.UnixNano()) }
+
+// Share is how much of the traffic that would go to key at now should: 0 while
+// it asked to be left alone, little right after its circuit closed, else 1. It
+// is a matter of order: where there is no other, key takes it all.
+func (s *Set) Share(key Key, now time.Time) float64 {
+	v, ok := s.circuits.Load(key)
+	if !ok {
+		return 1
+	}
+	c := v.(*circuit) //nolint:forcetypeassert // only circuits are stored
+	if now.UnixNano() < c.later.Load() {
+		return 0
+	}
+	closed := c.closed.Load()
+	if closed == 0 {
+		return 1
+	}
+	return Ramped(now.Sub(time.Unix(0, closed)), s.rules.Ramp)
+}
+
+// slowest is the share that a circuit starts with.
+const slowest = 0.1
+
+// Ramped is the share of traffic at since after a circuit closed, if slow start
+// takes ramp.
+func Ramped(since, ramp time.Duration) float64 {
+	if since >= ramp {
+		return 1
+	}
+	return slowest + (1-slowest)*max(0, float64(since)/float64(ramp))
 }
 
 // Ticket is the right to one attempt. The zero Ticket may be Done, to no effect.

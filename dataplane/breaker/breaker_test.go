@@ -219,3 +219,48 @@ func BenchmarkAllow(b *testing.B) {
 		t.Done(OK)
 	}
 }
+
+// TestSlowStart: after a rest and a good trial, the share of the traffic grows
+// from a tenth to all of it, evenly; another failure starts it anew.
+func TestSlowStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := New(Rules{Run: 2, Rest: 5 * time.Second, Ramp: 10 * time.Second}, nil)
+		key := Key{"up", "m"}
+		share := func(want float64) {
+			t.Helper()
+			if got := s.Share(key, time.Now()); got < want-1e-9 || got > want+1e-9 {
+				t.Errorf("share %.3f, want %.3f", got, want)
+			}
+		}
+		try := func(o Outcome) {
+			t.Helper()
+			ticket, ok := s.Allow(key)
+			if !ok {
+				t.Fatal("not let through")
+			}
+			ticket.Done(o)
+		}
+		share(1) // never seen
+		for range 2 {
+			for range 2 {
+				try(ServerError)
+			}
+			if !s.Open(key) {
+				t.Fatal("not open")
+			}
+			time.Sleep(5*time.Second + time.Millisecond)
+			try(OK) // the trial
+			share(0.1)
+			time.Sleep(5 * time.Second)
+			share(0.55)
+			time.Sleep(4 * time.Second)
+			share(0.91)
+			time.Sleep(time.Second)
+			share(1)
+		}
+		s.Pause(key, time.Now().Add(3*time.Second))
+		share(0)
+		time.Sleep(3 * time.Second)
+		share(1)
+	})
+}

@@ -1,7 +1,7 @@
 package dialect
 
 import (
-	"bytes"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -10,9 +10,26 @@ type Usage struct {
 	Input      int64 // prompt tokens; Anthropic: those neither read from nor written to its cache
 	Output     int64
 	CacheRead  int64 // OpenAI: part of Input; Anthropic: beside it
-	CacheWrite int64 // Anthropic only
+	CacheWrite int64 // OpenAI: part of Input; Anthropic: beside it
 	Final      bool  // the provider's own closing figures
+
+	beside besides
 }
+
+// besides are figures that Anthropic tells beside its totals, and bills too.
+// Usage has them in its own.
+type besides struct{ input, output, cacheRead, cacheWrite int64 }
+
+func (u *Usage) add(b besides, sign int64) {
+	u.Input += sign * b.input
+	u.Output += sign * b.output
+	u.CacheRead += sign * b.cacheRead
+	u.CacheWrite += sign * b.cacheWrite
+}
+
+// costs reports whether any figure is more than 0. Zeros stand where a provider
+// has none to tell.
+func (u *Usage) costs() bool { return u.Input|u.Output|u.CacheRead|u.CacheWrite != 0 }
 
 // EstimateTokens is how many tokens n bytes of text stand for, where a
 // provider's own figure never came: four bytes a token, rounded up. Such
@@ -25,90 +42,190 @@ type Answer struct {
 	Refused bool // the provider's safety system declined
 }
 
-// ReadAnswer reads a plain 200 body. ok is false where the body is not an
-// answer of the dialect: no JSON object, or an error object.
-func ReadAnswer(d Dialect, body []byte) (a Answer, ok bool) {
+// ReadAnswer reads a plain 200 body of the given content type. ok is false
+// where the body is not an answer of the endpoint: no JSON object, an error
+// object, or one that says that it failed. Of a body that is not JSON, where
+// the endpoint may answer so, nothing is known but that it is no error.
+func ReadAnswer(ep *Endpoint, contentType string, body []byte) (a Answer, ok bool) {
+	if ep.Binary && !saysJSON(contentType) {
+		return Answer{}, len(body) > 0
+	}
 	c := cursor{b: body}
 	if c.peek() != '{' {
 		return Answer{}, false
 	}
-	failed := false
-	c.object(func(key []byte) {
-		switch string(key) {
-		case "error":
-			failed = failed || !c.isNull()
-			c.value()
-		case "usage":
-			readUsage(d, &c, &a.Usage)
-		case "stop_reason":
-			if s, _ := c.text(); d == Anthropic && string(s) == "refusal" {
-				a.Refused = true
-			}
-		case "choices":
-			if d != OpenAI || c.peek() != '[' {
-				c.value()
-				return
-			}
-			c.array(func() {
-				if readChoice(&c, nil) {
-					a.Refused = true
-				}
-			})
-		default:
-			c.value()
-		}
-	})
-	a.Usage.Final = a.Usage != Usage{}
-	return a, c.end() && !failed && utf8.Valid(body)
+	r := answerReader{cursor: c, ep: ep}
+	r.object(r.member)
+	if !r.end() || r.failed && !r.declined || !utf8.Valid(body) {
+		return Answer{}, false
+	}
+	r.answer.Refused = r.answer.Refused || r.declined
+	r.answer.Usage.Final = r.told.closes(ep.Streams) && r.answer.Usage.costs()
+	return r.answer, true
 }
 
-// readChoice takes one element of choices and reports whether it is a refusal.
-// Bytes of text in a delta are added to *text.
-func readChoice(c *cursor, text *int64) (refused bool) {
-	c.objectOr(func(key []byte) {
-		switch string(key) {
-		case "finish_reason":
-			if s, _ := c.text(); string(s) == "content_filter" {
-				refused = true
-			}
-		case "message", "delta":
-			c.objectOr(func(key []byte) {
-				isRefusal := string(key) == "refusal"
-				if c.peek() != '"' {
-					s := c.span()
-					if s.End-s.Start > len("null") && text != nil {
-						*text += int64(s.End - s.Start) // tool calls, as JSON
-					}
-					return
-				}
-				raw, _ := c.str()
-				if isRefusal && len(raw) > 0 {
-					refused = true
-				}
-				if text != nil && string(key) != "role" {
-					*text += int64(len(raw))
-				}
-			})
-		default:
-			c.value()
-		}
-	})
-	return refused
+// saysJSON reports whether a content type is that of JSON, whatever its parameters.
+func saysJSON(contentType string) bool {
+	media, _, _ := strings.Cut(contentType, ";")
+	return strings.EqualFold(strings.TrimSpace(media), "application/json")
 }
 
-// readUsage takes a usage value. Figures that are absent keep what u has.
-func readUsage(d Dialect, c *cursor, u *Usage) {
+// answerReader is one pass over a plain answer.
+type answerReader struct {
+	cursor
+	ep       *Endpoint
+	answer   Answer
+	told     told
+	failed   bool // it says that it failed
+	declined bool // and that a refusal was why
+}
+
+// member takes one field at the top of an answer.
+func (r *answerReader) member(key []byte) {
+	switch string(key) {
+	case "error":
+		r.failed = r.failed || !r.isNull()
+		r.objectOr(func(key []byte) {
+			if s, ok := r.problemText(key); ok && isRefusalCode(s) {
+				r.declined = true
+			}
+		})
+	case "status": // of a response
+		if s, _ := r.text(); string(s) == "failed" {
+			r.failed = true
+		}
+	case "incomplete_details":
+		r.objectOr(func(key []byte) {
+			if string(key) != "reason" {
+				r.value()
+			} else if s, _ := r.text(); string(s) == "content_filter" {
+				r.answer.Refused = true
+			}
+		})
+	case "usage":
+		if r.ep.Usage == UsageNone {
+			r.value()
+		} else {
+			r.told |= readUsage(r.ep.Dialect, &r.cursor, &r.answer.Usage)
+		}
+	case "stop_reason":
+		if s, _ := r.text(); r.ep.Dialect == Anthropic && string(s) == "refusal" {
+			r.answer.Refused = true
+		}
+	case "choices":
+		r.each(r.choice)
+	case "output":
+		r.each(r.item)
+	default:
+		r.value()
+	}
+}
+
+// problemText takes the value of key and gives it if key is a code or type.
+func (r *answerReader) problemText(key []byte) (s []byte, ok bool) {
+	if string(key) != "code" && string(key) != "type" {
+		r.value()
+		return nil, false
+	}
+	return r.text()
+}
+
+// each takes the objects of an array, or any other value whole.
+func (r *answerReader) each(member func(key []byte)) {
+	if r.peek() != '[' {
+		r.value()
+		return
+	}
+	r.array(func() { r.objectOr(member) })
+}
+
+// choice takes one field of a chat or text completion's choice.
+func (r *answerReader) choice(key []byte) {
+	switch string(key) {
+	case "finish_reason":
+		if s, _ := r.text(); string(s) == "content_filter" {
+			r.answer.Refused = true
+		}
+	case "message":
+		r.objectOr(func(key []byte) {
+			if string(key) != "refusal" {
+				r.value()
+			} else if s, _ := r.text(); len(s) > 0 {
+				r.answer.Refused = true
+			}
+		})
+	case "content_filter_results", "content_filter_result": // Azure: {"hate": {"filtered": true}}
+		r.objectOr(func([]byte) {
+			r.objectOr(func(key []byte) {
+				if s := r.span(); string(key) == "filtered" && string(s.of(r.b)) == "true" {
+					r.answer.Refused = true
+				}
+			})
+		})
+	default:
+		r.value()
+	}
+}
+
+// item takes one field of an output item of a response: messages have parts,
+// of which one may be a refusal.
+func (r *answerReader) item(key []byte) {
+	if string(key) != "content" {
+		r.value()
+		return
+	}
+	r.each(func(key []byte) {
+		switch string(key) {
+		case "type":
+			if s, _ := r.text(); string(s) == "refusal" {
+				r.answer.Refused = true
+			}
+		default:
+			r.value()
+		}
+	})
+}
+
+// told says which figures a usage value held.
+type told uint8
+
+const (
+	toldInput told = 1 << iota
+	toldOutput
+	toldOdd // one that is no count
+)
+
+// closes reports whether the figures are fit to close an account: of what
+// writes text, output belongs to them.
+func (t told) closes(writes bool) bool {
+	return t&toldOdd == 0 && (t&toldOutput != 0 || t != 0 && !writes)
+}
+
+// maxTokens bounds what a provider is believed. No answer costs as much.
+const maxTokens = 1 << 32
+
+// readUsage takes a usage value. Figures that are absent, null or no counts
+// keep what u has.
+func readUsage(d Dialect, c *cursor, u *Usage) told {
+	var t told
+	u.add(u.beside, -1)
 	c.objectOr(func(key []byte) {
+		switch string(key) {
+		case "input_tokens":
+			t |= c.tally(&u.Input, toldInput)
+			return
+		case "output_tokens":
+			t |= c.tally(&u.Output, toldOutput)
+			return
+		}
 		if d == Anthropic {
 			switch string(key) {
-			case "input_tokens":
-				u.Input = c.count()
-			case "output_tokens":
-				u.Output = c.count()
 			case "cache_read_input_tokens":
-				u.CacheRead = c.count()
+				t |= c.tally(&u.CacheRead, 0)
 			case "cache_creation_input_tokens":
-				u.CacheWrite = c.count()
+				t |= c.tally(&u.CacheWrite, 0)
+			case "iterations":
+				t |= c.iterations(&u.beside)
 			default:
 				c.value()
 			}
@@ -116,14 +233,17 @@ func readUsage(d Dialect, c *cursor, u *Usage) {
 		}
 		switch string(key) {
 		case "prompt_tokens":
-			u.Input = c.count()
+			t |= c.tally(&u.Input, toldInput)
 		case "completion_tokens":
-			u.Output = c.count()
-		case "prompt_tokens_details":
+			t |= c.tally(&u.Output, toldOutput)
+		case "prompt_tokens_details", "input_tokens_details":
 			c.objectOr(func(key []byte) {
-				if string(key) == "cached_tokens" {
-					u.CacheRead = c.count()
-				} else {
+				switch string(key) {
+				case "cached_tokens":
+					t |= c.tally(&u.CacheRead, 0)
+				case "cache_write_tokens":
+					t |= c.tally(&u.CacheWrite, 0)
+				default:
 					c.value()
 				}
 			})
@@ -131,66 +251,67 @@ func readUsage(d Dialect, c *cursor, u *Usage) {
 			c.value()
 		}
 	})
+	u.add(u.beside, 1)
+	return t
 }
 
-// Refusal codes that providers use for "our safety system declines", in
-// error.code, error.type or error.innererror.code.
-var refusalCodes = []string{
-	"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation", "invalid_prompt",
-	"moderation_blocked", "safety_violation", "cyber_policy_violation", "refusal",
-}
+// maxIterations bounds how many are added up; an answer with more is not
+// believed.
+const maxIterations = 1 << 10
 
-// Problem is what an upstream's error body says.
-type Problem struct {
-	Refused       bool // a refusal: final, passed on as it is
-	ContextLength bool // the prompt is too long for the model
-}
-
-// ReadProblem reads an upstream's error body in either dialect. A body that is
-// not understood is no problem in particular.
-func ReadProblem(body []byte) (p Problem) {
-	note := func(s []byte) {
-		for _, code := range refusalCodes {
-			if string(s) == code {
-				p.Refused = true
-			}
-		}
-		if string(s) == string(ContextLengthExceeded) {
-			p.ContextLength = true
-		}
+// iterations takes the list of what an answer of the Messages API is made of.
+// The totals hold what its own model read and wrote, but not what a compaction
+// or an advisor did (anthropic-sdk-go v1.84, BetaUsage.Iterations).
+func (c *cursor) iterations(all *besides) told {
+	if c.peek() != '[' {
+		c.value()
+		return 0
 	}
-	c := cursor{b: body}
-	c.objectOr(func(key []byte) {
-		if string(key) != "error" {
-			c.value()
-			return
-		}
+	var t told
+	var sum besides
+	n := 0
+	c.array(func() {
+		var one besides
+		apart := false
 		c.objectOr(func(key []byte) {
 			switch string(key) {
-			case "code", "type":
+			case "type":
 				s, _ := c.text()
-				note(s)
-			case "message":
-				s, _ := c.text()
-				if bytes.Contains(s, []byte("prompt is too long")) || bytes.Contains(s, []byte("maximum context length")) {
-					p.ContextLength = true
-				}
-			case "innererror":
-				c.objectOr(func(key []byte) {
-					if string(key) != "code" {
-						c.value()
-						return
-					}
-					s, _ := c.text()
-					note(s)
-				})
+				apart = string(s) == "compaction" || string(s) == "advisor_message"
+			case "input_tokens":
+				t |= c.tally(&one.input, 0)
+			case "output_tokens":
+				t |= c.tally(&one.output, 0)
+			case "cache_read_input_tokens":
+				t |= c.tally(&one.cacheRead, 0)
+			case "cache_creation_input_tokens":
+				t |= c.tally(&one.cacheWrite, 0)
 			default:
 				c.value()
 			}
 		})
+		if n++; n > maxIterations {
+			t |= toldOdd
+		} else if apart {
+			sum.input, sum.output = sum.input+one.input, sum.output+one.output
+			sum.cacheRead, sum.cacheWrite = sum.cacheRead+one.cacheRead, sum.cacheWrite+one.cacheWrite
+		}
 	})
-	if !c.end() {
-		return Problem{}
+	*all = sum
+	return t
+}
+
+// tally takes a value and counts it, unless it is null. It gives what if it
+// did, and toldOdd where the value is no count of tokens.
+func (c *cursor) tally(n *int64, what told) told {
+	if c.isNull() {
+		c.value()
+		return 0
 	}
-	return p
+	v, ok := whole(c.span().of(c.b))
+	if !ok || v < 0 || v > maxTokens {
+		return toldOdd
+	}
+	*n = v
+	return what
 }

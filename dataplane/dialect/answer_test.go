@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -82,162 +81,84 @@ func checkBodies(t *testing.T, c Code) {
 }
 
 func TestReadAnswer(t *testing.T) {
+	const (
+		chat, text, responses, messages = "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"
+		sound, images                   = "/v1/audio/transcriptions", "/v1/images/generations"
+	)
 	for _, c := range []struct {
-		d    Dialect
-		body string
-		want Answer
-		ok   bool
+		path, kind, body string
+		want             Answer
+		ok               bool
 	}{
-		{OpenAI, `{"choices":[{"finish_reason":"stop","message":{"content":"hi","refusal":null}}],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2}}}`, Answer{Usage: Usage{Input: 7, Output: 3, CacheRead: 2, Final: true}}, true},
-		{OpenAI, `{"choices":[{"finish_reason":"content_filter"}]}`, Answer{Refused: true}, true},
-		{OpenAI, `{"choices":[{"message":{"refusal":"I cannot"}}]}`, Answer{Refused: true}, true},
-		{OpenAI, `{"error":null,"choices":[]}`, Answer{}, true},
-		{OpenAI, `{"error":{"message":"x"}}`, Answer{}, false},
-		{OpenAI, `{"choices":[{"message":{"content":"ha`, Answer{}, false},
-		{OpenAI, `<html>`, Answer{}, false},
-		{OpenAI, `{"usage":{"prompt_tokens":-1,"completion_tokens":1e99}}`, Answer{}, true},
-		{Anthropic, `{"type":"message","stop_reason":"end_turn","usage":{"input_tokens":7,"output_tokens":3,"cache_read_input_tokens":4,"cache_creation_input_tokens":5}}`, Answer{Usage: Usage{Input: 7, Output: 3, CacheRead: 4, CacheWrite: 5, Final: true}}, true},
-		{Anthropic, `{"stop_reason":"refusal"}`, Answer{Refused: true}, true},
-		{Anthropic, `{"type":"error","error":{"type":"overloaded_error"}}`, Answer{}, false},
+		{chat, "", `{"choices":[{"finish_reason":"stop","message":{"content":"hi","refusal":null}}],"usage":{"prompt_tokens":7,"completion_tokens":3,"prompt_tokens_details":{"cached_tokens":2,"cache_write_tokens":1}}}`, Answer{Usage: Usage{Input: 7, Output: 3, CacheRead: 2, CacheWrite: 1, Final: true}}, true},
+		{chat, "", `{"choices":[{"finish_reason":"content_filter"}]}`, Answer{Refused: true}, true},
+		{chat, "", `{"choices":[{"message":{"refusal":"I cannot"}}]}`, Answer{Refused: true}, true},
+		{chat, "", `{"choices":[{"message":{"refusal":""}}]}`, Answer{}, true},
+		{chat, "", `{"choices":[{"content_filter_results":{"hate":{"filtered":false},"violence":{"filtered":true,"severity":"high"}}}]}`, Answer{Refused: true}, true},
+		{chat, "", `{"choices":[{"content_filter_results":{"error":{"code":"content_filter_error","message":"The contents are not filtered"}}}]}`, Answer{}, true},
+		{chat, "", `{"error":null,"choices":[]}`, Answer{}, true},
+		{chat, "", `{"error":{"message":"x"}}`, Answer{}, false},
+		{chat, "", `{"error":{"code":"content_filter"}}`, Answer{Refused: true}, true},
+		{chat, "", `{"choices":[{"message":{"content":"ha`, Answer{}, false},
+		{chat, "", `{"choices":[]} x`, Answer{}, false},
+		{chat, "", "{\"choices\":[\"\xff\"]}", Answer{}, false},
+		{chat, "text/html", `<html>`, Answer{}, false},
+		{chat, "", `{"usage":{"prompt_tokens":-1,"completion_tokens":1e99}}`, Answer{}, true},
+		{text, "", `{"choices":[{"text":"x","finish_reason":"content_filter"}],"usage":{"prompt_tokens":1,"completion_tokens":2}}`, Answer{Usage: Usage{Input: 1, Output: 2, Final: true}, Refused: true}, true},
+		{responses, "", `{"status":"completed","error":null,"output":[{"type":"reasoning","content":null},{"type":"message","content":[{"type":"output_text","text":"refusal"}]}],"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":4,"cache_write_tokens":1},"output_tokens":6}}`, Answer{Usage: Usage{Input: 5, Output: 6, CacheRead: 4, CacheWrite: 1, Final: true}}, true},
+		{responses, "", `{"status":"completed","output":[{"type":"message","content":[{"type":"refusal","refusal":"no"}]}]}`, Answer{Refused: true}, true},
+		{responses, "", `{"status":"incomplete","incomplete_details":{"reason":"content_filter"},"output":[]}`, Answer{Refused: true}, true},
+		{responses, "", `{"status":"incomplete","incomplete_details":{"reason":"max_output_tokens"},"output":[]}`, Answer{}, true},
+		{responses, "", `{"status":"failed","error":{"code":"server_error","message":"x"}}`, Answer{}, false},
+		{responses, "", `{"status":"failed","error":{"code":"image_content_policy_violation","message":"x"}}`, Answer{Refused: true}, true},
+		{responses, "", `{"status":"failed","error":null}`, Answer{}, false},
+		{"/v1/embeddings", "", `{"data":[{"embedding":[0.1,-2e-3]}],"usage":{"prompt_tokens":8,"total_tokens":8}}`, Answer{Usage: Usage{Input: 8, Final: true}}, true},
+		{"/v1/messages/count_tokens", "", `{"input_tokens":12}`, Answer{}, true},
+		{images, "", `{"data":[{"b64_json":"AA=="}],"usage":{"input_tokens":3,"output_tokens":9,"input_tokens_details":{"text_tokens":3}}}`, Answer{Usage: Usage{Input: 3, Output: 9, Final: true}}, true},
+		{sound, "application/json; charset=utf-8", `{"text":"hi","usage":{"type":"tokens","input_tokens":3,"output_tokens":9,"input_token_details":{}}}`, Answer{Usage: Usage{Input: 3, Output: 9, Final: true}}, true},
+		{sound, "application/json", `{"text":"hi","usage":{"type":"duration","seconds":9}}`, Answer{}, true},
+		{sound, "application/json", `{"error":{"code":"x"}}`, Answer{}, false},
+		{sound, "text/plain; charset=utf-8", "1\n00:00 --> 00:01\nhi", Answer{}, true},
+		{"/v1/audio/speech", "audio/mpeg", "\xff\xfb", Answer{}, true},
+		{"/v1/audio/speech", "audio/mpeg", "", Answer{}, false},
+		{messages, "", `{"type":"message","stop_reason":"end_turn","usage":{"input_tokens":7,"output_tokens":3,"cache_read_input_tokens":4,"cache_creation_input_tokens":5}}`, Answer{Usage: Usage{Input: 7, Output: 3, CacheRead: 4, CacheWrite: 5, Final: true}}, true},
+		{messages, "", `{"usage":{"input_tokens":7,"output_tokens":3,"cache_read_input_tokens":null,"input_tokens":null}}`, Answer{Usage: Usage{Input: 7, Output: 3, Final: true}}, true},
+		{messages, "", `{"stop_reason":"refusal"}`, Answer{Refused: true}, true},
+		{chat, "", `{"stop_reason":"refusal"}`, Answer{}, true},
+		{messages, "", `{"type":"error","error":{"type":"overloaded_error"}}`, Answer{}, false},
 	} {
-		got, ok := ReadAnswer(c.d, []byte(c.body))
+		got, ok := ReadAnswer(endpoint(t, c.path), c.kind, []byte(c.body))
 		if ok != c.ok || ok && got != c.want {
-			t.Errorf("%s %s: %+v %t", c.d, c.body, got, ok)
+			t.Errorf("%s %s: %+v %t", c.path, c.body, got, ok)
 		}
 	}
 }
 
 func TestReadProblem(t *testing.T) {
 	for body, want := range map[string]Problem{
-		`{"error":{"code":"content_filter","message":"no"}}`:                                            {Refused: true},
-		`{"error":{"code":"x","innererror":{"code":"ResponsibleAIPolicyViolation"}}}`:                   {Refused: true},
-		`{"error":{"code":"context_length_exceeded","type":"invalid_request_error"}}`:                   {ContextLength: true},
-		`{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9>8"}}`: {ContextLength: true},
-		`{"error":{"code":"invalid_value"}}`:                                                            {},
-		`{"error":"text"}`:                                                                              {},
-		`not json`:                                                                                      {},
-		`{"error":{"code":"content_filter"}`:                                                            {},
+		`{"error":{"code":"content_filter","message":"no"}}`:                          {Refused: true},
+		`{"error":{"code":"x","innererror":{"code":"ResponsibleAIPolicyViolation"}}}`: {Refused: true},
+		`{"error":{"message":"The response was filtered","type":null,"param":"prompt","code":"content_filter","status":400,"innererror":{"code":"ResponsibleAIPolicyViolation","content_filter_result":{"hate":{"filtered":true}}}}}`: {Refused: true},
+		`{"error":{"code":400,"message":"The response was filtered due to the prompt triggering Azure OpenAI's content management policy."}}`:                                                                                         {Refused: true},
+		`{"error":{"code":null,"type":"invalid_request_error","message":"Your request was rejected as a result of our safety system."}}`:                                                                                              {Refused: true},
+		`{"type":"error","error":{"type":"invalid_request_error","message":"Output blocked by content filtering policy"}}`:                                                                                                            {Refused: true},
+		`{"error":{"code":"bio_policy"}}`:                                                                                    {Refused: true},
+		`{"error":{"type":"image_generation_user_error","code":"moderation_blocked"}}`:                                       {Refused: true},
+		`{"error":{"code":"context_length_exceeded","type":"invalid_request_error"}}`:                                        {ContextLength: true},
+		`{"type":"error","error":{"type":"invalid_request_error","message":"prompt is too long: 9>8"}}`:                      {ContextLength: true},
+		`{"type":"error","error":{"message":"input length and ` + "`max_tokens`" + ` exceed context limit: 9 + 8 > 10"}}`:    {ContextLength: true},
+		`{"object":"error","message":"This model's maximum context length is 8 tokens","type":"BadRequestError","code":400}`: {ContextLength: true},
+		`{"error":{"code":400,"message":"x","type":"exceed_context_size_error"}}`:                                            {ContextLength: true},
+		`{"error":{"code":"invalid_value"}}`:                                                                                 {},
+		`{"type":"error","error":{"type":"api_error"}}`:                                                                      {},
+		`{"error":"text"}`:                   {},
+		`[]`:                                 {},
+		`not json`:                           {},
+		`{"error":{"code":"content_filter"}`: {},
 	} {
 		if got := ReadProblem([]byte(body)); got != want {
 			t.Errorf("%s: %+v", body, got)
 		}
-	}
-}
-
-func openAIEvents(usage string) string {
-	chunk := func(inner string) string { return "data: {\"id\":\"c\",\"choices\":[" + inner + "]" + usage + "}\n\n" }
-	return ": hello\n\n" + chunk(`{"delta":{"role":"assistant","content":""}}`) + chunk(`{"delta":{"content":"four"}}`) +
-		chunk(`{"delta":{"tool_calls":[{"x":1}]}}`) + chunk(`{"delta":{},"finish_reason":"stop"}`)
-}
-
-const anthropicEvents = "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{\"usage\":{\"input_tokens\":9,\"output_tokens\":1}}}\n\n" +
-	"event: ping\ndata: {\"type\":\"ping\"}\n\n" +
-	"event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"four\"}}\n\n" +
-	"event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":5}}\n\n" +
-	"event: message_stop\r\ndata: {\"type\":\"message_stop\"}\r\n\r\n"
-
-func TestStream(t *testing.T) {
-	final := "data: {\"choices\":[],\"usage\":{\"prompt_tokens\":4,\"completion_tokens\":2}}\n\n"
-	for _, c := range []struct {
-		name  string
-		s     Stream
-		in    string
-		kinds string // a digit each
-		want  Stream
-	}{
-		{"openai", Stream{Dialect: OpenAI}, openAIEvents(`,"usage":null`) + final + "data: [DONE]\n\n", "0111123",
-			Stream{Usage: Usage{Input: 4, Output: 2, Final: true}, Done: true, Text: 4 + int64(len(`[{"x":1}]`))}},
-		{"usage asked for", Stream{Dialect: OpenAI, WantsUsage: true}, final + "data:[DONE] \r\n\r\n", "13",
-			Stream{Usage: Usage{Input: 4, Output: 2, Final: true}, Done: true}},
-		{"usage beside choices is content", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n", "1",
-			Stream{Usage: Usage{Input: 1, Output: 1, Final: true}}},
-		{"content filter", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"finish_reason\":\"content_filter\"}]}\n\n", "1", Stream{Refused: true}},
-		{"refusal delta", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"delta\":{\"refusal\":\"I\"}}]}\n\n", "1", Stream{Refused: true, Text: 1}},
-		{"error", Stream{Dialect: OpenAI}, "data: {\"error\":{\"message\":\"x\"}}\n\n", "4", Stream{}},
-		{"garbage", Stream{Dialect: OpenAI}, "data: {\"a\":\n\ndata: \xff\n\n<html>\n\ndata: 5\n\n", "5555", Stream{}},
-		{"two data lines", Stream{Dialect: OpenAI}, "data: {\"choices\":\ndata: []}\n\n", "1", Stream{}},
-		{"anthropic", Stream{Dialect: Anthropic}, anthropicEvents, "10113",
-			Stream{Usage: Usage{Input: 9, Output: 5, Final: true}, Done: true, Text: 4}},
-		{"anthropic refusal", Stream{Dialect: Anthropic}, "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"refusal\"}}\n\n", "1", Stream{Refused: true}},
-		{"anthropic error", Stream{Dialect: Anthropic}, "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n", "4", Stream{}},
-		{"anthropic nameless", Stream{Dialect: Anthropic}, "data: {}\n\n", "5", Stream{}},
-		{"[DONE] means nothing to anthropic", Stream{Dialect: Anthropic}, "data: [DONE]\n\n", "5", Stream{}},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			c.want.Dialect, c.want.WantsUsage = c.s.Dialect, c.s.WantsUsage
-			for step := 1; step <= len(c.in); step = step*3 + 1 { // however the bytes arrive
-				s, split, kinds := c.s, Splitter{}, ""
-				var buf []byte
-				for at := 0; at < len(c.in); at += step {
-					buf = append(buf, c.in[at:min(at+step, len(c.in))]...)
-					for {
-						n := split.Next(buf)
-						if n == 0 {
-							break
-						}
-						kinds += fmt.Sprint(int(s.Event(buf[:n])))
-						buf = buf[n:]
-					}
-				}
-				if kinds != c.kinds || s != c.want || len(buf) != 0 {
-					t.Fatalf("step %d: %s %+v, %d left; want %s %+v", step, kinds, s, len(buf), c.kinds, c.want)
-				}
-			}
-		})
-	}
-}
-
-func FuzzStream(f *testing.F) {
-	f.Add([]byte(openAIEvents("")+"data: [DONE]\n\n"), uint8(1))
-	f.Add([]byte(anthropicEvents), uint8(3))
-	f.Fuzz(func(t *testing.T, in []byte, step uint8) {
-		// Cutting must not depend on how the bytes arrive, and lose none.
-		cut := func(step int) (out [][]byte) {
-			var s Splitter
-			var buf []byte
-			for at := 0; at < len(in); at += step {
-				buf = append(buf, in[at:min(at+step, len(in))]...)
-				for n := s.Next(buf); n > 0; n = s.Next(buf) {
-					out = append(out, bytes.Clone(buf[:n]))
-					buf = buf[n:]
-				}
-			}
-			return append(out, buf)
-		}
-		a, b := cut(int(step)+1), cut(max(len(in), 1))
-		if !bytes.Equal(bytes.Join(a, nil), in) || fmt.Sprint(a) != fmt.Sprint(b) {
-			t.Fatalf("%q cut as %q and %q", in, a, b)
-		}
-		for _, d := range []Dialect{OpenAI, Anthropic} {
-			s := Stream{Dialect: d}
-			for _, e := range a[:len(a)-1] {
-				if k := s.Event(e); k == KindLast != s.Done && k == KindLast {
-					t.Fatal("last but not done")
-				}
-			}
-		}
-	})
-}
-
-func TestStreamEventsDoNotAllocate(t *testing.T) {
-	event := []byte("data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n")
-	s := Stream{Dialect: OpenAI}
-	if n := testing.AllocsPerRun(200, func() {
-		if s.Event(event) != KindContent {
-			t.Fatal("not content")
-		}
-	}); n > 0 {
-		t.Errorf("%v allocations an event", n)
-	}
-}
-
-func BenchmarkEvent(b *testing.B) {
-	event := []byte("data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"system_fingerprint\":\"fp_0123456789\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n")
-	s := Stream{Dialect: OpenAI}
-	b.SetBytes(int64(len(event)))
-	b.ReportAllocs()
-	for b.Loop() {
-		s.Event(event)
 	}
 }
 

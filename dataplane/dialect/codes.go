@@ -1,6 +1,7 @@
-// Package dialect speaks the OpenAI and Anthropic wire formats: the one table
-// of error codes, error bodies, the strict scan of a request, the few fields a
-// route rewrites, and what an answer says about itself (usage, refusal, end).
+// Package dialect speaks the OpenAI and Anthropic wire formats: the tables of
+// endpoints, of error codes and of what providers would keep, error bodies, the
+// strict scan of a request, the few fields a route rewrites, and what an answer
+// says about itself (usage, refusal, end).
 //
 // It is pure: no clock, no goroutine, no network, and it keeps no content
 // beyond the call that was handed it.

@@ -89,6 +89,9 @@ type Model struct {
 	Created int64 // Unix seconds
 	Date    string
 	Owner   string
+
+	// What it is to the caller, beside what the dialects define.
+	Regions, Jurisdictions, Retention, Endpoints []string
 }
 
 // AppendModel appends one model object.
@@ -103,7 +106,22 @@ func AppendModel(dst []byte, m Model) []byte {
 	dst = appendString(dst, m.ID)
 	dst = append(dst, `,"created_at":`...)
 	dst = appendString(dst, m.Date)
+	dst = appendStrings(append(dst, `,"idc_regions":`...), m.Regions)
+	dst = appendStrings(append(dst, `,"idc_jurisdictions":`...), m.Jurisdictions)
+	dst = appendStrings(append(dst, `,"idc_retention":`...), m.Retention)
+	dst = appendStrings(append(dst, `,"idc_endpoints":`...), m.Endpoints)
 	return append(dst, '}')
+}
+
+func appendStrings(dst []byte, list []string) []byte {
+	dst = append(dst, '[')
+	for i, s := range list {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, s)
+	}
+	return append(dst, ']')
 }
 
 // AppendModels appends the list object.

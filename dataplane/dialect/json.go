@@ -3,6 +3,7 @@ package dialect
 import (
 	"bytes"
 	"encoding/binary"
+	"math"
 	"math/bits"
 	"strconv"
 	"unicode/utf16"
@@ -320,23 +321,39 @@ func (c *cursor) text() (s []byte, ok bool) {
 
 // count takes a value and gives the whole number, not negative, that it is; else 0.
 func (c *cursor) count() int64 {
-	s := c.span()
-	if c.bad {
+	n, ok := whole(c.span().of(c.b))
+	if c.bad || !ok {
 		return 0
 	}
-	n, err := strconv.ParseInt(string(c.b[s.Start:s.End]), 10, 64)
-	if err != nil || n < 0 {
-		return 0
+	return max(0, n)
+}
+
+// whole gives the whole number that v, a JSON value, is, if every reader of
+// JSON would read the same: at most 2^53. Some providers write 12 as 12.0.
+func whole(v []byte) (n int64, ok bool) {
+	n, err := strconv.ParseInt(string(v), 10, 64)
+	if err == nil {
+		return n, max(n, -n) <= 1<<53 && n != math.MinInt64
 	}
-	return n
+	if len(v) == 0 || v[0] != '-' && (v[0] < '0' || v[0] > '9') {
+		return 0, false
+	}
+	f, err := strconv.ParseFloat(string(v), 64)
+	if err != nil || f != math.Trunc(f) || math.Abs(f) > 1<<53 {
+		return 0, false
+	}
+	return int64(f), true
 }
 
 // isNull reports whether the next value is null, without taking it.
 func (c *cursor) isNull() bool { return c.peek() == 'n' }
 
 // unescape decodes the inside of a checked JSON string into new memory.
-func unescape(raw []byte) []byte {
-	out := make([]byte, 0, len(raw))
+func unescape(raw []byte) []byte { return appendUnescaped(make([]byte, 0, len(raw)), raw) }
+
+// appendUnescaped appends the decoded inside of a checked JSON string. Half a
+// surrogate pair becomes U+FFFD.
+func appendUnescaped(out, raw []byte) []byte {
 	for i := 0; i < len(raw); {
 		at := bytes.IndexByte(raw[i:], '\\')
 		if at < 0 {
@@ -380,4 +397,25 @@ func Valid(b []byte) bool {
 	c := cursor{b: b}
 	c.value()
 	return c.end() && utf8.Valid(b)
+}
+
+// lowerASCII reports whether key has neither upper-case letters nor anything
+// beyond ASCII, so that no name in lower case folds to it but its own.
+func lowerASCII(key []byte) bool {
+	for _, c := range key {
+		if c >= utf8.RuneSelf || c >= 'A' && c <= 'Z' {
+			return false
+		}
+	}
+	return true
+}
+
+// foldsTo reports whether key is name in another case, as a provider that
+// matches field names without regard to case would see it.
+func foldsTo(key []byte, name string) bool {
+	// A letter folds to at most three bytes (the Kelvin sign); most keys fail here.
+	if len(key) < len(name) || len(key) > 3*len(name) {
+		return false
+	}
+	return bytes.EqualFold(key, []byte(name))
 }

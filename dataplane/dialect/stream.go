@@ -2,6 +2,8 @@ package dialect
 
 import (
 	"bytes"
+	"math/bits"
+	"strconv"
 	"unicode/utf8"
 )
 
@@ -13,9 +15,10 @@ const (
 	KindIdle    Kind = iota // a comment or ping: forwarded, says nothing yet
 	KindContent             // forwarded
 	KindHidden              // the usage chunk of a client that did not ask for it
-	KindLast                // [DONE] or message_stop: the answer is complete
-	KindError               // the upstream says that it failed
-	KindGarbage             // no event of this dialect
+	KindLast                // the answer is complete with it
+	KindError               // the upstream says that it failed, or that it declines
+	KindGarbage             // no event of this stream: what it should have said is lost
+	KindSkip                // malformed, but nothing can be lost with it: not forwarded
 )
 
 // MaxEvent bounds one event, in bytes; a longer one is garbage.
@@ -48,35 +51,169 @@ func (s *Splitter) Next(b []byte) int {
 	}
 }
 
+// grammar is one of the four event languages.
+type grammar uint8
+
+const (
+	grammarChat        grammar = iota // chat.completion.chunk, [DONE]
+	grammarCompletions                // text_completion, [DONE]
+	grammarResponses                  // events named by type, the last one holds the whole response
+	grammarMessages                   // events named by type, message_stop
+)
+
 // Stream watches the events of one streamed answer.
 type Stream struct {
 	Dialect    Dialect
-	WantsUsage bool // the client asked for the usage chunk itself
+	Endpoint   *Endpoint // nil = the dialect's chat endpoint
+	WantsUsage bool      // the client asked for the usage chunk itself
+	Choices    int       // how many choices the answer will have; 0 = not known
+	// Transcript, if set, is told what each event adds to the answer.
+	Transcript *Transcript
 
-	Usage   Usage
-	Refused bool
-	Done    bool  // the closing event was seen
-	Text    int64 // bytes of text seen in deltas, for an estimate
+	Usage    Usage
+	Refused  bool
+	Done     bool  // the answer is complete, closing event included
+	Text     int64 // bytes of text seen in deltas, for an estimate
+	Sequence int64 // sequence_number seen last, where events carry one
+	numbered bool
+
+	progress
+}
+
+// progress is how far an answer has come.
+type progress struct {
+	seen, ended uint64 // choices below 64 that spoke, and that gave a reason to finish
+	many        bool   // there are more choices than that
+	tallied     bool   // the usage chunk came: it follows every choice
+	open        int    // content blocks begun and not closed
+	stopped     bool   // a reason to stop was given
+}
+
+func (s *Stream) grammar() grammar {
+	switch {
+	case s.Endpoint == nil && s.Dialect == Anthropic, s.Endpoint != nil && s.Endpoint.Dialect == Anthropic:
+		return grammarMessages
+	case s.Endpoint == nil:
+		return grammarChat
+	case s.Endpoint.Path == "/v1/responses":
+		return grammarResponses
+	case s.Endpoint.Path == "/v1/completions":
+		return grammarCompletions
+	}
+	return grammarChat
+}
+
+// Complete reports whether the answer itself is complete, though its closing
+// event may be missing: every choice has finished, or every block is closed and
+// the reason to stop given. Nothing that follows can be part of the answer.
+func (s *Stream) Complete() bool {
+	switch s.grammar() {
+	case grammarMessages:
+		return s.stopped && s.open == 0
+	case grammarResponses:
+		return s.Done // the closing event is the answer
+	default:
+		all := s.tallied || s.Choices > 0 && bits.OnesCount64(s.ended) == s.Choices
+		return all && s.seen != 0 && s.ended == s.seen && !s.many
+	}
+}
+
+// Closing is the event that closes a complete answer whose upstream did not.
+func (s *Stream) Closing() []byte {
+	if s.grammar() == grammarMessages {
+		return []byte("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n")
+	}
+	return []byte("data: [DONE]\n\n")
+}
+
+// AppendFailure appends e as the event that ends this stream before it is
+// complete. Official clients raise an error on it: those of the OpenAI dialect
+// look for an error member, also where events have types.
+func (s *Stream) AppendFailure(dst []byte, e *Error, requestID string) []byte {
+	switch s.grammar() {
+	case grammarMessages:
+		return e.AppendEvent(dst, Anthropic, requestID)
+	case grammarChat, grammarCompletions:
+		return e.AppendEvent(dst, OpenAI, requestID)
+	}
+	dst = append(dst, "event: error\ndata: {\"type\":\"error\",\"code\":"...)
+	dst = appendString(dst, string(e.Code))
+	dst = append(dst, `,"message":`...)
+	dst = appendString(dst, e.Message)
+	dst = append(dst, `,"param":null,"sequence_number":`...)
+	next := s.Sequence + 1
+	if !s.numbered {
+		next = 0
+	}
+	dst = append(strconv.AppendInt(dst, next, 10), ',')
+	at := len(dst)
+	dst = e.AppendBody(dst, OpenAI, requestID)
+	dst = append(dst[:at], dst[at+1:]...) // the members of that object, in this one
+	return append(dst, "\n\n"...)
 }
 
 // Event reads one event, as cut by a Splitter.
 func (s *Stream) Event(event []byte) Kind {
-	name, data, kind := fields(event)
-	if kind != KindContent {
-		return kind
+	s.Transcript.begin()
+	progress, usage := s.progress, s.Usage
+	kind := s.event(event)
+	switch kind {
+	case KindGarbage:
+		s.progress, s.Usage = progress, usage // what it said before it turned out to be none
+		if s.Complete() {
+			return KindSkip
+		}
+	case KindContent, KindLast, KindIdle:
+		s.Transcript.note()
 	}
+	return kind
+}
+
+func (s *Stream) event(event []byte) Kind {
+	name, data, kind := fields(event)
+	switch {
+	case kind == KindIdle && len(name) > 0:
+		return KindSkip // a name and no data: no event to most clients, an error to some
+	case kind != KindContent:
+		return kind
+	case nothing(data):
+		return KindSkip // says nothing, and some clients fail on it
+	}
+	s.Transcript.reading(data)
 	if string(name) == "error" { // clients of both dialects raise an error on it
+		s.declined(data)
 		return KindError
 	}
-	if s.Dialect == Anthropic {
-		return s.anthropic(name, data)
+	switch s.grammar() {
+	case grammarMessages:
+		return s.message(name, data)
+	case grammarResponses:
+		return s.response(name, data)
+	default:
+		return s.chunk(data)
 	}
-	return s.openAI(data)
+}
+
+// declined notes an error event by which the provider's safety system refuses.
+func (s *Stream) declined(data []byte) {
+	if ReadProblem(data).Refused {
+		s.Refused = true
+	}
+}
+
+// nothing reports whether data provably holds nothing.
+func nothing(data []byte) bool {
+	switch string(bytes.TrimSpace(data)) {
+	case "", "null", "{}", "[]", `""`:
+		return true
+	}
+	return false
 }
 
 // fields cuts an event into its name and data. Several data lines are joined.
 func fields(event []byte) (name, data []byte, kind Kind) {
 	kind = KindIdle
+	joined := false
 	for len(event) > 0 {
 		k := bytes.IndexByte(event, '\n')
 		if k < 0 {
@@ -93,16 +230,23 @@ func fields(event []byte) (name, data []byte, kind Kind) {
 		if len(line) == 0 || line[0] == ':' {
 			continue
 		}
-		field, value, _ := bytes.Cut(line, []byte{':'})
+		field, value, ok := bytes.Cut(line, []byte{':'})
+		if !ok { // allowed, and never seen but where a line was torn
+			return nil, nil, KindGarbage
+		}
 		if len(value) > 0 && value[0] == ' ' {
 			value = value[1:]
 		}
 		switch string(field) {
 		case "data":
-			if kind == KindContent {
-				data = append(append(bytes.Clone(data), '\n'), value...)
-			} else {
+			switch {
+			case kind != KindContent:
 				data = value
+			case !joined: // once: the rest is no longer than the event
+				data, joined = append(make([]byte, 0, len(data)+1+len(value)+len(event)), data...), true
+				fallthrough
+			default:
+				data = append(append(data, '\n'), value...)
 			}
 			kind = KindContent
 		case "event":
@@ -115,7 +259,8 @@ func fields(event []byte) (name, data []byte, kind Kind) {
 	return name, data, kind
 }
 
-func (s *Stream) openAI(data []byte) Kind {
+// chunk reads a chat or text completion chunk.
+func (s *Stream) chunk(data []byte) Kind {
 	if string(bytes.TrimSpace(data)) == "[DONE]" {
 		s.Done = true
 		return KindLast
@@ -124,7 +269,9 @@ func (s *Stream) openAI(data []byte) Kind {
 	if c.peek() != '{' {
 		return KindGarbage
 	}
+	t := s.Transcript
 	failed, usage, empty := false, false, true
+	var told told
 	c.object(func(key []byte) {
 		switch string(key) {
 		case "error":
@@ -132,30 +279,41 @@ func (s *Stream) openAI(data []byte) Kind {
 			c.value()
 		case "usage":
 			usage = !c.isNull()
-			readUsage(OpenAI, &c, &s.Usage)
+			told = readUsage(OpenAI, &c, &s.Usage)
 		case "choices":
 			if c.peek() != '[' {
 				c.value()
 				return
 			}
+			t.once(memberChoices)
 			c.array(func() {
 				empty = false
-				if readChoice(&c, &s.Text) {
-					s.Refused = true
-				}
+				s.choice(&c)
 			})
+		case "id":
+			t.mark(markID, c.span())
+		case "created":
+			t.mark(markCreated, c.span())
+		case "model":
+			t.mark(markModel, c.span())
+		case "system_fingerprint":
+			t.mark(markFingerprint, c.span())
 		default:
-			c.value()
+			t.other(key, c.span())
 		}
 	})
 	switch {
 	case !c.end() || !utf8.Valid(data):
 		return KindGarbage
 	case failed:
+		s.declined(data)
 		return KindError
 	}
 	if usage {
-		s.Usage.Final = true
+		s.Usage.Final = s.Usage.Final || told.closes(true) && s.Usage.costs()
+		if empty {
+			s.tallied = true
+		}
 		if empty && !s.WantsUsage {
 			return KindHidden
 		}
@@ -163,69 +321,111 @@ func (s *Stream) openAI(data []byte) Kind {
 	return KindContent
 }
 
-func (s *Stream) anthropic(name, data []byte) Kind {
-	c := cursor{b: data}
-	if c.peek() != '{' {
-		return KindGarbage
-	}
-	var kind []byte
-	failed, usage := false, false
-	c.object(func(key []byte) {
+// choice takes one element of choices.
+func (s *Stream) choice(c *cursor) {
+	t := s.Transcript
+	from := t.pieces()
+	var index int64
+	var finish Span
+	var once uint32
+	finished := false
+	c.objectOr(func(key []byte) {
 		switch string(key) {
-		case "type":
-			kind, _ = c.text()
-		case "error":
-			failed = !c.isNull()
-			c.value()
-		case "usage": // message_delta
-			usage = !c.isNull()
-			readUsage(Anthropic, &c, &s.Usage)
-		case "message": // message_start
-			c.objectOr(func(key []byte) {
-				if string(key) == "usage" {
-					readUsage(Anthropic, &c, &s.Usage)
-				} else {
-					c.value()
-				}
-			})
-		case "delta": // content_block_delta, message_delta
-			c.objectOr(func(key []byte) { s.anthropicDelta(&c, key) })
+		case "index":
+			t.only(&once, 1)
+			index = c.count()
+		case "finish_reason":
+			t.only(&once, 2)
+			if c.peek() != '"' {
+				c.value()
+				return
+			}
+			at := c.quoted()
+			finish, finished = at, true
+			if says(c.b, at, "content_filter") {
+				s.Refused = true
+			}
+		case "delta", "message":
+			t.only(&once, 4)
+			if string(key) == "message" {
+				t.doubt()
+			}
+			var members uint32
+			c.objectOr(func(key []byte) { s.chatDelta(c, key, &members) })
+		case "text":
+			t.only(&once, 8)
+			s.said(c, opText, 0)
 		default:
-			c.value()
+			t.other(key, c.span())
 		}
 	})
-	if len(kind) == 0 {
-		kind = name
+	if finished {
+		t.piece(opFinish, 0, finish)
 	}
-	switch {
-	case !c.end() || !utf8.Valid(data) || len(kind) == 0:
-		return KindGarbage
-	case failed || string(kind) == "error":
-		return KindError
-	case string(kind) == "ping":
-		return KindIdle
-	case string(kind) == "message_stop":
-		s.Done = true
-		return KindLast
+	t.belong(from, index)
+	if index != 0 {
+		t.doubt() // how choices take turns is nothing that two streams share
 	}
-	if usage {
-		s.Usage.Final = true
-	}
-	return KindContent
-}
-
-func (s *Stream) anthropicDelta(c *cursor, key []byte) {
-	if c.peek() != '"' {
-		c.value()
+	if index >= 64 {
+		s.many = true
 		return
 	}
-	raw, _ := c.str()
-	switch string(key) {
-	case "stop_reason":
-		if string(raw) == "refusal" {
-			s.Refused = true
+	s.seen |= 1 << index
+	if finished {
+		s.ended |= 1 << index
+	}
+}
+
+// said takes a value that is a piece of text, or null.
+func (s *Stream) said(c *cursor, o op, part int64) {
+	if c.peek() != '"' {
+		at := c.span()
+		if string(at.of(c.b)) != "null" {
+			s.Text += int64(at.End - at.Start)
+			s.Transcript.doubt()
 		}
-	case "text", "partial_json", "thinking":
-		s.Text += int64(len(raw))
+		return
+	}
+	at := c.quoted()
+	if c.bad {
+		return
+	}
+	s.Text += int64(at.End - at.Start - 2)
+	s.Transcript.piece(o, part, at)
+}
+
+// chatDelta takes one member of a chat delta.
+func (s *Stream) chatDelta(c *cursor, key []byte, once *uint32) {
+	t := s.Transcript
+	switch string(key) {
+	case "role":
+		t.only(once, 1)
+		if at := c.span(); t != nil && string(at.of(c.b)) != `"assistant"` && string(at.of(c.b)) != "null" {
+			t.doubt()
+		}
+	case "content":
+		t.only(once, 2)
+		s.said(c, opText, 0)
+	case "tool_calls":
+		t.only(once, 4)
+		at := c.span()
+		if n := at.End - at.Start; n > len("null") {
+			s.Text += int64(n)
+		}
+		t.toolCalls(at)
+	case "refusal":
+		at := c.span()
+		if n := at.End - at.Start; n > len(`""`) && c.b[at.Start] == '"' {
+			s.Refused = true
+			s.Text += int64(n - 2)
+		}
+	default:
+		at := c.span()
+		if n := at.End - at.Start; n > len("null") && c.b[at.Start] == '"' {
+			s.Text += int64(n - 2)
+		} else if n > len("null") {
+			s.Text += int64(n)
+		}
+		t.other(key, at)
 	}
 }

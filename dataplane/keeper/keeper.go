@@ -24,6 +24,7 @@ import (
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/confine"
 	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/keeper/receipts"
 	"ringmain/dataplane/keeper/spool"
 	"ringmain/dataplane/link"
 )
@@ -37,8 +38,8 @@ type Config struct {
 	APIAddr  string // host:port to bind for clients; unused while a worker is adopted
 	PeerAddr string // host:port to bind for other workers; unused while a worker is adopted
 
-	// Worker is the command that becomes the worker, found as descriptors
-	// link.APIFD, PeerFD and SocketFD. It must call Confine before anything else,
+	// Worker is the command that becomes the worker, which finds its descriptors
+	// as link.APIFD, PeerFD, SocketFD and RingFD. It must call Confine before anything else,
 	// as `ringmain confine -- ringmain worker` does.
 	Worker      []string
 	WorkerFiles []*os.File // passed on as descriptors link.FirstExtraFD and up; none by default
@@ -68,8 +69,11 @@ type Tunables struct {
 	DeltaLimit   int64         // bytes of deltas before a new generation [64 MiB, or the snapshot's size if larger]
 	SpoolSegment int64         // bytes [64 MiB]
 	SpoolTotal   int64         // bytes before requests are refused [4 GiB]
-	SpoolPending int           // bytes in memory while the disk takes no records [64 MiB]
-	Sync         time.Duration // how long an acknowledged record may not be on the medium yet [50 ms]
+	SpoolPending int           // bytes of records that wait in memory while the disk takes none [32 MiB]
+	SpoolKeep    time.Duration // age at which records are removed from the disk [30 days]
+	ReceiptBytes int64         // of signed receipts on disk; the oldest give way [1 GiB]
+	ReceiptAge   time.Duration // how long they are kept there [24 h]
+	Sync         time.Duration // how long a written record may not be on the medium yet [50 ms]
 	Retry        time.Duration // first wait before the disk is tried again after a failure; doubles to 60 times that [5 s]
 }
 
@@ -80,6 +84,7 @@ type Keeper struct {
 	lock   *os.File
 	disk   *lkg.Store
 	spool  *spool.Spool
+	proofs *receipts.Store
 	group  *errgroup.Group
 	cancel context.CancelFunc
 	stats  stats
@@ -88,6 +93,7 @@ type Keeper struct {
 	gone     chan struct{} // closed when the last worker is gone after closing
 	once     sync.Once
 	verdicts chan feed.Verdict
+	asked    errgroup.Group // what workers ask for on disk
 
 	child    *worker        // the one started last; supervise's alone
 	children sync.WaitGroup // waits for processes started here, and reads what they print
@@ -96,6 +102,8 @@ type Keeper struct {
 	listeners []*os.File // api, peer; held so that connections wait while no worker runs
 	worker    *worker    // nil while none runs
 	setup     link.Setup
+	renewals  uint64        // of setup
+	renewed   chan struct{} // receives after setup changed
 
 	flow flow
 }
@@ -120,14 +128,21 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	if cfg.Tunables.Retry <= 0 {
 		cfg.Tunables.Retry = 5 * time.Second
 	}
-	k := &Keeper{
-		cfg: cfg, log: cfg.Logger, setup: cfg.Setup,
-		closing: make(chan struct{}), gone: make(chan struct{}), verdicts: make(chan feed.Verdict, 4096),
-	}
+	k := newKeeper(cfg)
 	if err := k.open(ctx); err != nil {
 		return nil, errors.Join(err, k.release())
 	}
 	return k, nil
+}
+
+func newKeeper(cfg Config) *Keeper {
+	k := &Keeper{
+		cfg: cfg, log: cfg.Logger, setup: cfg.Setup,
+		closing: make(chan struct{}), gone: make(chan struct{}), verdicts: make(chan feed.Verdict, 4096),
+		renewed: make(chan struct{}, 1),
+	}
+	k.asked.SetLimit(maxAsks)
+	return k
 }
 
 // open does what may fail at once, then starts the goroutines.
@@ -149,7 +164,7 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil && first != nil {
-			err = errors.Join(err, first.conn.Close())
+			err = errors.Join(err, first.conn.Close(), first.ring.Close())
 		}
 	}()
 	if first == nil {
@@ -159,10 +174,13 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 	}
 	ctx, k.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	k.spool, err = spool.Open(ctx, spool.Config{
-		Dir: cfg.Dir, Name: name, Sealer: cfg.Sealer, Acked: k.acked, Segment: cfg.Tunables.SpoolSegment,
-		Total: cfg.Tunables.SpoolTotal, Pending: cfg.Tunables.SpoolPending, Sync: cfg.Tunables.Sync, Logger: k.log,
+		Dir: cfg.Dir, Name: name, Sealer: cfg.Sealer, Damaged: k.damaged, Segment: cfg.Tunables.SpoolSegment,
+		Total: cfg.Tunables.SpoolTotal, Keep: cfg.Tunables.SpoolKeep, Sync: cfg.Tunables.Sync, Logger: k.log,
 	})
 	if err != nil {
+		return err
+	}
+	if err := k.openReceipts(ctx, name); err != nil {
 		return err
 	}
 	k.flow.init(k)
@@ -182,7 +200,7 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 }
 
 // Close asks the worker to drain, waits for it until ctx ends, kills it if it
-// still runs, and stops. All records it sent are written first.
+// still runs, and stops. All its records are written first.
 func (k *Keeper) Close(ctx context.Context) error {
 	k.once.Do(func() { close(k.closing) })
 	if w := k.current(); w != nil {
@@ -216,6 +234,9 @@ func (k *Keeper) release() error {
 	if k.spool != nil {
 		err = errors.Join(err, k.spool.Close())
 	}
+	if k.proofs != nil {
+		err = errors.Join(err, k.proofs.Close())
+	}
 	if k.disk != nil {
 		err = errors.Join(err, k.disk.Close())
 	}
@@ -232,17 +253,26 @@ func (k *Keeper) release() error {
 	return err
 }
 
-// Renew replaces what the worker is told, such as renewed certificates. The
-// cluster and the node's name stay.
+// Renew replaces what the worker is told, such as renewed certificates, and
+// tells it, or the next one. The cluster and the node's name stay.
 func (k *Keeper) Renew(setup link.Setup) {
 	k.procMu.Lock()
 	setup.Cluster, setup.Node = k.setup.Cluster, k.setup.Node
 	k.setup = setup
-	w := k.worker
+	k.renewals++
 	k.procMu.Unlock()
-	if w != nil {
-		w.post(&link.Message{Type: link.TypeSetup, Setup: &setup})
+	select {
+	case k.renewed <- struct{}{}:
+	default:
 	}
+}
+
+// setupNow is what the worker is to be told, and how often it was renewed.
+func (k *Keeper) setupNow() (*link.Setup, uint64) {
+	k.procMu.Lock()
+	defer k.procMu.Unlock()
+	setup := k.setup
+	return &setup, k.renewals
 }
 
 // WorkerPID is the worker's process id; 0 while none runs.

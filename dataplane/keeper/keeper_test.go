@@ -173,6 +173,71 @@ func TestWorkerKilled(t *testing.T) {
 	}
 }
 
+// TestRingDamaged: a worker whose memory for records makes no sense is
+// replaced by one with a ring of its own.
+func TestRingDamaged(t *testing.T) {
+	c := newControl(t)
+	c.addKey("a")
+	n := newNode(t, c)
+	n.startKeeper()
+	s := n.state("loaded", func(s workerState) bool { return s.Loaded })
+	if err := n.emit("before"); err != nil {
+		t.Fatal(err)
+	}
+	n.state("the record is kept", func(s workerState) bool { return s.Waiting == 0 })
+	if _, answer, err := n.get("/scribble"); err != nil || answer != "<nil>" {
+		t.Fatalf("%q, %v", answer, err)
+	}
+	_ = n.emit("after it") // wakes the keeper; the worker may die before it answers
+	n.state("replaced", func(now workerState) bool { return now.PID != s.PID && now.Loaded })
+	if err := n.emit("after"); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.stopKeeper(); err != nil {
+		t.Error(err)
+	}
+	if found := n.records(); found["before"] != 1 || found["after"] != 1 || !strings.Contains(n.log.text(), "is damaged") {
+		t.Errorf("records %v", found)
+	}
+}
+
+// TestRecordsWithoutKeeper: what a worker records while no keeper lives is
+// kept by the next, and so is what lies in the ring when the worker dies.
+func TestRecordsWithoutKeeper(t *testing.T) {
+	c := newControl(t)
+	c.addKey("a")
+	n := newNode(t, c)
+	n.startKeeper()
+	n.state("loaded", func(s workerState) bool { return s.Loaded })
+	n.killKeeper()
+	for i := range 50 {
+		if err := n.emit(fmt.Sprint("alone", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	n.state("they wait", func(s workerState) bool { return s.Waiting > 0 })
+	n.startKeeper()
+	s := n.state("they are kept", func(s workerState) bool { return s.Waiting == 0 })
+	for i := range 50 { // the last of them are in the ring when the worker dies
+		if err := n.emit(fmt.Sprint("last", i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := syscall.Kill(s.PID, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	n.state("replaced", func(now workerState) bool { return now.PID != s.PID && now.Loaded })
+	if err := n.stopKeeper(); err != nil {
+		t.Error(err)
+	}
+	found := n.records()
+	for i := range 50 {
+		if found[fmt.Sprint("alone", i)] != 1 || found[fmt.Sprint("last", i)] != 1 {
+			t.Errorf("record %d is there %d and %d times", i, found[fmt.Sprint("alone", i)], found[fmt.Sprint("last", i)])
+		}
+	}
+}
+
 func TestWorkerPanics(t *testing.T) {
 	c := newControl(t)
 	c.addKey("a")

@@ -28,7 +28,6 @@ type stats struct {
 	watchEnds   atomic.Uint64
 	resyncs     atomic.Uint64
 	heardWorker atomic.Int64
-	ackLost     atomic.Bool
 	confinement atomic.Pointer[link.Confinement]
 
 	mu       sync.Mutex
@@ -64,7 +63,17 @@ func (s *stats) register(k *Keeper) error {
 		gauge("ringmain_safety_unknown", "1 while the safety file could not be read and no full state arrived since: keys are refused with 503.", func() float64 { return truth(k.flow.unknown.Load()) }),
 		gauge("ringmain_spool_bytes", "Bytes of metadata records on disk.", func() float64 { return float64(k.spool.Stats().Bytes) }),
 		gauge("ringmain_spool_waiting_bytes", "Bytes of metadata records that are not on disk yet.", func() float64 { return float64(k.spool.Stats().Waiting) }),
+		gauge("ringmain_spool_oldest_seconds", "Age of the oldest metadata records on disk, counted from when their segment was begun; 0 = there are none.", func() float64 {
+			if oldest := k.spool.Stats().Oldest; !oldest.IsZero() {
+				return max(0, time.Since(oldest).Seconds())
+			}
+			return 0
+		}),
 		gauge("ringmain_spool_failing", "1 while metadata records cannot be written.", func() float64 { return truth(k.spool.Stats().Failing != nil) }),
+		gauge("ringmain_receipts_bytes", "Bytes of signed receipts on disk.", func() float64 { return float64(k.proofs.Stats().Bytes) }),
+		gauge("ringmain_receipts_waiting_bytes", "Bytes of signed receipts that are not on disk yet.", func() float64 { return float64(k.proofs.Stats().Waiting) }),
+		gauge("ringmain_receipts_failing", "1 while signed receipts cannot be written.", func() float64 { return truth(k.proofs.Stats().Failing != nil) }),
+		gauge("ringmain_receipts_damaged", "Batches of receipts found damaged on disk at start, or when they were asked for.", func() float64 { return float64(k.proofs.Stats().Damaged) }),
 		gauge("ringmain_worker_up", "1 while a worker runs and has spoken within 3 s.", func() float64 {
 			return truth(k.WorkerPID() != 0 && time.Since(time.UnixMilli(s.heardWorker.Load())) < silence)
 		}),

@@ -3,6 +3,8 @@ package keeper
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,6 +20,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/dataplane/link"
+	"ringmain/dataplane/link/ring"
 )
 
 // owner is the plain file that says whose data directory this is.
@@ -98,6 +101,8 @@ func writeOwner(path string, o owner) error {
 type worker struct {
 	conn    *link.Conn
 	hello   *link.Hello
+	ring    *ring.Consumer // until the spool has it
+	process *os.Process    // by descriptor, so that no other with its pid is meant
 	pid     int
 	adopted bool
 	exited  chan struct{} // closed when a child is reaped; nil for another keeper's
@@ -106,10 +111,11 @@ type worker struct {
 // post sends m if the worker reads; what is dropped comes again by itself.
 func (w *worker) post(m *link.Message) bool { return w.conn.TrySend(m) == nil }
 
-// kill ends the process. The open connection keeps the pid from being reused
-// for an adopted worker; a child is reaped only after it.
+func newWorker(p *os.Process) *worker { return &worker{process: p, pid: p.Pid} }
+
+// kill ends the process, if it has not ended.
 func (w *worker) kill() {
-	if err := syscall.Kill(w.pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := w.process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		_ = w.conn.Close() // it cannot be reached in any way; it serves until its listeners go
 	}
 }
@@ -119,7 +125,7 @@ func (w *worker) kill() {
 const dialTimeout = 10 * time.Second
 
 // adopt connects to the worker that serves the data directory already; nil if
-// there is none. A worker of another node is an error.
+// there is none. A worker of another node, or of another version, is an error.
 func (k *Keeper) adopt(ctx context.Context) (*worker, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
@@ -132,26 +138,77 @@ func (k *Keeper) adopt(ctx context.Context) (*worker, error) {
 	}
 	s := k.cfg.Setup
 	if hello.Cluster != "" && (hello.Cluster != s.Cluster || hello.Node != s.Node) {
-		closeFiles(files)
+		files.Close()
 		return nil, errors.Join(fmt.Errorf("the worker of this data directory is %q of cluster %q: %w",
 			hello.Node, hello.Cluster, controlplane.ErrWrongCluster), conn.Close())
 	}
+	records, err := openRing(files.Ring, hello)
+	if err != nil {
+		files.Ring = nil // closed
+		files.Close()
+		return nil, errors.Join(err, conn.Close())
+	}
+	process, err := os.FindProcess(hello.PID)
+	if err != nil { // never on Unix
+		files.Ring = nil // of records
+		files.Close()
+		return nil, errors.Join(err, records.Close(), conn.Close())
+	}
 	k.procMu.Lock()
 	closeFiles(k.listeners)
-	k.listeners = files
+	k.listeners = []*os.File{files.API, files.Peer}
 	k.procMu.Unlock()
 	k.log.Info("adopted the worker that was running", "pid", hello.PID, "loaded", hello.Loaded, "build", hello.Build)
-	w := &worker{conn: conn, hello: hello, pid: hello.PID, adopted: true}
+	w := newWorker(process)
+	w.conn, w.hello, w.ring, w.adopted = conn, hello, records, true
 	if k.child != nil && k.child.pid == w.pid {
 		w.exited = k.child.exited // only the connection had broken
 	}
 	return w, nil
 }
 
+// openRing opens the ring that a worker handed over, or closes it.
+func openRing(f *os.File, hello *link.Hello) (*ring.Consumer, error) {
+	c, err := ring.OpenConsumer(f)
+	if err != nil {
+		return nil, fmt.Errorf("the records of the worker of this data directory cannot be read: end it: %w", err)
+	}
+	if c.Run() != hello.Run {
+		return nil, errors.Join(fmt.Errorf("the worker of this data directory is run %d and has the ring of run %d: end it: %w",
+			hello.Run, c.Run(), link.ErrMalformed), c.Close())
+	}
+	return c, nil
+}
+
 func closeFiles(files []*os.File) {
 	for _, f := range files {
 		_ = f.Close() // copies of listeners
 	}
+}
+
+// maxRings bounds how many dead workers' records may wait for the disk.
+const maxRings = 4
+
+// newRing makes the memory for a new worker's records. The workers before it
+// are gone; what they left is still written.
+func (k *Keeper) newRing() (*os.File, *ring.Consumer, error) {
+	if n := k.spool.End(); n >= maxRings {
+		return nil, nil, errors.Join(fmt.Errorf("records of %d workers that died wait for the disk: make room there", n), k.spool.Stats().Failing)
+	}
+	var run [8]byte
+	if _, err := rand.Read(run[:]); err != nil {
+		return nil, nil, fmt.Errorf("number the worker's run: %w", err)
+	}
+	size := k.cfg.Tunables.SpoolPending
+	if size <= 0 {
+		size = ring.DefaultSize
+	}
+	f, err := ring.Create(size, binary.BigEndian.Uint64(run[:]))
+	if err != nil {
+		return nil, nil, err
+	}
+	c, err := ring.OpenConsumer(f)
+	return f, c, err
 }
 
 // bind opens the listeners unless it has them.
@@ -202,7 +259,7 @@ func (k *Keeper) Addrs() (api, peer net.Addr, err error) {
 }
 
 // start runs a new worker and connects to it.
-func (k *Keeper) start(ctx context.Context) (*worker, error) {
+func (k *Keeper) start(ctx context.Context) (w *worker, err error) {
 	if err := k.bind(ctx); err != nil {
 		return nil, err
 	}
@@ -211,12 +268,21 @@ func (k *Keeper) start(ctx context.Context) (*worker, error) {
 		return nil, err
 	}
 	defer func() { _ = socket.Close() }() // the worker has its own
+	memory, records, err := k.newRing()
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, records.Close()) // it served nobody
+		}
+	}()
 	stderr, stderrEnd, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	k.procMu.Lock()
-	files := append(append([]*os.File{}, k.listeners...), socket)
+	files := append(append([]*os.File{}, k.listeners...), socket, memory)
 	k.procMu.Unlock()
 	cmd := exec.Command(k.cfg.Worker[0], k.cfg.Worker[1:]...) //nolint:noctx // the worker outlives every context of its keeper
 	cmd.Stdout, cmd.Stderr = stderrEnd, stderrEnd
@@ -228,7 +294,8 @@ func (k *Keeper) start(ctx context.Context) (*worker, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start the worker: %w", err), stderr.Close())
 	}
-	w := &worker{pid: cmd.Process.Pid, exited: make(chan struct{})}
+	w = newWorker(cmd.Process)
+	w.ring, w.exited = records, make(chan struct{})
 	k.child = w
 	k.children.Go(func() { k.relayStderr(stderr) })
 	k.children.Go(func() {
@@ -252,11 +319,14 @@ func (k *Keeper) greeted(ctx context.Context, w *worker) error {
 	if err != nil {
 		return err
 	}
-	closeFiles(files) // this keeper passed them
+	files.Close() // this keeper passed them
+	w.conn, w.hello = conn, hello
+	if hello.Run != w.ring.Run() {
+		return errors.Join(fmt.Errorf("the worker has the ring of run %d, not the one given to it: %w", hello.Run, link.ErrMalformed), conn.Close())
+	}
 	if hello.PID != w.pid {
 		k.log.Warn("the worker's process is not the one started: it was started through a wrapper that did not exec", "started", w.pid, "pid", hello.PID)
 	}
-	w.conn, w.hello = conn, hello
 	return nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/lkg"
 	"ringmain/dataplane/link"
+	"ringmain/dataplane/link/ring"
 	"ringmain/dataplane/view"
 )
 
@@ -50,6 +52,21 @@ func BenchmarkReadyFromDisk(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// workerFiles are what a worker inherits, without listeners to accept from.
+func workerFiles(t testing.TB) link.Files {
+	t.Helper()
+	records, err := ring.Create(1, 1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = errors.Join(records.Close(), null.Close()) })
+	return link.Files{API: null, Peer: null, Ring: records}
 }
 
 // strictState notes when a frame does not fit.
@@ -96,11 +113,11 @@ func TestFillWhileTheFeedMoves(t *testing.T) {
 	}
 	_ = f.Close()
 	state := &strictState{Store: view.New(view.Config{})}
-	a, err := link.Attend(t.Context(), link.AttendConfig{Listener: l, State: state, Measure: MeasureConfinement})
+	a, err := link.Attend(t.Context(), link.AttendConfig{Listener: l, Files: workerFiles(t), State: state, Measure: MeasureConfinement})
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, hello, _, err := link.DialWorker(t.Context(), dir)
+	conn, hello, files, err := link.DialWorker(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,6 +143,7 @@ func TestFillWhileTheFeedMoves(t *testing.T) {
 	if n := state.misfits.Load(); n != 0 || state.View().Keys() != keys {
 		t.Errorf("%d frames did not fit, %d keys", n, state.View().Keys())
 	}
+	files.Close()
 	_ = conn.Close()
 	if err := errors.Join(a.Close(), disk.Close()); err != nil {
 		t.Fatal(err)
@@ -145,11 +163,11 @@ func fillWorker(b *testing.B, k *Keeper, keys int) {
 	}
 	_ = f.Close()
 	store := view.New(view.Config{})
-	a, err := link.Attend(b.Context(), link.AttendConfig{Listener: l, State: store, Measure: MeasureConfinement})
+	a, err := link.Attend(b.Context(), link.AttendConfig{Listener: l, Files: workerFiles(b), State: store, Measure: MeasureConfinement})
 	if err != nil {
 		b.Fatal(err)
 	}
-	conn, hello, _, err := link.DialWorker(b.Context(), dir)
+	conn, hello, files, err := link.DialWorker(b.Context(), dir)
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -160,6 +178,7 @@ func fillWorker(b *testing.B, k *Keeper, keys int) {
 	if n := store.View().Keys(); n != keys {
 		b.Fatalf("the worker holds %d keys", n)
 	}
+	files.Close()
 	_ = conn.Close()
 	if err := a.Close(); err != nil {
 		b.Fatal(err)

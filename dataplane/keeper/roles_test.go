@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
@@ -68,14 +69,14 @@ func playWorker() error {
 		return err
 	}
 	_ = peer.Close()
-	api, err := net.FileListener(files[0])
+	api, err := net.FileListener(files.API)
 	if err != nil {
 		return err
 	}
 	store := view.New(view.Config{})
 	a, err := link.Attend(context.Background(), link.AttendConfig{
-		Listener: socket, Listeners: files, Build: "test", State: store, Measure: MeasureConfinement,
-		Backlog: 1 << 20, HealthEvery: 20 * time.Millisecond,
+		Listener: socket, Files: files, Build: "test", State: store, Measure: MeasureConfinement,
+		HealthEvery: 20 * time.Millisecond,
 	})
 	if err != nil {
 		return err
@@ -107,6 +108,12 @@ func playWorker() error {
 		}
 		_, _ = fmt.Fprint(w, err)
 	})
+	if err := playReceipts(mux, a); err != nil {
+		return err
+	}
+	mux.HandleFunc("/scribble", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = fmt.Fprint(w, scribble(a))
+	})
 	mux.HandleFunc("/panic", func(http.ResponseWriter, *http.Request) {
 		go panic("the worker breaks")
 	})
@@ -122,6 +129,29 @@ func playWorker() error {
 	if err := server.Serve(api); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
+	return nil
+}
+
+// scribble changes a record in the ring before the keeper reads it, as a wild
+// write might. See ring's layout: tail at 128, asleep at 256, records at 4096.
+func scribble(a *link.Attendant) error {
+	mem, err := unix.Mmap(link.RingFD, 0, 4096+(1<<20), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	asleep := (*atomic.Uint32)(unsafe.Pointer(&mem[256]))
+	for end := time.Now().Add(5 * time.Second); asleep.Load() == 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			return errors.New("the keeper does not sleep")
+		}
+	}
+	tail := (*atomic.Uint64)(unsafe.Pointer(&mem[128])).Load()
+	asleep.Store(0) // so that it is not woken yet
+	if err := a.Emit([]byte("changed")); err != nil {
+		return err
+	}
+	mem[4096+tail%(1<<20)+16] ^= 1
+	asleep.Store(1)
 	return nil
 }
 
@@ -153,7 +183,7 @@ func (a keeperArgs) config(logger *slog.Logger) (Config, error) {
 		APIAddr: a.API, PeerAddr: "127.0.0.1:0", Worker: workerCommand, Watch: dialControl(a.Control),
 		Peers:     func() link.Peers { return link.Peers{Nodes: []link.Peer{{Node: "other"}}} },
 		WorkerLog: io.Discard, Logger: logger,
-		Tunables: Tunables{Retry: 50 * time.Millisecond},
+		Tunables: Tunables{Retry: 50 * time.Millisecond, SpoolPending: 1 << 20},
 	}, err
 }
 

@@ -13,6 +13,7 @@ import (
 // supervise keeps one worker running until Close. The first may be given.
 func (k *Keeper) supervise(ctx context.Context, w *worker) {
 	defer k.children.Wait()
+	defer func() { _ = k.asked.Wait() }() // none of them fails
 	wait := time.Duration(0)
 	for {
 		if w == nil {
@@ -76,15 +77,12 @@ func (k *Keeper) replacement(ctx context.Context, wait time.Duration) *worker {
 
 // attend serves one worker until it is gone.
 func (k *Keeper) attend(ctx context.Context, w *worker) {
-	if w.adopted {
-		if err := k.spool.Expect(w.hello.Run); err != nil {
-			k.log.Error("the spool cannot be searched for the adopted worker's records: readers will leave out those it sends twice", "error", err)
-		}
-	}
 	k.procMu.Lock()
 	k.worker = w
-	setup := k.setup
 	k.procMu.Unlock()
+	if err := k.spool.Attach(w.ring, w.adopted); err != nil {
+		k.log.Error("the spool cannot be searched for the adopted worker's records: readers will leave out those that are written twice", "error", err)
+	}
 	k.stats.confined(w.hello.Confinement)
 	ctx, cancel := context.WithCancel(ctx)
 	var reading sync.WaitGroup
@@ -92,7 +90,7 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 		defer cancel()
 		k.receive(w)
 	})
-	err := w.conn.Send(ctx, &link.Message{Type: link.TypeSetup, Setup: &setup})
+	err := k.setUp(ctx, w)
 	if err == nil {
 		peers := k.cfg.Peers()
 		err = w.conn.Send(ctx, &link.Message{Type: link.TypePeers, Peers: &peers})
@@ -117,8 +115,22 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 	_ = w.conn.Close() // the worker is gone, or this keeper is
 	reading.Wait()
 	if k.isClosing() && w.exited != nil {
-		// Its last records are read; now it may end in its own time.
+		// It closed its socket; now it may end in its own time.
 		k.awaitExit(w)
+	}
+}
+
+// setUp tells the worker what it has to know. What is renewed meanwhile is sent
+// too, since pushPeers may have sent it already, before what is older.
+func (k *Keeper) setUp(ctx context.Context, w *worker) error {
+	for {
+		setup, sent := k.setupNow()
+		if err := w.conn.Send(ctx, &link.Message{Type: link.TypeSetup, Setup: setup}); err != nil {
+			return err
+		}
+		if _, now := k.setupNow(); now == sent {
+			return nil
+		}
 	}
 }
 
@@ -132,8 +144,7 @@ func (k *Keeper) awaitExit(w *worker) {
 	}
 }
 
-// receive reads what the worker says until the connection ends. What a worker
-// that was killed had sent is still read.
+// receive reads what the worker says until the connection ends.
 func (k *Keeper) receive(w *worker) {
 	for {
 		m, err := w.conn.Receive()
@@ -147,8 +158,8 @@ func (k *Keeper) receive(w *worker) {
 		switch m.Type {
 		case link.TypeLog:
 			_, _ = k.cfg.WorkerLog.Write(m.Bytes) // a log that cannot be written has nobody to tell
-		case link.TypeRecord:
-			k.spool.Put(w.hello.Run, m.Seq, m.Bytes)
+		case link.TypeWake:
+			k.spool.Wake()
 		case link.TypeVerdicts:
 			for _, v := range m.Verdicts {
 				select {
@@ -160,45 +171,39 @@ func (k *Keeper) receive(w *worker) {
 			k.stats.confined(m.Health.Confinement)
 			k.stats.heardWorker.Store(time.Now().UnixMilli())
 			k.cfg.Health(*m.Health, true)
-			k.reacknowledge(w)
 		case link.TypeMetrics:
 			k.stats.answered(m.Seq, m.Bytes)
 		case link.TypeResync:
 			k.resync(m.Shard)
+		case link.TypeReceipts:
+			k.proofs.Put(w.hello.Run, m.Seq, m.Bytes)
+		case link.TypeReceiptAsk:
+			k.ask(w, m)
 		default:
 			k.log.Warn("the worker sent a message that a keeper does not take", "type", m.Type)
 		}
 	}
 }
 
-// acked tells the worker that its records are written.
-func (k *Keeper) acked(run, upto uint64, resend bool) {
-	w := k.current()
-	if w == nil || w.hello.Run != run {
-		return
-	}
-	if !w.post(&link.Message{Type: link.TypeRecordAck, Seq: upto, Resend: resend}) {
-		k.stats.ackLost.Store(true)
+// damaged replaces the worker whose ring cannot be read on.
+func (k *Keeper) damaged(run uint64) {
+	if w := k.current(); w != nil && w.hello.Run == run {
+		k.log.Error("the worker's memory for records is damaged; it is replaced", "pid", w.pid)
+		w.kill()
 	}
 }
 
-// reacknowledge repeats an acknowledgement that found the socket busy.
-func (k *Keeper) reacknowledge(w *worker) {
-	if k.stats.ackLost.Swap(false) {
-		upto, resend := k.spool.Standing(w.hello.Run)
-		k.acked(w.hello.Run, upto, resend)
-	}
-}
-
-// pushPeers gives the worker the gossip table when it changed.
+// pushPeers gives the worker the gossip table, and its setup, when they changed.
 func (k *Keeper) pushPeers(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
-	due := false
+	due, renewed := false, false
 	for {
 		select {
 		case <-ctx.Done():
 			return
+		case <-k.renewed:
+			renewed = true
 		case <-k.cfg.PeersChanged:
 			due = true
 		case <-tick.C:
@@ -207,6 +212,10 @@ func (k *Keeper) pushPeers(ctx context.Context) {
 		if w := k.current(); due && w != nil {
 			peers := k.cfg.Peers()
 			due = !w.post(&link.Message{Type: link.TypePeers, Peers: &peers})
+		}
+		if w := k.current(); renewed && w != nil {
+			setup, _ := k.setupNow()
+			renewed = !w.post(&link.Message{Type: link.TypeSetup, Setup: setup})
 		}
 	}
 }

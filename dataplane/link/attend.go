@@ -3,8 +3,6 @@ package link
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -20,6 +18,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/dataplane/link/ring"
 )
 
 // State is where an Attendant puts what its keeper says; *view.Store is one.
@@ -36,37 +35,37 @@ type State interface {
 // default must be set.
 type AttendConfig struct {
 	Listener    net.Listener        // the inherited unix socket
-	Listeners   []*os.File          // api and peer, handed to a keeper that adopts this worker
+	Files       Files               // as Inherited returned them; handed to a keeper that adopts this worker
 	Build       string              // version of this binary
 	State       State               // receives state
 	Measure     func() Confinement  // called at once and then every 10 s
 	Gatherer    prometheus.Gatherer // metrics for the keeper to show; nil = none
-	Backlog     int                 // bytes of records that may wait for the keeper's disk; 0 = 64 MiB
 	Level       slog.Leveler        // of the log sent to the keeper; nil = info
 	HealthEvery time.Duration       // how often health is looked at; 0 = 250 ms
 }
 
 // Attendant is a worker's side of the socket: it takes state, peers and setup
-// from whichever keeper is there, and sends records, logs, verdicts and health.
-// Without a keeper all of it stands still but for records, which wait in
-// memory. All methods are safe for concurrent use.
+// from whichever keeper is there, and sends logs, verdicts and health. Records
+// go to the shared ring, where they wait if no keeper lives; all else stands
+// still meanwhile. All methods are safe for concurrent use.
 type Attendant struct {
-	cfg     AttendConfig
-	run     uint64
-	backlog *backlog
-	lines   *lines
-	group   *errgroup.Group
-	cancel  context.CancelCauseFunc
+	cfg    AttendConfig
+	ring   *ring.Producer
+	lines  *lines
+	group  *errgroup.Group
+	cancel context.CancelCauseFunc
 
 	peers       atomic.Pointer[Peers]
 	peerChange  chan struct{}
 	setup       atomic.Pointer[Setup]
+	setupChange chan struct{}
 	ready       chan struct{} // closed at the first Setup
 	loaded      chan struct{} // closed at the first Loaded
 	drain       chan struct{}
 	once        struct{ ready, loaded, drain sync.Once }
 	health      atomic.Pointer[func() Health]
 	confinement atomic.Pointer[Confinement]
+	receipts    receipts
 
 	mu   sync.Mutex
 	conn *Conn // nil without a keeper
@@ -76,22 +75,19 @@ var errClosed = errors.New("the worker is closing")
 
 // Attend listens for keepers until ctx ends or Close is called.
 func Attend(ctx context.Context, cfg AttendConfig) (*Attendant, error) {
-	if cfg.Backlog <= 0 {
-		cfg.Backlog = 64 << 20
-	}
 	if cfg.HealthEvery <= 0 {
 		cfg.HealthEvery = 250 * time.Millisecond
 	}
-	var run [8]byte
-	if _, err := rand.Read(run[:]); err != nil {
-		return nil, fmt.Errorf("number this worker run: %w", err)
+	records, err := ring.OpenProducer(cfg.Files.Ring)
+	if err != nil {
+		return nil, fmt.Errorf("worker: %w", err)
 	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	group, ctx := errgroup.WithContext(ctx)
 	a := &Attendant{
-		cfg: cfg, run: binary.BigEndian.Uint64(run[:]), backlog: newBacklog(cfg.Backlog), lines: new(lines),
+		cfg: cfg, ring: records, lines: new(lines),
 		group: group, cancel: cancel,
-		peerChange: make(chan struct{}, 1), ready: make(chan struct{}), loaded: make(chan struct{}), drain: make(chan struct{}),
+		peerChange: make(chan struct{}, 1), setupChange: make(chan struct{}, 1), ready: make(chan struct{}), loaded: make(chan struct{}), drain: make(chan struct{}),
 	}
 	a.peers.Store(&Peers{})
 	c := cfg.Measure()
@@ -101,6 +97,8 @@ func Attend(ctx context.Context, cfg AttendConfig) (*Attendant, error) {
 	group.Go(func() error { a.measure(ctx); return nil })
 	group.Go(func() error {
 		<-ctx.Done()
+		// Once this worker cannot be found any more, its ring has no reader.
+		a.ring.Refuse()
 		err := cfg.Listener.Close()
 		a.replace(nil)
 		return err
@@ -108,8 +106,8 @@ func Attend(ctx context.Context, cfg AttendConfig) (*Attendant, error) {
 	return a, nil
 }
 
-// Close ends the connection and waits. Records that no keeper took are lost:
-// Flush first.
+// Close ends the connection and waits; Emit fails from then on. Records that
+// lie in the ring are still read if a keeper lives: Flush waits for that.
 func (a *Attendant) Close() error {
 	a.cancel(errClosed)
 	if err := a.group.Wait(); err != nil && !errors.Is(err, errClosed) && !errors.Is(err, net.ErrClosed) {
@@ -127,6 +125,10 @@ func (a *Attendant) Setup(ctx context.Context) (*Setup, error) {
 		return nil, fmt.Errorf("no keeper set this worker up: %w", ctx.Err())
 	}
 }
+
+// SetupChanged receives after a keeper sent a Setup, the first one too; several
+// are merged. It may be equal to the one before.
+func (a *Attendant) SetupChanged() <-chan struct{} { return a.setupChange }
 
 // Loaded is closed once the state is complete: be ready then, not before.
 func (a *Attendant) Loaded() <-chan struct{} { return a.loaded }
@@ -154,33 +156,37 @@ func (a *Attendant) LogHandler() slog.Handler { return a.lines.handler(a.cfg.Lev
 func (a *Attendant) Dropped() uint64 { return a.lines.lost() }
 
 // Waiting is how many bytes of records wait for the keeper's disk.
-func (a *Attendant) Waiting() int { return a.backlog.waiting() }
+func (a *Attendant) Waiting() int { return a.ring.Waiting() }
 
-// emitWait bounds how long Emit waits for the kernel to take a record. The
-// keeper reads at once unless it is stopped; then memory must do.
-const emitWait = 100 * time.Millisecond
+// ErrBacklog means that records wait for the keeper's disk up to the bound:
+// answer 503 metering_unavailable instead of serving unmetered.
+var ErrBacklog = errors.New("too many records wait for the keeper: answer metering_unavailable")
 
-// Emit takes over one metadata record. When it returns nil the kernel has the
-// record, so that it survives this process; or, with no keeper or one that
-// does not read, it waits in memory for one. Otherwise ErrBacklog: answer
-// metering_unavailable.
+// Room is false when records wait for the keeper's disk up to nine tenths of
+// the bound: refuse a request before anything is done for it. It costs
+// three loads from memory.
+func (a *Attendant) Room() bool { return a.ring.Room() }
+
+// Emit takes over one metadata record. When it returns nil the record is in
+// memory that the keeper shares, so that it survives this process, and waits
+// there if no keeper lives. Otherwise ErrBacklog: answer metering_unavailable.
+// The record may be changed afterwards.
 func (a *Attendant) Emit(record []byte) error {
-	in, err := a.backlog.add(record)
-	if err != nil || in == nil {
-		return err
+	wake, err := a.ring.Put(record)
+	if errors.Is(err, ring.ErrFull) {
+		return ErrBacklog
 	}
-	select {
-	case <-in.done:
-		return nil
-	default:
+	if wake {
+		a.wake()
 	}
-	timer := time.NewTimer(emitWait)
-	defer timer.Stop()
-	select {
-	case <-in.done:
-	case <-timer.C:
+	return err
+}
+
+// wake tells a keeper that sleeps of records. One that starts looks by itself.
+func (a *Attendant) wake() {
+	if c := a.keeper(); c == nil || c.TrySend(&Message{Type: TypeWake}) != nil {
+		a.ring.NotWoken()
 	}
-	return nil // should the connection have failed, the next keeper gets it again
 }
 
 // ShareVerdict tells other nodes of a verdict reached here, if a keeper listens.
@@ -191,14 +197,21 @@ func (a *Attendant) ShareVerdict(v feed.Verdict) {
 	}
 }
 
-// Flush waits until the keeper has acknowledged every record.
+// Flush waits until the keeper has every record on disk.
 func (a *Attendant) Flush(ctx context.Context) error {
-	select {
-	case <-a.backlog.drained():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%d bytes of records were not taken by the keeper: %w", a.Waiting(), ctx.Err())
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for a.Waiting() > 0 {
+		if a.ring.Nudge() {
+			a.wake()
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return fmt.Errorf("%d bytes of records were not taken by the keeper: %w", a.Waiting(), ctx.Err())
+		}
 	}
+	return nil
 }
 
 func (a *Attendant) keeper() *Conn {
@@ -214,11 +227,13 @@ func (a *Attendant) replace(c *Conn) {
 	a.conn = c
 	a.mu.Unlock()
 	a.lines.attach(c)
-	a.backlog.attach(c)
 	if old != nil {
 		_ = old.Close() // its reader says why it ended
 	}
 }
+
+// acceptWait is how long a worker that cannot let a keeper in waits.
+const acceptWait = 200 * time.Millisecond
 
 // accept serves one keeper after another; the newest wins, since the data
 // directory's lock lets only one live.
@@ -227,6 +242,16 @@ func (a *Attendant) accept(ctx context.Context) error {
 	defer serving.Wait()
 	for {
 		nc, err := a.cfg.Listener.Accept()
+		if err != nil && ctx.Err() == nil && !errors.Is(err, net.ErrClosed) {
+			// No descriptor is left, as a rule. To give up the socket would end
+			// this worker: nobody could read its records.
+			slog.New(a.LogHandler()).Warn("a keeper cannot be let in; it is tried again", "error", err)
+			select {
+			case <-time.After(acceptWait):
+			case <-ctx.Done():
+			}
+			continue
+		}
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -243,6 +268,7 @@ func (a *Attendant) accept(ctx context.Context) error {
 		if ctx.Err() != nil {
 			a.replace(nil)
 		}
+		a.receipts.attached()
 		serving.Go(func() { a.serve(c) })
 	}
 }
@@ -256,11 +282,11 @@ func (a *Attendant) greet(nc net.Conn) (*Conn, error) {
 	if err := sameUser(uc); err != nil {
 		return nil, err
 	}
-	if err := sendPreamble(uc, a.cfg.Listeners); err != nil {
+	if err := sendPreamble(uc, &a.cfg.Files); err != nil {
 		return nil, err
 	}
 	hello := &Hello{
-		PID: os.Getpid(), Build: a.cfg.Build, Run: a.run, Confinement: a.Confinement(),
+		PID: os.Getpid(), Build: a.cfg.Build, Run: a.ring.Run(), Confinement: a.Confinement(),
 		Loaded: a.cfg.State.Loaded(), Position: a.cfg.State.Position(),
 	}
 	if s := a.setup.Load(); s != nil {
@@ -315,6 +341,10 @@ func (a *Attendant) handle(c *Conn, m *Message) error {
 		}
 		a.setup.Store(m.Setup)
 		a.once.ready.Do(func() { close(a.ready) })
+		select {
+		case a.setupChange <- struct{}{}:
+		default:
+		}
 	case TypeState:
 		for _, b := range m.Frames {
 			a.apply(c, b)
@@ -330,8 +360,8 @@ func (a *Attendant) handle(c *Conn, m *Message) error {
 	case TypeLoaded:
 		a.cfg.State.SetLoaded(m.Unknown)
 		a.once.loaded.Do(func() { close(a.loaded) })
-	case TypeRecordAck:
-		a.backlog.ack(m.Seq, m.Resend)
+	case TypeReceiptsAck, TypeReceiptAnswer:
+		a.receipts.take(m)
 	case TypeDrain:
 		a.once.drain.Do(func() { close(a.drain) })
 	default:
@@ -387,7 +417,9 @@ func (a *Attendant) report(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case now := <-tick.C:
-			a.backlog.nudge()
+			if a.ring.Nudge() {
+				a.wake()
+			}
 			f, c := a.health.Load(), a.keeper()
 			if f == nil || c == nil {
 				continue

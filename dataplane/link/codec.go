@@ -96,16 +96,20 @@ func (d *decoder) body(n int) ([]byte, error) {
 	return body, nil
 }
 
+// maxPID is the most that Linux gives out. The keeper may have to kill what a
+// worker names itself as, and 0, -1 and what wraps to them name many.
+const maxPID = 1 << 22
+
 // decodeMessage reads one body. What it returns shares nothing with b.
 func decodeMessage(b []byte) (*Message, error) {
 	m := new(Message)
 	if err := decMode.Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
-	missing := m.Type == TypeHello && m.Hello == nil || m.Type == TypeSetup && m.Setup == nil ||
+	missing := m.Type == TypeHello && (m.Hello == nil || m.Hello.PID < 2 || m.Hello.PID > maxPID) || m.Type == TypeSetup && m.Setup == nil ||
 		m.Type == TypePeers && m.Peers == nil || m.Type == TypeHealth && m.Health == nil
-	if m.Type < TypeHello || m.Type > TypeResync || missing {
-		return nil, fmt.Errorf("%w: type %d, or without its body", ErrMalformed, m.Type)
+	if m.Type < TypeHello || m.Type > TypeReceiptAnswer || missing {
+		return nil, fmt.Errorf("%w: type %d, without its body, or of no process", ErrMalformed, m.Type)
 	}
 	return m, nil
 }

@@ -28,8 +28,8 @@ func TestCodec(t *testing.T) {
 	in := []*Message{
 		{Type: TypeHello, Hello: &Hello{PID: 7, Node: "n", Run: 9, Position: controlplane.Position{"eu": {Seq: 3}}}},
 		{Type: TypeState, Frames: [][]byte{{1}, {2, 3}}},
-		{Type: TypeRecord, Seq: 5, Bytes: big},
-		{Type: TypeRecordAck, Seq: 5, Resend: true},
+		{Type: TypeMetrics, Seq: 5, Bytes: big},
+		{Type: TypeLoaded, Unknown: true},
 		{Type: TypeVerdicts, Verdicts: []feed.Verdict{{Key: "k", Revision: 2}}},
 	}
 	var stream []byte
@@ -49,7 +49,7 @@ func TestCodec(t *testing.T) {
 	if _, err := d.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last message: %v", err)
 	}
-	if _, err := Encode(&Message{Type: TypeRecord, Bytes: make([]byte, MaxMessage)}); err == nil {
+	if _, err := Encode(&Message{Type: TypeMetrics, Bytes: make([]byte, MaxMessage)}); err == nil {
 		t.Error("a message beyond the bound was encoded")
 	}
 }
@@ -66,6 +66,10 @@ func TestMalformed(t *testing.T) {
 		"no cbor":        append(length(2), 0xff, 0xff),
 		"unknown type":   encode(t, &Message{Type: 99}),
 		"no body":        encode(t, &Message{Type: TypeHello}),
+		"process group":  encode(t, &Message{Type: TypeHello, Hello: &Hello{PID: 0}}),
+		"all processes":  encode(t, &Message{Type: TypeHello, Hello: &Hello{PID: -1}}),
+		"init":           encode(t, &Message{Type: TypeHello, Hello: &Hello{PID: 1}}),
+		"wraps to all":   encode(t, &Message{Type: TypeHello, Hello: &Hello{PID: 1<<32 - 1}}),
 		"trailing":       append(length(uint32(len(good)-4+1)), append(bytes.Clone(good[4:]), 0)...),
 	} {
 		if _, err := newDecoder(b).next(); !errors.Is(err, ErrMalformed) {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/dataplane/link/ring"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -51,7 +53,7 @@ func TestConnKeepsEachSendersOrder(t *testing.T) {
 	for s := range senders {
 		wg.Go(func() {
 			for i := range each {
-				m := &Message{Type: TypeRecord, Seq: uint64(i), Bytes: append([]byte{byte(s)}, make([]byte, i*7%3000)...)}
+				m := &Message{Type: TypeMetrics, Seq: uint64(i), Bytes: append([]byte{byte(s)}, make([]byte, i*7%3000)...)}
 				var err error
 				if i%2 == 0 {
 					err = a.Deliver(t.Context(), m)
@@ -116,7 +118,7 @@ func TestDeliveredSurvivesTheSender(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range 100 {
-		if err := a.Deliver(t.Context(), &Message{Type: TypeRecord, Seq: uint64(i)}); err != nil {
+		if err := a.Deliver(t.Context(), &Message{Type: TypeMetrics, Seq: uint64(i)}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -164,7 +166,12 @@ func attend(t *testing.T, cfg AttendConfig) (dir string, a *Attendant) {
 		t.Fatal(err)
 	}
 	_ = f.Close()
-	cfg.Listener = l
+	if s, ok := cfg.Listener.(*starved); ok {
+		s.Listener = l
+	} else {
+		cfg.Listener = l
+	}
+	cfg.Files = withFiles(t, cfg.Files)
 	if cfg.State == nil {
 		cfg.State = new(stateStub)
 	}
@@ -181,13 +188,38 @@ func attend(t *testing.T, cfg AttendConfig) (dir string, a *Attendant) {
 	return dir, a
 }
 
-func dial(t *testing.T, dir string) (*Conn, *Hello, []*os.File) {
+// withFiles adds a ring, and something to hand over as listeners.
+func withFiles(t testing.TB, f Files) Files {
+	t.Helper()
+	var err error
+	if f.Ring == nil {
+		if f.Ring, err = ring.Create(1, 4711); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = f.Ring.Close() })
+	}
+	for _, l := range []**os.File{&f.API, &f.Peer} {
+		if *l != nil {
+			continue
+		}
+		if *l, err = os.Open(os.DevNull); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { _ = (*l).Close() })
+	}
+	return f
+}
+
+func dial(t *testing.T, dir string) (*Conn, *Hello, *Files) {
 	t.Helper()
 	c, hello, files, err := DialWorker(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = c.Close() })
+	t.Cleanup(func() {
+		_ = c.Close()
+		files.Close()
+	})
 	return c, hello, files
 }
 
@@ -220,6 +252,29 @@ func within(t *testing.T, what string, cond func() bool) {
 	}
 }
 
+// starved is a listener in a process that has no descriptor left for a while.
+type starved struct {
+	net.Listener
+	failures int
+}
+
+func (l *starved) Accept() (net.Conn, error) {
+	if l.failures--; l.failures >= 0 {
+		return nil, &net.OpError{Op: "accept", Err: os.NewSyscallError("accept4", syscall.EMFILE)}
+	}
+	return l.Listener.Accept()
+}
+
+// A worker without a descriptor for its next keeper goes on: if it gave up its
+// socket nobody would read its records any more.
+func TestNoDescriptorForAKeeper(t *testing.T) {
+	dir, a := attend(t, AttendConfig{Listener: &starved{failures: 2}})
+	dial(t, dir)
+	if err := a.Emit([]byte("x")); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestNoWorker(t *testing.T) {
 	dir := t.TempDir()
 	if _, _, _, err := DialWorker(t.Context(), dir); !errors.Is(err, os.ErrNotExist) {
@@ -249,22 +304,18 @@ func TestAttendant(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	reg.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "answer"}, func() float64 { return 42 }))
 	state := new(stateStub)
-	dir, a := attend(t, AttendConfig{State: state, Build: "v1", Listeners: []*os.File{lf}, Gatherer: reg, HealthEvery: 5 * time.Millisecond})
+	dir, a := attend(t, AttendConfig{State: state, Build: "v1", Files: Files{API: lf}, Gatherer: reg, HealthEvery: 5 * time.Millisecond})
 	slog.New(a.LogHandler()).Info("before any keeper")
 
 	k, hello, files := dial(t, dir)
-	if hello.PID != os.Getpid() || hello.Build != "v1" || hello.Cluster != "" || !hello.Confinement.NoDump || hello.Run == 0 {
+	if hello.PID != os.Getpid() || hello.Build != "v1" || hello.Cluster != "" || !hello.Confinement.NoDump || hello.Run != 4711 {
 		t.Errorf("greeting %+v", hello)
 	}
-	if len(files) != 1 {
-		t.Fatalf("%d listeners were handed over", len(files))
-	}
-	handed, err := net.FileListener(files[0])
+	handed, err := net.FileListener(files.API)
 	if err != nil || handed.Addr().String() != l.Addr().String() {
 		t.Errorf("the listener handed over is %v, %v", handed, err)
 	}
 	_ = handed.Close()
-	_ = files[0].Close()
 	if m := receive(t, k, TypeLog); !bytes.Contains(m.Bytes, []byte("before any keeper")) {
 		t.Errorf("log line %s", m.Bytes)
 	}
@@ -273,6 +324,14 @@ func TestAttendant(t *testing.T) {
 	setup, err := a.Setup(t.Context())
 	if err != nil || setup.Capacity != 3 {
 		t.Errorf("setup %+v, %v", setup, err)
+	}
+	<-a.SetupChanged()
+	renewed := *setup
+	renewed.NodeCert = []byte("renewed")
+	send(t, k, &Message{Type: TypeSetup, Setup: &renewed})
+	<-a.SetupChanged()
+	if s, err := a.Setup(t.Context()); err != nil || string(s.NodeCert) != "renewed" {
+		t.Errorf("setup %+v, %v", s, err)
 	}
 	send(t, k, &Message{Type: TypePeers, Peers: &Peers{Nodes: []Peer{{Node: "other"}}}})
 	<-a.PeersChanged()
@@ -312,8 +371,7 @@ func TestAttendant(t *testing.T) {
 	<-a.Drain()
 
 	// Another node's keeper is refused; the greeting says who we are.
-	other, hello, files := dial(t, dir)
-	_ = files[0].Close()
+	other, hello, _ := dial(t, dir)
 	if hello.Cluster != "c" || hello.Node != "n" || !hello.Loaded {
 		t.Errorf("greeting %+v", hello)
 	}
@@ -325,58 +383,120 @@ func TestAttendant(t *testing.T) {
 	}
 }
 
-// TestRecordsReachTheNextKeeper: what one keeper did not acknowledge goes to
-// the next, in order, and Emit never loses or reorders.
-func TestRecordsReachTheNextKeeper(t *testing.T) {
-	dir, a := attend(t, AttendConfig{Backlog: 1000})
-	emit := func(n int) {
+// TestRecords: records wait in the ring for whichever keeper reads it, a
+// keeper that sleeps is woken once, and nothing is taken beyond the bound.
+func TestRecords(t *testing.T) {
+	dir, a := attend(t, AttendConfig{HealthEvery: 5 * time.Millisecond})
+	emit := func(record string) {
 		t.Helper()
-		if err := a.Emit(fmt.Appendf(nil, "%d", n)); err != nil {
+		if err := a.Emit([]byte(record)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	emit(1)
-	emit(2)
-	k1, hello1, _ := dial(t, dir)
-	emit(3)
-	for n := uint64(1); n <= 3; n++ {
-		if m := receive(t, k1, TypeRecord); m.Seq != n || string(m.Bytes) != fmt.Sprint(n) {
-			t.Fatalf("record %d came as %d %q", n, m.Seq, m.Bytes)
+	emit("1")
+	k, hello, files := dial(t, dir)
+	reader, err := ring.OpenConsumer(files.Ring)
+	if err != nil {
+		t.Fatal(err)
+	}
+	files.Ring = nil
+	defer func() { _ = reader.Close() }()
+	if reader.Run() != hello.Run {
+		t.Errorf("the ring has number %d, the greeting says %d", reader.Run(), hello.Run)
+	}
+	emit("2")
+	for n := 1; n <= 2; n++ {
+		if seq, b, err := reader.Next(); err != nil || seq != uint64(n) || string(b) != fmt.Sprint(n) {
+			t.Fatalf("record %d came as %d %q, %v", n, seq, b, err)
 		}
 	}
-	send(t, k1, &Message{Type: TypeRecordAck, Seq: 2})
-	within(t, "two records acknowledged", func() bool { return a.Waiting() == 1 })
-	_ = k1.Close()
-	emit(4)
-	k2, hello2, _ := dial(t, dir)
-	if hello1.Run != hello2.Run {
-		t.Error("the run's number changed")
-	}
-	for n := uint64(3); n <= 4; n++ {
-		if m := receive(t, k2, TypeRecord); m.Seq != n {
-			t.Fatalf("record %d came as %d", n, m.Seq)
-		}
-	}
-	send(t, k2, &Message{Type: TypeRecordAck, Seq: 3, Resend: true})
-	if m := receive(t, k2, TypeRecord); m.Seq != 4 {
-		t.Fatalf("asked again for what follows 3, got %d", m.Seq)
-	}
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
 	if err := a.Flush(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Errorf("flushed with a record waiting: %v", err)
+		t.Errorf("flushed with records that nobody kept: %v", err)
 	}
-	send(t, k2, &Message{Type: TypeRecordAck, Seq: 4})
+	if err := reader.Commit(); err != nil {
+		t.Fatal(err)
+	}
 	if err := a.Flush(t.Context()); err != nil {
 		t.Error(err)
 	}
-	for range 10 {
-		if err := a.Emit(make([]byte, 100)); err != nil {
+	if !reader.Sleep() {
+		t.Fatal("something waits")
+	}
+	emit("3")
+	receive(t, k, TypeWake)
+	// A wake that found no keeper is said to the next.
+	_ = k.Close()
+	within(t, "the keeper's end is noticed", func() bool { return a.keeper() == nil })
+	for {
+		if _, _, err := reader.Next(); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := a.Emit([]byte("x")); !errors.Is(err, ErrBacklog) {
+	if err := reader.Commit(); err != nil || !reader.Sleep() {
+		t.Fatalf("something waits: %v", err)
+	}
+	emit("4")
+	k, _, _ = dial(t, dir)
+	receive(t, k, TypeWake)
+
+	for err = nil; err == nil && a.Room(); {
+		err = a.Emit(make([]byte, 100))
+	}
+	if err != nil {
+		t.Errorf("refused with room left: %v", err)
+	}
+	for range 100 {
+		err = errors.Join(err, a.Emit(make([]byte, 100)))
+	}
+	if !errors.Is(err, ErrBacklog) {
 		t.Errorf("beyond the bound: %v", err)
+	}
+}
+
+// TestClosedRefuses: a worker that keepers cannot find any more takes no
+// record, since nobody would read it.
+func TestClosedRefuses(t *testing.T) {
+	_, a := attend(t, AttendConfig{})
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Emit([]byte("x")); !errors.Is(err, ErrBacklog) {
+		t.Errorf("after Close: %v", err)
+	}
+}
+
+// TestAnotherVersion: a keeper says so and takes nothing from such a worker.
+func TestAnotherVersion(t *testing.T) {
+	for said, want := range map[string]error{"rmL1": ErrVersion, "SSH-": ErrMalformed, preamble: ErrMalformed} {
+		dir := t.TempDir()
+		f, err := ListenSocket(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		l, err := net.FileListener(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = f.Close()
+		var worker sync.WaitGroup
+		worker.Go(func() {
+			nc, err := l.Accept()
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			_, _ = nc.Write([]byte(said)) // without files
+			_ = nc.Close()
+		})
+		if _, _, _, err := DialWorker(t.Context(), dir); !errors.Is(err, want) {
+			t.Errorf("%q: %v", said, err)
+		}
+		worker.Wait()
+		_ = l.Close()
 	}
 }
 
@@ -391,38 +511,46 @@ func BenchmarkEmit(b *testing.B) {
 		b.Fatal(err)
 	}
 	_ = f.Close()
-	a, err := Attend(b.Context(), AttendConfig{Listener: l, State: new(stateStub), Measure: func() Confinement { return Confinement{} }})
+	memory, err := ring.Create(ring.DefaultSize, 1)
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, _, _, err := DialWorker(b.Context(), dir)
+	files := withFiles(b, Files{Ring: memory})
+	a, err := Attend(b.Context(), AttendConfig{Listener: l, Files: files, State: new(stateStub), Measure: func() Confinement { return Confinement{} }})
 	if err != nil {
 		b.Fatal(err)
 	}
+	reader, err := ring.OpenConsumer(memory)
+	if err != nil {
+		b.Fatal(err)
+	}
+	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {
-		for n := 0; ; n++ {
-			m, err := c.Receive()
-			if err != nil {
-				return
+		for {
+			if _, _, err := reader.Next(); err == nil {
+				continue
 			}
-			if n%64 == 0 && c.TrySend(&Message{Type: TypeRecordAck, Seq: m.Seq}) != nil {
+			if err := reader.Commit(); err != nil {
+				b.Error(err)
+			}
+			select {
+			case <-stop:
 				return
+			case <-time.After(time.Millisecond):
 			}
 		}
 	})
-	record := make([]byte, 500)
+	record := make([]byte, 350)
 	b.ReportAllocs()
-	b.ResetTimer()
-	for range b.N {
-		if err := a.Emit(record); err != nil {
-			b.Fatal(err)
+	for b.Loop() {
+		for a.Emit(record) != nil { // faster than the reader wakes
+			time.Sleep(time.Millisecond)
 		}
 	}
-	b.StopTimer()
-	_ = c.Close()
+	close(stop)
 	wg.Wait()
-	if err := a.Close(); err != nil {
+	if err := errors.Join(a.Close(), reader.Close()); err != nil {
 		b.Fatal(err)
 	}
 }

@@ -1,5 +1,6 @@
-// Package link is the local socket between a data node's keeper and its
-// worker: one framed message type, and nothing that touches a disk.
+// Package link is what a data node's keeper and its worker have between them:
+// a local socket with one framed message type, and for metadata records a ring
+// in shared memory. Nothing in it touches a disk.
 package link
 
 import (
@@ -10,23 +11,26 @@ import (
 // Type says which field of a Message is set.
 type Type uint8
 
-// Messages of protocol version 1.
+// Messages of protocol version 2.
 const (
-	TypeHello      Type = iota + 1 // worker -> keeper, first
-	TypeSetup                      // keeper -> worker, answer to Hello
-	TypeState                      // keeper -> worker: feed frames, each encoded as on the feed
-	TypePeers                      // keeper -> worker: the gossip table
-	TypeDrain                      // keeper -> worker: stop accepting, finish what runs
-	TypeMetricsAsk                 // keeper -> worker
-	TypeMetrics                    // worker -> keeper: answer
-	TypeLog                        // worker -> keeper: one slog line in JSON
-	TypeRecord                     // worker -> keeper: one metadata record
-	TypeRecordAck                  // keeper -> worker: records up to Seq are accepted
-	TypeVerdicts                   // worker -> keeper: new verdicts to share
-	TypeHealth                     // worker -> keeper: what gossip should say
-	TypeLoaded                     // keeper -> worker: the state is complete; serve. May come again when Unknown changes
-	TypePin                        // keeper -> worker: a record of the safety file, in Bytes: nothing older may loosen it
-	TypeResync                     // worker -> keeper: a frame did not fit; send Shard again
+	TypeHello         Type = iota + 1 // worker -> keeper, first
+	TypeSetup                         // keeper -> worker, answer to Hello; again with renewed certificates
+	TypeState                         // keeper -> worker: feed frames, each encoded as on the feed
+	TypePeers                         // keeper -> worker: the gossip table
+	TypeDrain                         // keeper -> worker: stop accepting, finish what runs
+	TypeMetricsAsk                    // keeper -> worker
+	TypeMetrics                       // worker -> keeper: answer
+	TypeLog                           // worker -> keeper: one slog line in JSON
+	TypeWake                          // worker -> keeper: records lie in the ring
+	TypeVerdicts                      // worker -> keeper: new verdicts to share
+	TypeHealth                        // worker -> keeper: what gossip should say
+	TypeLoaded                        // keeper -> worker: the state is complete; serve. May come again when Unknown changes
+	TypePin                           // keeper -> worker: a record of the safety file, in Bytes: nothing older may loosen it
+	TypeResync                        // worker -> keeper: a frame did not fit; send Shard again
+	TypeReceipts                      // worker -> keeper: a signed batch of receipts, in Bytes; Seq is its checkpoint's number
+	TypeReceiptsAck                   // keeper -> worker: batch Seq is on disk
+	TypeReceiptAsk                    // worker -> keeper: the receipt of the request in Bytes; Seq names the question
+	TypeReceiptAnswer                 // keeper -> worker: the entry in Bytes; none = there is none
 )
 
 // Message is one frame on the socket.
@@ -36,13 +40,12 @@ type Message struct {
 	Setup    *Setup             `cbor:"3,keyasint,omitempty"`
 	Frames   [][]byte           `cbor:"4,keyasint,omitempty"` // State: feed.EncodeFrame
 	Peers    *Peers             `cbor:"5,keyasint,omitempty"`
-	Seq      uint64             `cbor:"6,keyasint,omitempty"` // Record, RecordAck, MetricsAsk, Metrics
-	Bytes    []byte             `cbor:"7,keyasint,omitempty"` // Record, Log, Pin, Metrics (delimited protobuf families)
+	Seq      uint64             `cbor:"6,keyasint,omitempty"` // MetricsAsk, Metrics
+	Bytes    []byte             `cbor:"7,keyasint,omitempty"` // Log, Pin, Metrics (delimited protobuf families)
 	Verdicts []feed.Verdict     `cbor:"8,keyasint,omitempty"`
 	Health   *Health            `cbor:"9,keyasint,omitempty"`
 	Unknown  bool               `cbor:"10,keyasint,omitempty"` // Loaded: revocations could not be read; see view.View.SafetyUnknown
-	Resend   bool               `cbor:"11,keyasint,omitempty"` // RecordAck: what came after Seq was not kept; send it again
-	Shard    controlplane.Shard `cbor:"12,keyasint,omitempty"` // Resync
+	Shard    controlplane.Shard `cbor:"11,keyasint,omitempty"` // Resync
 }
 
 // Hello is how a worker names itself, to the keeper that started it and to one that adopts it.
@@ -54,7 +57,7 @@ type Hello struct {
 	Build       string                `cbor:"5,keyasint"`
 	Loaded      bool                  `cbor:"6,keyasint"` // holds state; an adopting keeper need not replay its disk
 	Confinement Confinement           `cbor:"7,keyasint"`
-	Run         uint64                `cbor:"8,keyasint"` // random number of this worker process; its records count from 1
+	Run         uint64                `cbor:"8,keyasint"` // number of this worker's ring; its records count from 1
 	Position    controlplane.Position `cbor:"9,keyasint"` // of the state it holds
 }
 
@@ -86,6 +89,15 @@ type Setup struct {
 	VerdictSecret []byte   `cbor:"11,keyasint"`
 	Pools         []string `cbor:"12,keyasint"`
 	Capacity      uint32   `cbor:"13,keyasint"` // requests in flight before shedding; 0 = 4096
+
+	Documents []Document `cbor:"14,keyasint,omitempty"` // published under /legal and /.well-known
+}
+
+// Document is one page that the operator supplies; see package documents.
+type Document struct {
+	Name string `cbor:"1,keyasint"`
+	Type string `cbor:"2,keyasint"` // content type
+	Body []byte `cbor:"3,keyasint"`
 }
 
 // Peers is what gossip knows of other data nodes and of regions. It is advisory.
@@ -105,6 +117,8 @@ type Peer struct {
 	InFlight uint32   `cbor:"7,keyasint"`
 	Capacity uint32   `cbor:"8,keyasint"`
 	Pools    []string `cbor:"9,keyasint"`
+
+	Breakers map[string]string `cbor:"10,keyasint,omitempty"` // as in its Health
 }
 
 // PeerRegion is the published state of one region.

@@ -7,10 +7,9 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // SocketName is the worker's socket in the data directory.
@@ -22,34 +21,60 @@ const (
 	APIFD        = 3 // listening TCP socket for clients
 	PeerFD       = 4 // listening TCP socket for other workers
 	SocketFD     = 5 // listening unix socket for the keeper
-	FirstExtraFD = 6
+	RingFD       = 6 // memory for records, shared with the keeper
+	FirstExtraFD = 7
 )
 
-// preamble goes before the first message, and carries the worker's listeners:
-// a keeper that adopts a worker holds them open when it restarts it.
-const preamble = "rmL1"
+// preamble goes before the first message and names the protocol's version. It
+// carries the worker's Files: a keeper that adopts a worker reads its records,
+// and holds its listeners open when it restarts it.
+const preamble = "rmL2"
+
+// ErrVersion means that the worker speaks another version of the protocol.
+var ErrVersion = errors.New("the worker is of another version: end it, and its keeper starts one of its own")
+
+// Files are the descriptors that a worker hands to a keeper which adopts it.
+type Files struct {
+	API, Peer *os.File // listening sockets
+	Ring      *os.File // memory for records, ring.OpenConsumer
+}
+
+func (f *Files) list() []*os.File { return []*os.File{f.API, f.Peer, f.Ring} }
+
+// Close closes the descriptors, not what they stand for.
+func (f *Files) Close() {
+	for _, file := range f.list() {
+		if file != nil {
+			_ = file.Close() // only held something open
+		}
+	}
+}
 
 // maxPath is what fits the kernel's address of a unix socket.
 const maxPath = 107
 
 // Inherited returns what a worker finds open when it starts: its listeners for
-// clients, peers and keepers, and the files of the first two to hand on.
-func Inherited() (api, peer, socket net.Listener, files []*os.File, err error) {
+// clients, peers and keepers, and its files to hand on.
+func Inherited() (api, peer, socket net.Listener, files Files, err error) {
 	var all [3]net.Listener
 	for i, fd := range []uintptr{APIFD, PeerFD, SocketFD} {
 		f := os.NewFile(fd, "inherited listener")
 		if f == nil {
-			return nil, nil, nil, nil, fmt.Errorf("descriptor %d is not open: a worker is started by its keeper", fd)
+			return nil, nil, nil, Files{}, fmt.Errorf("descriptor %d is not open: a worker is started by its keeper", fd)
 		}
 		if all[i], err = net.FileListener(f); err != nil {
-			return nil, nil, nil, nil, fmt.Errorf("descriptor %d is no listener: a worker is started by its keeper: %w", fd, err)
+			return nil, nil, nil, Files{}, fmt.Errorf("descriptor %d is no listener: a worker is started by its keeper: %w", fd, err)
 		}
-		if fd == SocketFD {
+		switch fd {
+		case APIFD:
+			files.API = f
+		case PeerFD:
+			files.Peer = f
+		default:
 			_ = f.Close() // the listener is a copy
-			continue
 		}
-		files = append(files, f)
 	}
+	files.Ring = os.NewFile(RingFD, "ring of records")
 	return all[0], all[1], all[2], files, nil
 }
 
@@ -93,9 +118,9 @@ func ListenSocket(dir string) (*os.File, error) {
 }
 
 // DialWorker connects to the worker of the data directory dir, and returns
-// what it says of itself and copies of its listeners (api, peer). No worker:
-// an error that is syscall.ECONNREFUSED or os.ErrNotExist.
-func DialWorker(ctx context.Context, dir string) (*Conn, *Hello, []*os.File, error) {
+// what it says of itself and copies of its files. No worker: an error that is
+// syscall.ECONNREFUSED or os.ErrNotExist. Another protocol: ErrVersion.
+func DialWorker(ctx context.Context, dir string) (*Conn, *Hello, *Files, error) {
 	path, release, err := address(dir, SocketName)
 	if err != nil {
 		return nil, nil, nil, err
@@ -130,15 +155,16 @@ func DialWorker(ctx context.Context, dir string) (*Conn, *Hello, []*os.File, err
 		err = nc.SetReadDeadline(time.Time{})
 	}
 	if err != nil {
-		closeAll(files)
+		files.Close()
 		return nil, nil, nil, errors.Join(fmt.Errorf("connect to the worker: %w", err), c.Close())
 	}
 	return c, m.Hello, files, nil
 }
 
-func sendPreamble(uc *net.UnixConn, files []*os.File) error {
-	fds := make([]int, len(files))
-	for i, f := range files {
+func sendPreamble(uc *net.UnixConn, files *Files) error {
+	list := files.list()
+	fds := make([]int, len(list))
+	for i, f := range list {
 		// Not f.Fd, which may make the shared socket blocking.
 		raw, err := f.SyscallConn()
 		if err != nil {
@@ -152,57 +178,44 @@ func sendPreamble(uc *net.UnixConn, files []*os.File) error {
 	return err
 }
 
-func receivePreamble(uc *net.UnixConn) ([]*os.File, error) {
+func receivePreamble(uc *net.UnixConn) (*Files, error) {
 	buf, oob := make([]byte, len(preamble)), make([]byte, syscall.CmsgSpace(4*8))
 	n, oobn, _, _, err := uc.ReadMsgUnix(buf, oob)
 	if err != nil {
 		return nil, err
 	}
-	var files []*os.File
+	var got []*os.File
 	messages, err := syscall.ParseSocketControlMessage(oob[:oobn])
 	for i := range messages {
 		fds, rightsErr := syscall.ParseUnixRights(&messages[i])
 		err = errors.Join(err, rightsErr)
 		for _, fd := range fds {
-			files = append(files, os.NewFile(uintptr(fd), "listener"))
+			got = append(got, os.NewFile(uintptr(fd), "file of the worker"))
 		}
 	}
-	if err != nil || string(buf[:n]) != preamble {
-		closeAll(files)
-		return nil, errors.Join(ErrMalformed, err)
+	switch said := string(buf[:n]); {
+	case err != nil:
+	case said != preamble && strings.HasPrefix(said, preamble[:3]):
+		err = fmt.Errorf("%w (it says %q, this is %q)", ErrVersion, said, preamble)
+	case said != preamble || len(got) != 3:
+		err = fmt.Errorf("%w: %q and %d files to begin with", ErrMalformed, said, len(got))
+	default:
+		return &Files{API: got[0], Peer: got[1], Ring: got[2]}, nil
 	}
-	return files, nil
-}
-
-// closeAll closes descriptors that only held something open.
-func closeAll(files []*os.File) {
-	for _, f := range files {
-		_ = f.Close() // a copy of a listener: nothing is lost
+	for _, f := range got {
+		_ = f.Close() // only held something open
 	}
+	return nil, err
 }
 
 // sameUser refuses a process of another user at the other end.
 func sameUser(uc *net.UnixConn) error {
-	cred, err := credentials(uc)
+	uid, err := peerUser(uc)
 	if err != nil {
 		return err
 	}
-	if cred.Uid != uint32(os.Geteuid()) {
-		return fmt.Errorf("user %d may not talk to this worker", cred.Uid)
+	if uid != uint32(os.Geteuid()) {
+		return fmt.Errorf("user %d may not talk to this worker", uid)
 	}
 	return nil
-}
-
-// credentials asks the kernel who is at the other end.
-func credentials(uc *net.UnixConn) (*unix.Ucred, error) {
-	raw, err := uc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var cred *unix.Ucred
-	var credErr error
-	err = raw.Control(func(fd uintptr) {
-		cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-	})
-	return cred, errors.Join(err, credErr)
 }

@@ -10,7 +10,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 )
 
-// Version is the first byte of every encoded Record.
+// Version is the first byte of every encoded Record. Fields that are left out
+// when empty may be added without changing it: what was written before decodes.
 const Version = 1
 
 // Role says which node made a record.
@@ -74,20 +75,25 @@ type Record struct {
 	Attempts     int    `cbor:"26,keyasint" json:"attempts"`
 	Refused      bool   `cbor:"27,keyasint,omitempty" json:"refused,omitempty"`
 	Ended        End    `cbor:"28,keyasint" json:"ended"`
+	Pool         string `cbor:"29,keyasint,omitempty" json:"pool,omitempty"`
+	Retention    string `cbor:"30,keyasint,omitempty" json:"retention,omitempty"` // zero or metadata
+	Plan         string `cbor:"31,keyasint,omitempty" json:"plan,omitempty"`
+	Fallback     string `cbor:"32,keyasint,omitempty" json:"fallback,omitempty"` // the model that stood in for Model
+	Splices      int    `cbor:"33,keyasint,omitempty" json:"splices,omitempty"`
+	ReplayIn     int64  `cbor:"34,keyasint,omitempty" json:"replay_in,omitempty"`
+	ReplayOut    int64  `cbor:"35,keyasint,omitempty" json:"replay_out,omitempty"`
+	Receipt      string `cbor:"36,keyasint,omitempty" json:"receipt,omitempty"` // leaf id
 }
 
 // ErrFormat says that bytes are no record of this version.
 var ErrFormat = errors.New("not a metadata record of this version: upgrade the reader")
 
-var (
-	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-	}.DecMode())
-)
+var decMode = must(cbor.DecOptions{
+	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
+	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
+	IndefLength:       cbor.IndefLengthForbidden,
+	TagsMd:            cbor.TagsForbidden,
+}.DecMode())
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -96,17 +102,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// Encode returns the version byte and the record in deterministic CBOR.
-func Encode(r *Record) ([]byte, error) {
-	b, err := encMode.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("encode metadata record: %w", err)
-	}
-	out := make([]byte, 0, len(b)+1)
-	return append(append(out, Version), b...), nil
-}
-
-// Decode reads what Encode wrote; anything else is ErrFormat.
+// Decode reads what Append wrote; anything else is ErrFormat.
 func Decode(b []byte) (*Record, error) {
 	if len(b) == 0 || b[0] != Version {
 		return nil, fmt.Errorf("%w: version byte %.1x", ErrFormat, b)

@@ -16,8 +16,10 @@ import (
 type Refusal struct {
 	Code    string
 	Message string
-	// Jurisdiction, with wrong_jurisdiction, is where the request may enter.
+	// Jurisdiction, with wrong_jurisdiction, is where the request may enter, and
+	// Endpoint the host there; empty = none is known.
 	Jurisdiction string
+	Endpoint     string
 }
 
 // JurisdictionEU is the one whose traffic stays by default, whoever sent it.
@@ -135,6 +137,13 @@ type Input struct {
 	// Carried is the pin that the entry node decided on, when another node
 	// executes: the stricter of both wins. Empty = none, or this is the entry.
 	Carried string
+	// CarriedZero and CarriedPool are the same for zero retention and the pool.
+	CarriedZero bool
+	CarriedPool string
+	// Confined: this worker's confinement holds, so that it may serve zero retention.
+	Confined bool
+	// Up reports whether a region is published as up; nil = all are.
+	Up func(region string) bool
 }
 
 // Decision is what a request may do.
@@ -144,7 +153,38 @@ type Decision struct {
 	Class  string
 	// CrossProvider: another provider than that of the route's first target may be asked.
 	CrossProvider bool
+	// ZeroRetention: only upstreams that keep nothing, and nothing that stores.
+	ZeroRetention bool
+	Pool          string // PoolStandard, PoolZeroRetention, or DedicatedPool of the org
+	Plan          string // of the org: trial, build, scale, enterprise
+	Batch         bool   // the project's requests can wait
 	lists         [2]view.Policy
+}
+
+// Pools that every cluster has.
+const (
+	PoolStandard      = "standard"
+	PoolZeroRetention = "zero-retention"
+)
+
+// classBatch is the class of projects whose requests can wait.
+const classBatch = "batch"
+
+// dedicatedPrefix begins the names of pools that belong to one org.
+const dedicatedPrefix = "dedicated:"
+
+// DedicatedPool is the pool that belongs to an org.
+func DedicatedPool(org string) string { return dedicatedPrefix + org }
+
+// Dedicated reports whether only the org's own pool may be used.
+func (d *Decision) Dedicated() bool { return strings.HasPrefix(d.Pool, dedicatedPrefix) }
+
+// Retention is what is kept of the request, as idc-retention shows it.
+func (d *Decision) Retention() string {
+	if d.ZeroRetention {
+		return "zero"
+	}
+	return "metadata"
 }
 
 // Residency is Pin as idc-residency shows it.
@@ -175,6 +215,8 @@ func Decide(in Input) (Decision, *Refusal) {
 		d.Billed = billed
 	}
 	d.CrossProvider = in.Project.Project.CrossProvider && d.Billed.Project.CrossProvider
+	d.Plan = org.Plan
+	d.Batch = in.Project.Project.Class == classBatch || d.Billed.Project.Class == classBatch
 	d.lists[0] = in.View.Policy(in.Org.Meta.ID, in.Project.Meta.ID)
 	if d.Billed != in.Project {
 		d.lists[1] = in.View.Policy(in.Org.Meta.ID, d.Billed.Meta.ID)
@@ -191,18 +233,79 @@ func Decide(in Input) (Decision, *Refusal) {
 		return Decision{}, &Refusal{Code: "residency_unavailable", Message: "The pins of organisation, project and request exclude each other: no region may serve this request."}
 	}
 	if d.Pin != "" && d.Pin != in.EntryJurisdiction { // on any node: the answer would leave by the entry
-		return Decision{}, &Refusal{
-			Code: "wrong_jurisdiction", Jurisdiction: d.Pin,
-			Message: "This request is pinned to jurisdiction `" + d.Pin + "` and entered elsewhere: use the host that `idc-endpoint` names.",
-		}
+		return Decision{}, Elsewhere(in.View, d.Pin, in.Up)
 	}
-	if in.Asked.NoRetention || d.lists[0].NoRetention || d.lists[1].NoRetention {
-		return Decision{}, &Refusal{Code: "zero_retention_unavailable", Message: "No zero-retention route is available for this request: it was not forwarded."}
+	if in.EntryJurisdiction == JurisdictionEU && !(org.Jurisdiction == controlplane.JurisdictionAny && org.Roaming) {
+		d.Pin = JurisdictionEU
+	}
+	if refused := d.pool(in); refused != nil {
+		return Decision{}, refused
 	}
 	return d, nil
 }
 
-// pin sets d.Pin to what all pins agree on.
+// pool sets d.ZeroRetention and d.Pool to the strictest that anybody wants.
+func (d *Decision) pool(in Input) *Refusal {
+	own := DedicatedPool(in.Org.Meta.ID)
+	dedicated := d.lists[0].Dedicated || d.lists[1].Dedicated
+	d.ZeroRetention = in.Asked.NoRetention || in.CarriedZero || d.lists[0].NoRetention || d.lists[1].NoRetention
+	switch in.CarriedPool {
+	case "", PoolStandard:
+	case PoolZeroRetention:
+		d.ZeroRetention = true
+	case own:
+		dedicated = true
+	default: // of another org, or of a later version
+		return &Refusal{Code: "no_healthy_route", Message: "The pool that the entry node decided on is not one of this organisation: retry shortly."}
+	}
+	switch {
+	case d.ZeroRetention && !in.Confined:
+		return NoZeroRetention()
+	case dedicated:
+		d.Pool = own
+	case d.ZeroRetention:
+		d.Pool = PoolZeroRetention
+	default:
+		d.Pool = PoolStandard
+	}
+	return nil
+}
+
+// NoZeroRetention is the refusal when nothing that keeps nothing can be used.
+func NoZeroRetention() *Refusal {
+	return &Refusal{Code: "zero_retention_unavailable", Message: "No zero-retention route is available for this request: it was not forwarded."}
+}
+
+// Elsewhere is the refusal of a request that is pinned to jurisdiction and
+// entered outside: the host to use, or, if no region there is up, that there
+// is none at the moment. up is as in Input.
+func Elsewhere(v *view.View, jurisdiction string, up func(region string) bool) *Refusal {
+	known := false
+	for _, r := range v.Regions() {
+		if r.Region.Jurisdiction != jurisdiction {
+			continue
+		}
+		known = true
+		if r.Region.State == "active" && (up == nil || up(r.Region.Name)) {
+			return &Refusal{
+				Code: "wrong_jurisdiction", Jurisdiction: jurisdiction, Endpoint: r.Region.Endpoint,
+				Message: "This request is pinned to jurisdiction `" + jurisdiction + "` and entered elsewhere: use the host that `idc-endpoint` names.",
+			}
+		}
+	}
+	if known {
+		return &Refusal{
+			Code:    "residency_unavailable",
+			Message: "This request is pinned to jurisdiction `" + jurisdiction + "`, of which no region is available at the moment: it was not served elsewhere.",
+		}
+	}
+	return &Refusal{
+		Code: "wrong_jurisdiction", Jurisdiction: jurisdiction,
+		Message: "This request is pinned to jurisdiction `" + jurisdiction + "` and entered elsewhere: use a host of that jurisdiction.",
+	}
+}
+
+// pin sets d.Pin to what all pins agree on; where the request entered is none.
 func (d *Decision) pin(in Input, org *registry.Org) (conflict bool) {
 	add := func(jurisdiction string) {
 		switch {
@@ -222,9 +325,6 @@ func (d *Decision) pin(in Input, org *registry.Org) (conflict bool) {
 	}
 	add(in.Asked.Residency)
 	add(in.Carried)
-	if in.EntryJurisdiction == JurisdictionEU && !(org.Jurisdiction == controlplane.JurisdictionAny && org.Roaming) {
-		add(JurisdictionEU)
-	}
 	return conflict
 }
 
@@ -235,22 +335,4 @@ func exists(v *view.View, jurisdiction string) bool {
 		}
 	}
 	return false
-}
-
-// Endpoint is the host that serves jurisdiction, or "" if none is known:
-// an active region's, by name.
-func Endpoint(v *view.View, jurisdiction string) string {
-	drained := ""
-	for _, r := range v.Regions() {
-		if r.Region.Jurisdiction != jurisdiction {
-			continue
-		}
-		if r.Region.State == "active" {
-			return r.Region.Endpoint
-		}
-		if drained == "" {
-			drained = r.Region.Endpoint
-		}
-	}
-	return drained
 }

@@ -53,12 +53,17 @@ type world struct {
 // newWorld holds one org with projects prj_1 and prj_2, and a region in each
 // jurisdiction.
 func newWorld(t interface{ Fatal(...any) }, org registry.Org, policies ...*registry.Policy) world {
+	return newWorldOf(t, org, map[string]registry.Project{
+		"prj_1": {Org: "org_1", CrossProvider: true}, "prj_2": {Org: "org_1"}, "prj_x": {Org: "org_x"},
+	}, policies)
+}
+
+// newWorldOf takes the projects by id, prj_1 being the key's.
+func newWorldOf(t interface{ Fatal(...any) }, org registry.Org, projects map[string]registry.Project, policies []*registry.Policy) world {
 	const shard = controlplane.Shard("any-us-east")
-	recs := []*registry.Record{
-		{Kind: registry.KindOrg, Meta: registry.Meta{ID: "org_1"}, Org: &org},
-		{Kind: registry.KindProject, Meta: registry.Meta{ID: "prj_1"}, Project: &registry.Project{Org: "org_1", CrossProvider: true}},
-		{Kind: registry.KindProject, Meta: registry.Meta{ID: "prj_2"}, Project: &registry.Project{Org: "org_1"}},
-		{Kind: registry.KindProject, Meta: registry.Meta{ID: "prj_x"}, Project: &registry.Project{Org: "org_x"}},
+	recs := []*registry.Record{{Kind: registry.KindOrg, Meta: registry.Meta{ID: "org_1"}, Org: &org}}
+	for id, p := range projects {
+		recs = append(recs, &registry.Record{Kind: registry.KindProject, Meta: registry.Meta{ID: id}, Project: &p})
 	}
 	for i, p := range policies {
 		recs = append(recs, &registry.Record{Kind: registry.KindPolicy, Meta: registry.Meta{ID: "pol_" + string(rune('a'+i))}, Policy: p})
@@ -176,10 +181,24 @@ func TestDecide(t *testing.T) {
 			t.Errorf("%+v: %v, want %s", asked, refused, code)
 		}
 	}
-	if got := Endpoint(w.view, "eu"); got != "https://eu-fra" {
-		t.Errorf("endpoint %q", got)
+	// The same with confinement: zero retention is decided, not refused.
+	in.Confined, in.Asked = true, Asked{Project: "prj_2"}
+	if d, refused = Decide(in); refused != nil || !d.ZeroRetention || d.Retention() != "zero" || d.Pool != PoolZeroRetention {
+		t.Errorf("%+v %v", d, refused)
 	}
-	if got := Endpoint(w.view, "mars"); got != "" {
-		t.Errorf("endpoint %q", got)
+	// Who is pinned elsewhere and enters in the EU is told where to go.
+	in.Asked, in.EntryJurisdiction = Asked{Residency: "us"}, "eu"
+	if _, refused = Decide(in); refused == nil || refused.Code != "wrong_jurisdiction" || refused.Endpoint != "https://us-east" {
+		t.Errorf("%+v", refused)
+	}
+	for jurisdiction, want := range map[string]Refusal{
+		"eu":   {Code: "wrong_jurisdiction", Jurisdiction: "eu", Endpoint: "https://eu-fra"},
+		"apac": {Code: "residency_unavailable"},
+		"mars": {Code: "wrong_jurisdiction", Jurisdiction: "mars"},
+	} {
+		got := Elsewhere(w.view, jurisdiction, func(region string) bool { return region != "ap-sg" })
+		if got.Message = ""; *got != want {
+			t.Errorf("%s: %+v", jurisdiction, got)
+		}
 	}
 }

@@ -26,17 +26,23 @@ const (
 	ProbePath   = "/livez"
 
 	HeaderRequestID = "Ringmain-Request-Id"
-	HeaderPath      = "Ringmain-Path"         // endpoint the client asked
-	HeaderKey       = "Ringmain-Key"          // record id of the key; never the key
-	HeaderProject   = "Ringmain-Project"      // record id of the project to bill
-	HeaderEntry     = "Ringmain-Entry"        // region/node where the request entered
-	HeaderRoute     = "Ringmain-Route"        // way so far, as in idc-route
-	HeaderResidency = "Ringmain-Residency"    // pin that the entry decided on; absent = none
-	HeaderLeft      = "Ringmain-Attempts"     // request: attempts left; answer: attempts made
-	HeaderDeadline  = "Ringmain-Deadline-Ms"  // milliseconds left: relative, since clocks differ
-	HeaderOutcome   = "Ringmain-Outcome"      // answer: one of the outcomes below
-	HeaderCode      = "Ringmain-Code"         // answer: with OutcomeFailed, the code to fail with
-	HeaderServed    = "Ringmain-Served-Model" // answer: the model's name at the upstream
+	HeaderPath      = "Ringmain-Path"           // endpoint the client asked
+	HeaderKey       = "Ringmain-Key"            // record id of the key; never the key
+	HeaderProject   = "Ringmain-Project"        // record id of the project to bill
+	HeaderEntry     = "Ringmain-Entry"          // region/node where the request entered
+	HeaderRoute     = "Ringmain-Route"          // way so far, as in idc-route
+	HeaderResidency = "Ringmain-Residency"      // pin that the entry decided on; absent = none
+	HeaderZero      = "Ringmain-Zero-Retention" // "true": the entry decided on zero retention
+	HeaderPool      = "Ringmain-Pool"           // pool that the entry decided on
+	HeaderModel     = "Ringmain-Model"          // public name of the model to serve, where it is not the body's: a declared fallback
+	HeaderProvider  = "Ringmain-Provider"       // the only provider that may be asked; absent = any that the node's own state allows
+	HeaderRetry     = "Ringmain-Retry"          // "true": others were asked for this request before
+	HeaderLeft      = "Ringmain-Attempts"       // request: attempts left; answer: attempts made
+	HeaderDeadline  = "Ringmain-Deadline-Ms"    // milliseconds left: relative, since clocks differ
+	HeaderOutcome   = "Ringmain-Outcome"        // answer: one of the outcomes below
+	HeaderCode      = "Ringmain-Code"           // answer: with OutcomeFailed, the code to fail with
+	HeaderTried     = "Ringmain-Tried"          // answer: upstream and outcome of each attempt, in turn
+	HeaderServed    = "Ringmain-Served-Model"   // answer: the model's name at the upstream
 
 	OutcomeAnswer = "answer" // pass it on
 	OutcomeFinal  = "final"  // an error that is the client's to see: pass it on, ask nobody else
@@ -47,7 +53,9 @@ const (
 // AskPeer is one attempt at another region's node.
 type AskPeer struct {
 	Region, Node string
-	Dialect      dialect.Dialect
+	Endpoint     *dialect.Endpoint
+	ContentType  string // of the body, as the client gave it; empty = application/json
+	Choices      int    // as in Ask
 	Streamed     bool
 	WantsUsage   bool
 	Body         dialect.Body
@@ -76,11 +84,11 @@ func (c *Client) dialPeer(ctx context.Context, network, host string) (net.Conn, 
 	name, _, _ := strings.Cut(host, peerDomain)
 	node, region, ok := strings.Cut(name, ".")
 	if !ok {
-		return nil, &dialError{fmt.Errorf("peer %q: no such name", name)}
+		return nil, &dialError{Err: fmt.Errorf("peer %q: no such name", name)}
 	}
 	addr, ok := c.cfg.Locate(region, node)
 	if !ok {
-		return nil, &dialError{fmt.Errorf("peer %s/%s: its address is not known", region, node)}
+		return nil, &dialError{Err: fmt.Errorf("peer %s/%s: its address is not known", region, node)}
 	}
 	raw, err := dial(ctx, network, addr)
 	if err != nil {
@@ -91,10 +99,16 @@ func (c *Client) dialPeer(ctx context.Context, network, host string) (net.Conn, 
 	shake, cancel := context.WithTimeout(ctx, defaultConnect)
 	defer cancel()
 	if err := conn.HandshakeContext(shake); err != nil {
-		return nil, &dialError{errors.Join(err, raw.Close())}
+		return nil, &dialError{Err: errors.Join(err, raw.Close())}
 	}
 	return conn, nil
 }
+
+// PeerBase is how PeerTransport knows a node: the URL to put a path behind.
+func PeerBase(region, node string) string { return "https://" + node + "." + region + peerDomain }
+
+// PeerTransport carries requests to peers other than forwards.
+func (c *Client) PeerTransport() http.RoundTripper { return c.peers }
 
 func peerURL(region, node, path string) *url.URL {
 	return &url.URL{Scheme: "https", Host: node + "." + region + peerDomain, Path: path}
@@ -109,8 +123,12 @@ func (c *Client) Peer(ctx context.Context, ask *AskPeer) *Result {
 	t := ask.Timeouts
 	t.FirstByte, t.Idle = t.Total, t.Idle+PeerGrace
 	r.attempt = newAttempt(ctx, t)
+	r.attempt.watch()
 	h := ask.Forward
 	h["Content-Type"] = jsonType
+	if ask.ContentType != "" {
+		h["Content-Type"] = []string{ask.ContentType}
+	}
 	for _, name := range passed {
 		if v := ask.Client[name]; len(v) > 0 {
 			h[name] = slices.Clone(v)
@@ -133,16 +151,16 @@ func (c *Client) Peer(ctx context.Context, ask *AskPeer) *Result {
 	switch r.Peer.Outcome {
 	case OutcomeAnswer:
 		if ask.Streamed {
-			return c.stream(r, resp, dialect.Stream{Dialect: ask.Dialect, WantsUsage: ask.WantsUsage}, t.Idle)
+			return c.stream(r, resp.Body, dialect.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}, t.Idle)
 		}
-		return c.plain(r, resp, ask.Dialect, t.Idle)
+		return c.plain(r, resp.Body, resp.ContentLength, ask.Endpoint, t.Idle)
 	case OutcomeFinal:
 		defer func() { _ = resp.Body.Close() }()
 		r.attempt.expect(5*time.Second, errIdle)
-		if err := c.read(r, resp, maxProblem, 0); err != nil {
+		if err := c.read(r, resp.Body, resp.ContentLength, maxProblem, 0); err != nil {
 			return r.fail(err, r.attempt.outcome(err))
 		}
-		r.Problem = dialect.ReadProblem(r.body)
+		r.Problem = dialect.ReadProblem(r.Body())
 		r.Outcome = breaker.ClientError
 		if r.Problem.Refused {
 			r.Outcome = breaker.Refused

@@ -24,6 +24,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/relay/h1"
 )
 
 // MaxAnswer bounds a plain answer, in bytes.
@@ -67,37 +68,49 @@ type Config struct {
 // concurrent use.
 type Client struct {
 	cfg       Config
-	upstreams *http.Transport
+	tls       *tls.Config     // towards providers
+	upstreams *http.Transport // of those that speak HTTP/2
 	peers     *http.Transport
-	endpoints sync.Map // upstream id -> *endpoint
+	endpoints sync.Map   // upstream id -> *endpoint
+	making    sync.Mutex // an endpoint
 	buffers   sync.Pool
 }
+
+const (
+	handshake = 5 * time.Second
+	idleTime  = 90 * time.Second // for which a connection is kept
+	maxIdle   = 1024             // connections kept to a host
+)
 
 // New makes a Client. Close it.
 func New(cfg Config) *Client {
 	c := &Client{cfg: cfg}
 	c.buffers.New = func() any { b := make([]byte, 0, smallBuffer); return &b }
+	c.tls = &tls.Config{
+		MinVersion:         tls.VersionTLS12, // providers; our own ends are 1.3 only
+		RootCAs:            cfg.UpstreamRoots,
+		ClientSessionCache: tls.NewLRUClientSessionCache(256),
+	}
+	// HTTP/2 alone: net/http prints what comes unasked over HTTP/1.1.
+	http2 := new(http.Protocols)
+	http2.SetHTTP2(true)
 	c.upstreams = &http.Transport{
 		DialContext:            dial,
-		ForceAttemptHTTP2:      true,
-		MaxIdleConnsPerHost:    1024,
-		IdleConnTimeout:        90 * time.Second,
-		TLSHandshakeTimeout:    5 * time.Second,
+		Protocols:              http2,
+		MaxIdleConnsPerHost:    maxIdle,
+		IdleConnTimeout:        idleTime,
+		TLSHandshakeTimeout:    handshake,
 		DisableCompression:     true, // answers are read on the way
 		MaxResponseHeaderBytes: 64 << 10,
 		WriteBufferSize:        8 << 10,
 		ReadBufferSize:         8 << 10,
-		TLSClientConfig: &tls.Config{
-			MinVersion:         tls.VersionTLS12, // providers; our own ends are 1.3 only
-			RootCAs:            cfg.UpstreamRoots,
-			ClientSessionCache: tls.NewLRUClientSessionCache(256),
-		},
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
+		TLSClientConfig:        c.tls.Clone(),
+		HTTP2:                  &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 5 * time.Second},
 	}
 	c.peers = &http.Transport{
 		DialTLSContext:         c.dialPeer,
 		ForceAttemptHTTP2:      true,
-		IdleConnTimeout:        90 * time.Second,
+		IdleConnTimeout:        idleTime,
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 		// A peer that is cut off is found out within two seconds, streams or not.
@@ -108,20 +121,16 @@ func New(cfg Config) *Client {
 
 // Close drops idle connections. Attempts under way end with their contexts.
 func (c *Client) Close() {
+	c.endpoints.Range(func(_, e any) bool {
+		e.(*endpoint).pool.Close() //nolint:forcetypeassert // only endpoints are stored
+		return true
+	})
 	c.upstreams.CloseIdleConnections()
 	c.peers.CloseIdleConnections()
 }
 
 // dialError marks a failure to connect: the other side saw no request.
-type dialError struct{ err error }
-
-func (e *dialError) Error() string { return e.err.Error() }
-func (e *dialError) Unwrap() error { return e.err }
-
-func (e *dialError) Timeout() bool {
-	var t interface{ Timeout() bool }
-	return errors.As(e.err, &t) && t.Timeout()
-}
+type dialError = h1.DialError
 
 const defaultConnect = 2 * time.Second
 
@@ -133,7 +142,7 @@ func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	d := net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
-		return nil, &dialError{err}
+		return nil, &dialError{Err: err}
 	}
 	return conn, nil
 }
@@ -154,14 +163,14 @@ type Result struct {
 	Stream      *Stream // set if the answer is streamed
 	Peer        *PeerAnswer
 
-	body    []byte
+	body    dialect.Content
 	attempt *attempt
 	client  *Client
 	buffer  *[]byte
 }
 
 // Body is a plain answer, or the error body to pass on. It is valid until Release.
-func (r *Result) Body() []byte { return r.body }
+func (r *Result) Body() []byte { return r.body.Bytes() }
 
 // Format writes the outcome only: a Result holds content.
 func (r *Result) Format(f fmt.State, _ rune) {
@@ -187,7 +196,7 @@ func (r *Result) Release() {
 	}
 	if r.buffer != nil {
 		r.client.putBuffer(r.buffer)
-		r.buffer, r.body = nil, nil
+		r.buffer, r.body = nil, dialect.Content{}
 	}
 }
 
@@ -197,13 +206,17 @@ func wire(err error) error {
 	var dialed *dialError
 	var network net.Error
 	var cert *tls.CertificateVerificationError
+	var own h1.Error
 	for _, own := range [...]error{errFirstByte, errIdle, errDeadline, errFinished, context.Canceled, context.DeadlineExceeded, io.EOF, io.ErrUnexpectedEOF} {
 		if errors.Is(err, own) {
 			return err
 		}
 	}
-	if errors.As(err, &dialed) || errors.As(err, &network) || errors.As(err, &cert) || strings.HasPrefix(err.Error(), "stream error: stream ID ") {
+	if errors.As(err, &own) || errors.As(err, &dialed) || errors.As(err, &network) || errors.As(err, &cert) {
 		return err
+	}
+	if parts := strings.SplitN(err.Error(), "; ", 3); strings.HasPrefix(parts[0], "stream error: stream ID ") && len(parts) > 1 {
+		return errors.New(parts[0] + "; " + parts[1]) // what follows may quote a field that could not be read
 	}
 	return fmt.Errorf("the connection failed, or what came is not HTTP (%T)", err)
 }

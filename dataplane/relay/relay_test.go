@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -19,7 +20,16 @@ import (
 	"ringmain/dataplane/dialect"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv(childVariable) != "" {
+		if err := runChild(); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
 
 func TestAttemptClock(t *testing.T) {
 	limits := Timeouts{Connect: time.Second, FirstByte: 10 * time.Second, Idle: 2 * time.Second, Total: time.Minute}
@@ -62,6 +72,7 @@ func TestAttemptClock(t *testing.T) {
 				defer leave()
 				start := time.Now()
 				a := newAttempt(ctx, limits)
+				a.watch()
 				c.run(a, leave)
 				if o := a.outcome(context.Canceled); o != c.want || time.Since(start) != c.at {
 					t.Errorf("%s after %s, want %s after %s", o, time.Since(start), c.want, c.at)
@@ -75,6 +86,7 @@ func TestAttemptClock(t *testing.T) {
 		short := limits
 		short.Total = time.Second
 		a := newAttempt(context.Background(), short)
+		a.watch()
 		<-a.Done()
 		if o := a.outcome(nil); o != breaker.Expired {
 			t.Errorf("%s", o)
@@ -135,6 +147,11 @@ func TestTimeoutDefaults(t *testing.T) {
 	}
 }
 
+func endpointOf(path string) *dialect.Endpoint {
+	ep, _ := dialect.EndpointOf(path)
+	return ep
+}
+
 // upstreamOf asks a handler once.
 func upstreamOf(t *testing.T, h http.HandlerFunc, change func(*Ask)) (*Result, *Client) {
 	t.Helper()
@@ -144,7 +161,7 @@ func upstreamOf(t *testing.T, h http.HandlerFunc, change func(*Ask)) (*Result, *
 	t.Cleanup(c.Close)
 	ask := &Ask{
 		Upstream: &registry.Record{Meta: registry.Meta{ID: "u"}, Upstream: &registry.Upstream{Name: "u", BaseURL: s.URL + "/", Auth: "none"}},
-		Path:     "/v1/chat/completions", Dialect: dialect.OpenAI, Body: dialect.WholeBody([]byte("{}")),
+		Endpoint: endpointOf("/v1/chat/completions"), Body: dialect.WholeBody([]byte("{}")),
 		Timeouts: Timeouts{time.Second, 20 * time.Second, 20 * time.Second, time.Minute},
 	}
 	if change != nil {
@@ -186,7 +203,7 @@ func TestOddAnswers(t *testing.T) {
 					return
 				}
 			}
-		}, false, breaker.ServerError},
+		}, false, breaker.ClientError},
 		"redirect": {func(w http.ResponseWriter, q *http.Request) {
 			http.Redirect(w, q, "/elsewhere", http.StatusTemporaryRedirect)
 		}, false, breaker.ServerError},
@@ -206,7 +223,7 @@ func TestNobodyThere(t *testing.T) {
 	c := New(Config{})
 	defer c.Close()
 	up := &registry.Upstream{Name: "u", BaseURL: "http://127.0.0.1:1", Auth: "bearer"}
-	ask := &Ask{Upstream: &registry.Record{Upstream: up}, Path: "/v1/messages", Timeouts: Timeouts{time.Second, 20 * time.Second, 20 * time.Second, time.Minute}}
+	ask := &Ask{Upstream: &registry.Record{Upstream: up}, Endpoint: endpointOf("/v1/messages"), Timeouts: Timeouts{time.Second, 20 * time.Second, 20 * time.Second, time.Minute}}
 	r := c.Upstream(t.Context(), ask)
 	if r.Outcome != breaker.Transport || r.Reached || r.Silent {
 		t.Errorf("%+v", r.Outcome)
@@ -239,7 +256,7 @@ func TestConnectionIsReused(t *testing.T) {
 	defer c.Close()
 	rec := &registry.Record{Meta: registry.Meta{ID: "u"}, Upstream: &registry.Upstream{Name: "u", BaseURL: s.URL, Auth: "none"}}
 	for range 5 {
-		r := c.Upstream(t.Context(), &Ask{Upstream: rec, Path: "/v1/chat/completions", Dialect: dialect.OpenAI, Streamed: true,
+		r := c.Upstream(t.Context(), &Ask{Upstream: rec, Endpoint: endpointOf("/v1/chat/completions"), Streamed: true,
 			Body: dialect.WholeBody([]byte("{}")), Timeouts: Timeouts{time.Second, 20 * time.Second, 20 * time.Second, time.Minute}})
 		if r.Stream == nil {
 			t.Fatal(r.Cause)
@@ -263,7 +280,7 @@ func TestConnectionIsReused(t *testing.T) {
 func TestPeerThatIsNotKnown(t *testing.T) {
 	c := New(Config{Locate: func(string, string) (string, bool) { return "", false }})
 	defer c.Close()
-	r := c.Peer(t.Context(), &AskPeer{Region: "eu-fra", Node: "d1", Forward: http.Header{}, Timeouts: Timeouts{time.Second, time.Second, time.Second, time.Second}})
+	r := c.Peer(t.Context(), &AskPeer{Region: "eu-fra", Node: "d1", Endpoint: endpointOf("/v1/messages"), Forward: http.Header{}, Timeouts: Timeouts{time.Second, time.Second, time.Second, time.Second}})
 	var d *dialError
 	if r.Outcome != breaker.Transport || r.Reached || !errors.As(r.Cause, &d) {
 		t.Errorf("%v %v", r.Outcome, r.Cause)

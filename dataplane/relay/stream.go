@@ -3,7 +3,6 @@ package relay
 import (
 	"errors"
 	"io"
-	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -27,6 +26,10 @@ type Stream struct {
 	begun   bool   // an event that says something was seen
 	first   *Batch // read while waiting for that
 	tainted bool   // see Result.Taint
+
+	closeBy  time.Time // when a complete answer is closed, whatever its upstream does; zero = it is not complete
+	finished bool      // its closing event is our own
+	skipped  int
 }
 
 // Batch is what Next gives: whole events only. Its bytes are valid until the
@@ -56,18 +59,21 @@ var (
 
 // stream reads the answer up to its first event that says something. A stream
 // that breaks before is a failed attempt: nothing has gone to the client.
-func (c *Client) stream(r *Result, resp *http.Response, state dialect.Stream, idle time.Duration) *Result {
+func (c *Client) stream(r *Result, body io.ReadCloser, state dialect.Stream, idle time.Duration) *Result {
 	if !strings.HasPrefix(strings.ToLower(r.ContentType), eventType[0]) {
-		_ = resp.Body.Close()
+		_ = body.Close()
 		return r.fail(errNoSSE, breaker.ServerError)
 	}
-	s := &Stream{State: state, body: resp.Body, attempt: r.attempt, idle: idle, client: c, buffer: c.getBuffer()}
+	s := &Stream{State: state, body: body, attempt: r.attempt, idle: idle, client: c, buffer: c.getBuffer()}
 	r.Stream = s
 	for {
 		b, spoke := s.take()
 		if spoke {
-			if b.Broken != nil {
+			if b.Broken != nil && b.Broken.Outcome != breaker.Refused {
 				return r.fail(b.Broken.Cause, b.Broken.Outcome)
+			}
+			if b.Broken != nil { // final, and the client's to see
+				r.Outcome = breaker.Refused
 			}
 			s.begun, s.first = true, &b
 			s.attempt.rest()
@@ -78,6 +84,60 @@ func (c *Client) stream(r *Result, resp *http.Response, state dialect.Stream, id
 			return r.fail(b.Broken.Cause, b.Broken.Outcome)
 		}
 	}
+}
+
+// Keep notes in t what the client is given of the stream. It is called before
+// the first Next.
+func (s *Stream) Keep(t *dialect.Transcript) {
+	if s.first != nil {
+		again := dialect.Stream{Dialect: s.State.Dialect, Endpoint: s.State.Endpoint, Transcript: t}
+		for b := s.first.Forward; len(b) > 0; {
+			var split dialect.Splitter
+			n := split.Next(b)
+			again.Event(b[:n])
+			b = b[n:]
+		}
+	}
+	s.State.Transcript = t
+}
+
+// Skipped is how many malformed events were left out: nothing can be lost with
+// them.
+func (s *Stream) Skipped() int { return s.skipped }
+
+// Finished reports whether the closing event is our own, because the upstream
+// owed it.
+func (s *Stream) Finished() bool { return s.finished }
+
+// How long a complete answer waits for its closing event, and, if the figures
+// of what it cost are still to come, for those.
+const (
+	closingTime = 250 * time.Millisecond
+	figuresTime = time.Second
+)
+
+// due gives how long the next read may take. over: the answer is complete and
+// its closing event is late.
+func (s *Stream) due() (wait time.Duration, over bool) {
+	if !s.State.Complete() {
+		return s.idle, false
+	}
+	bound := figuresTime
+	if s.State.Usage.Final {
+		bound = closingTime
+	}
+	now := time.Now()
+	if by := now.Add(bound); s.closeBy.IsZero() || by.Before(s.closeBy) {
+		s.closeBy = by
+	}
+	wait = s.closeBy.Sub(now)
+	return wait, wait <= 0
+}
+
+// finish closes a complete answer in its upstream's stead.
+func (s *Stream) finish() Batch {
+	s.State.Done, s.finished = true, true
+	return Batch{Last: s.State.Closing()}
 }
 
 // Next gives the next whole events. After Last or Broken it must not be called.
@@ -92,9 +152,16 @@ func (s *Stream) Next() Batch {
 		if len(b.Forward) > 0 || b.Last != nil || b.Broken != nil {
 			return b
 		}
-		s.attempt.expect(s.idle, errIdle)
+		wait, over := s.due()
+		if over {
+			return s.finish()
+		}
+		s.attempt.expect(wait, errIdle)
 		err := s.read()
-		if err != nil {
+		switch {
+		case err != nil && s.State.Complete() && s.attempt.outcome(err) != breaker.ClientGone:
+			return s.finish()
+		case err != nil:
 			return s.broken(err)
 		}
 		s.attempt.rest()
@@ -116,23 +183,30 @@ func (s *Stream) take() (b Batch, spoke bool) {
 			s.next += n
 			continue
 		}
-		spoke = true
+		spoke = spoke || kind != dialect.KindSkip
 		switch kind {
 		case dialect.KindContent:
 			s.next += n
 			continue
-		case dialect.KindHidden:
+		case dialect.KindHidden, dialect.KindSkip:
+			if kind == dialect.KindSkip {
+				s.skipped++
+			}
 			b.Forward = s.give(s.next)
 			s.next += n
 			s.from = s.next
-			if len(b.Forward) > 0 {
+			if len(b.Forward) > 0 && (s.begun || spoke) { // else it is comments that nobody has missed
 				return b, spoke
 			}
 			continue
 		case dialect.KindLast:
 			b.Forward, b.Last = s.give(s.next), event
 		case dialect.KindError:
-			b.Forward, b.Broken = s.give(s.next), &Broken{breaker.ServerError, event, errEvent}
+			o := breaker.ServerError
+			if s.State.Refused {
+				o = breaker.Refused
+			}
+			b.Forward, b.Broken = s.give(s.next), &Broken{o, event, errEvent}
 		default:
 			b.Forward, b.Broken = s.give(s.next), &Broken{breaker.ServerError, nil, errGarbage}
 		}
@@ -198,8 +272,12 @@ func (s *Stream) broken(err error) Batch {
 // its connection can be used again.
 const drainTime = 20 * time.Millisecond
 
+// close ends the stream. It may be called more than once.
 func (s *Stream) close() {
-	if s.State.Done && s.attempt.Err() == nil {
+	if s.body == nil {
+		return
+	}
+	if s.State.Done && !s.finished && s.attempt.Err() == nil {
 		s.attempt.expect(drainTime, errFinished)
 		var scrap [64]byte
 		for range 4 {
@@ -210,6 +288,7 @@ func (s *Stream) close() {
 	}
 	s.attempt.end()
 	_ = s.body.Close()
+	s.body = nil
 	if !s.tainted {
 		s.client.putBuffer(s.buffer)
 		s.tainted = true

@@ -6,23 +6,24 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/url"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/relay/h1"
 )
 
 // Ask is one attempt at an upstream.
 type Ask struct {
 	Upstream *registry.Record
-	Path     string // /v1/…, appended to the upstream's base URL
-	Dialect  dialect.Dialect
-	Streamed bool
+	Endpoint *dialect.Endpoint // its path is appended to the upstream's base URL
+	// ContentType of the body, as the client gave it; empty = application/json.
+	ContentType string
+	Streamed    bool
+	Choices     int // how many the answer will have; 0 = not known
 	// WantsUsage: leave the usage chunk in the stream.
 	WantsUsage bool
 	Body       dialect.Body
@@ -30,78 +31,19 @@ type Ask struct {
 	Timeouts   Timeouts
 }
 
-// endpoint is what an upstream's record says, ready to use.
-type endpoint struct {
-	record *registry.Record
-	url    map[string]*url.URL // by path
-	auth   string              // header name; empty = none
-	secret []string
-}
-
-// paths that an endpoint may be asked for.
-var paths = [...]string{"/v1/chat/completions", "/v1/messages"}
-
-func (c *Client) endpoint(rec *registry.Record) (*endpoint, error) {
-	if e, ok := c.endpoints.Load(rec.Meta.ID); ok {
-		if e := e.(*endpoint); e.record == rec { //nolint:forcetypeassert // only endpoints are stored
-			return e, nil
-		}
-	}
-	up := rec.Upstream
-	e := &endpoint{record: rec, url: make(map[string]*url.URL, len(paths))}
-	for _, p := range paths {
-		u, err := url.Parse(strings.TrimSuffix(up.BaseURL, "/") + p)
-		if err != nil || u.Host == "" {
-			return nil, fmt.Errorf("upstream %s: base URL cannot be used: mend the record", up.Name)
-		}
-		e.url[p] = u
-	}
-	switch up.Auth {
-	case "bearer":
-		e.auth, e.secret = "Authorization", []string{"Bearer " + string(up.Credential)}
-	case "x-api-key":
-		e.auth, e.secret = "X-Api-Key", []string{string(up.Credential)}
-	case "api-key":
-		e.auth, e.secret = "Api-Key", []string{string(up.Credential)}
-	case "none":
-	default:
-		return nil, fmt.Errorf("upstream %s: auth %q is not known to this version", up.Name, up.Auth)
-	}
-	c.endpoints.Store(rec.Meta.ID, e)
-	return e, nil
-}
-
 // Headers of a client that a provider's API defines. Nothing else goes on.
-var passed = [...]string{"Anthropic-Version", "Anthropic-Beta", "Openai-Beta"}
+var passed = [...]string{versionHeader, "Anthropic-Beta", "Openai-Beta"}
 
-const anthropicVersion = "2023-06-01"
-
-var (
-	jsonType   = []string{"application/json"}
-	eventType  = []string{"text/event-stream"}
-	ourAgent   = []string{"ringmain"}
-	apiVersion = []string{anthropicVersion}
+const (
+	versionHeader    = "Anthropic-Version"
+	anthropicVersion = "2023-06-01"
 )
 
-func (a *Ask) header(e *endpoint) http.Header {
-	h := make(http.Header, 8)
-	h["Content-Type"], h["User-Agent"], h["Accept"] = jsonType, ourAgent, jsonType
-	if a.Streamed {
-		h["Accept"] = eventType
-	}
-	for _, name := range passed {
-		if v := a.Client[name]; len(v) > 0 {
-			h[name] = slices.Clone(v)
-		}
-	}
-	if a.Dialect == dialect.Anthropic && h["Anthropic-Version"] == nil {
-		h["Anthropic-Version"] = apiVersion
-	}
-	if e.auth != "" {
-		h[e.auth] = e.secret
-	}
-	return h
-}
+var (
+	jsonType  = []string{"application/json"}
+	eventType = []string{"text/event-stream"}
+	ourAgent  = []string{"ringmain"}
+)
 
 // Upstream makes the attempt. It returns when the answer is known to be one: a
 // plain one in full, a streamed one up to its first event.
@@ -113,43 +55,36 @@ func (c *Client) Upstream(ctx context.Context, ask *Ask) *Result {
 		return r
 	}
 	r.attempt = newAttempt(ctx, ask.Timeouts)
-	req := (&http.Request{
-		Method: http.MethodPost, URL: e.url[ask.Path], Host: e.url[ask.Path].Host,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: ask.header(e), Body: ask.Body.Open(), ContentLength: ask.Body.Len(),
-		GetBody: func() (io.ReadCloser, error) { return ask.Body.Open(), nil },
-	}).WithContext(r.attempt)
-	resp, err := c.upstreams.RoundTrip(req)
+	ans, err := c.do(r.attempt, e, ask)
+	if errors.Is(err, h1.ErrUpgrade) {
+		r.Status = http.StatusSwitchingProtocols
+		return r.fail(err, breaker.ServerError)
+	}
 	if err != nil {
-		return r.fail(wire(err), r.attempt.outcome(err))
+		return r.fail(err, r.attempt.outcome(err))
 	}
-	r.Reached, r.Status = true, resp.StatusCode
-	if resp.StatusCode == http.StatusSwitchingProtocols {
-		_ = resp.Body.Close() // the bare connection, which no context bounds any more
-		return r.fail(errors.New("the upstream switched protocols, which was not asked for"), breaker.ServerError)
+	r.Reached, r.Status = true, ans.status
+	r.RequestID, r.ContentType, r.RetryAfter = ans.requestID, ans.contentType, ans.retryAfter
+	if ans.status != http.StatusOK {
+		return c.problem(r, ans.body, ans.length)
 	}
-	r.RequestID = requestID(resp.Header)
-	r.ContentType = first(resp.Header["Content-Type"])
-	if resp.StatusCode != http.StatusOK {
-		r.RetryAfter = RetryAfter(resp.Header, time.Now())
-		return c.problem(r, resp)
-	}
-	if enc := first(resp.Header["Content-Encoding"]); enc != "" && enc != "identity" {
-		_ = resp.Body.Close()
+	if ans.encoding != "" && ans.encoding != "identity" {
+		_ = ans.body.Close()
 		return r.fail(errors.New("the answer is compressed, which was not asked for"), breaker.ServerError)
 	}
 	if ask.Streamed {
-		return c.stream(r, resp, dialect.Stream{Dialect: ask.Dialect, WantsUsage: ask.WantsUsage}, ask.Timeouts.Idle)
+		state := dialect.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}
+		return c.stream(r, ans.body, state, ask.Timeouts.Idle)
 	}
-	return c.plain(r, resp, ask.Dialect, ask.Timeouts.Idle)
+	return c.plain(r, ans.body, ans.length, ask.Endpoint, ask.Timeouts.Idle)
 }
 
 // problem reads an answer that is none.
-func (c *Client) problem(r *Result, resp *http.Response) *Result {
-	defer func() { _ = resp.Body.Close() }()
+func (c *Client) problem(r *Result, body io.ReadCloser, length int64) *Result {
+	defer func() { _ = body.Close() }()
 	r.attempt.expect(5*time.Second, errIdle)
-	if err := c.read(r, resp, maxProblem, 0); err == nil {
-		r.Problem = dialect.ReadProblem(r.body)
+	if err := c.read(r, body, length, maxProblem, 0); err == nil {
+		r.Problem = dialect.ReadProblem(r.Body())
 	} else if o := r.attempt.outcome(err); o == breaker.ClientGone || o == breaker.Expired {
 		return r.fail(err, o)
 	}
@@ -177,16 +112,16 @@ func Classify(status int, p dialect.Problem) breaker.Outcome {
 
 // plain reads a whole answer: only then is it known to be one, and until then
 // another upstream may still be asked.
-func (c *Client) plain(r *Result, resp *http.Response, d dialect.Dialect, idle time.Duration) *Result {
-	defer func() { _ = resp.Body.Close() }()
-	if err := c.read(r, resp, MaxAnswer, idle); err != nil {
-		if errors.Is(err, errTooLarge) {
-			return r.fail(err, breaker.ServerError)
+func (c *Client) plain(r *Result, body io.ReadCloser, length int64, ep *dialect.Endpoint, idle time.Duration) *Result {
+	defer func() { _ = body.Close() }()
+	if err := c.read(r, body, length, MaxAnswer, idle); err != nil {
+		if errors.Is(err, ErrAnswerTooLarge) {
+			return r.fail(err, breaker.ClientError) // it was asked for; the upstream is well
 		}
 		return r.fail(err, r.attempt.outcome(err))
 	}
 	r.attempt.rest()
-	answer, ok := dialect.ReadAnswer(d, r.body)
+	answer, ok := dialect.ReadAnswer(ep, r.ContentType, r.Body())
 	if !ok {
 		return r.fail(errors.New("the answer is not what its dialect defines"), breaker.ServerError)
 	}
@@ -197,16 +132,18 @@ func (c *Client) plain(r *Result, resp *http.Response, d dialect.Dialect, idle t
 	return r
 }
 
-var errTooLarge = errors.New("the answer is larger than this gateway passes on")
+// ErrAnswerTooLarge is the cause where a plain answer is larger than MaxAnswer.
+var ErrAnswerTooLarge = errors.New("the answer is larger than this gateway passes on")
 
-// read fills r.body from resp. Each read may take idle; 0 = the clock is set.
-func (c *Client) read(r *Result, resp *http.Response, most int64, idle time.Duration) error {
-	if resp.ContentLength > most {
-		return errTooLarge
+// read fills r.body. Each read may take idle; 0 = the clock is set. length is
+// what the answer said, -1 = nothing.
+func (c *Client) read(r *Result, body io.Reader, length, most int64, idle time.Duration) error {
+	if length > most {
+		return ErrAnswerTooLarge
 	}
 	r.buffer = c.getBuffer()
 	b := *r.buffer
-	if n := resp.ContentLength + 1; n > int64(cap(b)) { // one more, to see the end without growing
+	if n := length + 1; n > int64(cap(b)) { // one more, to see the end without growing
 		b = make([]byte, 0, n)
 	}
 	for {
@@ -216,9 +153,9 @@ func (c *Client) read(r *Result, resp *http.Response, most int64, idle time.Dura
 		if idle > 0 {
 			r.attempt.expect(idle, errIdle)
 		}
-		n, err := resp.Body.Read(b[len(b):cap(b)])
+		n, err := body.Read(b[len(b):cap(b)])
 		b = b[:len(b)+n]
-		*r.buffer, r.body = b, b
+		*r.buffer, r.body = b, dialect.Conceal(b)
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -226,7 +163,7 @@ func (c *Client) read(r *Result, resp *http.Response, most int64, idle time.Dura
 			return fmt.Errorf("read answer: %w", wire(err))
 		}
 		if int64(len(b)) > most {
-			return errTooLarge
+			return ErrAnswerTooLarge
 		}
 	}
 }
@@ -240,10 +177,13 @@ func first(values []string) string {
 
 // requestID is the provider's name for the request, if it can be shown.
 func requestID(h http.Header) string {
-	id := first(h["X-Request-Id"])
-	if id == "" {
-		id = first(h["Request-Id"])
+	if id := first(h["X-Request-Id"]); id != "" {
+		return showable(id)
 	}
+	return showable(first(h["Request-Id"]))
+}
+
+func showable(id string) string {
 	if len(id) > 128 {
 		return ""
 	}
@@ -258,10 +198,13 @@ func requestID(h http.Header) string {
 // RetryAfter is how long the headers ask to wait, 0 if they do not say:
 // retry-after-ms, or retry-after in seconds or as a date.
 func RetryAfter(h http.Header, now time.Time) time.Duration {
-	if ms, err := strconv.ParseFloat(h.Get("Retry-After-Ms"), 64); err == nil && ms > 0 && ms < 1e9 {
+	return retryAfter(h.Get("Retry-After-Ms"), h.Get("Retry-After"), now)
+}
+
+func retryAfter(exact, v string, now time.Time) time.Duration {
+	if ms, err := strconv.ParseFloat(exact, 64); err == nil && ms > 0 && ms < 1e9 {
 		return time.Duration(ms * float64(time.Millisecond))
 	}
-	v := h.Get("Retry-After")
 	if s, err := strconv.ParseFloat(v, 64); err == nil && s > 0 && s < 1e6 {
 		return time.Duration(s * float64(time.Second))
 	}

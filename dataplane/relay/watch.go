@@ -3,10 +3,12 @@ package relay
 import (
 	"context"
 	"errors"
+	"io"
 	"sync"
 	"time"
 
 	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/relay/h1"
 )
 
 // Causes with which an attempt is cancelled.
@@ -17,22 +19,26 @@ var (
 	errFinished  = errors.New("the attempt is over")
 )
 
-// attempt is the context of one attempt: it ends when the request's does, when
-// the watchdog bites, or when the attempt is over. It is its own context type
-// so that the dialer finds the connect timeout without another allocation.
+// attempt is the context of one attempt, and its clock. Over an own connection
+// the clock is the connection's deadline, and the context the request's; over
+// net/http a timer keeps it, and the context ends when the request's does, when
+// the timer bites, or when the attempt is over. It is its own context type so
+// that the dialer finds the connect timeout without another allocation.
 type attempt struct {
-	context.Context //nolint:containedctx // it is a context
-	cancel          context.CancelCauseFunc
-	connect         time.Duration
+	context.Context                 //nolint:containedctx // it is a context
 	client          context.Context //nolint:containedctx // tells a client that left from our own cancelling
+	connect         time.Duration
+	start           time.Time
+	deadline        time.Duration // since start
 
-	mu       sync.Mutex
-	timer    *time.Timer
-	start    time.Time
-	due      time.Duration // since start
-	fires    time.Duration // when timer is set to fire; never after due by much
-	deadline time.Duration
-	cause    error
+	own *h1.Response // its deadline is moved; nil = the timer's is, if there is one
+
+	cancel context.CancelCauseFunc // nil = no timer
+	mu     sync.Mutex              // of what the timer reads
+	timer  *time.Timer
+	due    time.Duration // since start
+	fires  time.Duration // when timer is set to fire; never after due by much
+	cause  error
 }
 
 type attemptKey struct{}
@@ -45,18 +51,23 @@ func (a *attempt) Value(key any) any {
 	return a.Context.Value(key)
 }
 
-// newAttempt starts the first-byte clock.
+// newAttempt starts the first-byte clock. Nothing keeps it yet: a connection
+// does, or watch.
 func newAttempt(client context.Context, t Timeouts) *attempt {
-	a := &attempt{client: client, connect: t.Connect, start: time.Now(), deadline: t.Total, due: t.FirstByte, cause: errFirstByte}
-	a.Context, a.cancel = context.WithCancelCause(client)
+	a := &attempt{Context: client, client: client, connect: t.Connect, start: time.Now(), deadline: t.Total, due: t.FirstByte, cause: errFirstByte}
 	if a.deadline <= a.due {
 		a.due, a.cause = a.deadline, errDeadline
 	}
-	a.fires = a.due
+	return a
+}
+
+// watch makes a timer keep the clock, which cancels the context.
+func (a *attempt) watch() {
+	a.Context, a.cancel = context.WithCancelCause(a.client)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.timer = time.AfterFunc(a.due, a.fire)
-	return a
+	a.fires = a.due
+	a.timer = time.AfterFunc(a.due-time.Since(a.start), a.fire)
 }
 
 func (a *attempt) fire() {
@@ -82,7 +93,9 @@ func (a *attempt) expect(d time.Duration, cause error) {
 	if a.deadline <= a.due {
 		a.due, a.cause = a.deadline, errDeadline
 	}
-	if a.due < a.fires {
+	if a.own != nil {
+		a.own.Deadline(a.start.Add(a.due))
+	} else if a.timer != nil && a.due < a.fires {
 		a.fires = a.due
 		a.timer.Reset(a.due - now)
 	}
@@ -93,6 +106,9 @@ func (a *attempt) rest() { a.expect(a.deadline, errDeadline) }
 
 // end releases everything. It may be called more than once.
 func (a *attempt) end() {
+	if a.cancel == nil {
+		return
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.timer.Stop()
@@ -104,11 +120,13 @@ func (a *attempt) outcome(err error) breaker.Outcome {
 	if a.client.Err() != nil {
 		return breaker.ClientGone
 	}
-	switch cause := context.Cause(a.Context); {
-	case errors.Is(cause, errFirstByte), errors.Is(cause, errIdle):
-		return breaker.Timeout
-	case errors.Is(cause, errDeadline):
-		return breaker.Expired
+	for _, cause := range [...]error{context.Cause(a.Context), err} {
+		switch {
+		case errors.Is(cause, errFirstByte), errors.Is(cause, errIdle):
+			return breaker.Timeout
+		case errors.Is(cause, errDeadline):
+			return breaker.Expired
+		}
 	}
 	var timeout interface{ Timeout() bool }
 	if errors.As(err, &timeout) && timeout.Timeout() {
@@ -116,3 +134,31 @@ func (a *attempt) outcome(err error) breaker.Outcome {
 	}
 	return breaker.Transport
 }
+
+// why is err, of an own connection, in this package's terms.
+func (a *attempt) why(err error) error {
+	switch {
+	case errors.Is(err, h1.ErrTimeout):
+		var d *dialError
+		if errors.As(err, &d) {
+			return &dialError{Err: a.cause}
+		}
+		return a.cause
+	case errors.Is(err, h1.ErrCanceled) && a.client.Err() != nil:
+		return a.client.Err() //nolint:wrapcheck // the context's own word
+	}
+	return err
+}
+
+// ownBody is the answer that comes over an attempt's own connection.
+type ownBody attempt
+
+func (b *ownBody) Read(p []byte) (int, error) {
+	n, err := b.own.Read(p)
+	if err != nil && err != io.EOF { //nolint:errorlint // it is never wrapped
+		err = (*attempt)(b).why(err)
+	}
+	return n, err
+}
+
+func (b *ownBody) Close() error { return b.own.Close() }

@@ -12,6 +12,7 @@ type Policy struct {
 	Residency   string   // jurisdiction that bytes may not leave; empty = these policies pin nothing
 	Conflict    bool     // two pins exclude each other: nothing may serve the request
 	NoRetention bool     // zero retention on every request
+	Dedicated   bool     // the org's own pool only
 	Models      []string // allow-list; nil = every model; empty but not nil = none
 }
 
@@ -30,6 +31,7 @@ func (p Policy) narrow(r *registry.Policy) Policy {
 		p.Conflict = true
 	}
 	p.NoRetention = p.NoRetention || r.NoRetention
+	p.Dedicated = p.Dedicated || r.Dedicated
 	switch {
 	case len(r.Models) == 0:
 	case p.Models == nil:
@@ -59,8 +61,17 @@ func (v *View) Policy(org, project string) Policy {
 	}
 	for _, pin := range v.pins[org] {
 		if pin.Kind == registry.KindPolicy && (pin.Policy.Project == "" || pin.Policy.Project == project) {
-			p = p.narrow(&registry.Policy{Residency: pin.Policy.Residency, NoRetention: pin.Policy.NoRetention})
+			p = p.narrow(&registry.Policy{Residency: pin.Policy.Residency, NoRetention: pin.Policy.NoRetention, Dedicated: pin.Policy.Dedicated})
 		}
 	}
 	return p
+}
+
+// Brownout is the least degree of load shedding that the operator forces on
+// region, 1 to 4; 0 = none.
+func (v *View) Brownout(region string) uint32 {
+	if rec, ok := v.Region(region); ok {
+		return rec.Region.Brownout
+	}
+	return 0
 }

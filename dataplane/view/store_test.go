@@ -152,7 +152,7 @@ func TestPins(t *testing.T) {
 	}
 	apply(t, s, entryFrame(t, "eu", 1, put(org(true))))
 	pin := &registry.Record{Kind: registry.KindPolicy, Meta: registry.Meta{ID: "p", Shard: "eu", Revision: 3},
-		Policy: &registry.Policy{Org: "o", Residency: "eu", NoRetention: true}}
+		Policy: &registry.Policy{Org: "o", Residency: "eu", NoRetention: true, Dedicated: true}}
 	roam := org(false)
 	roam.Meta.Revision = 3
 	for _, rec := range []*registry.Record{pin, roam} {
@@ -163,7 +163,7 @@ func TestPins(t *testing.T) {
 	strict := func() bool {
 		p := s.View().Policy("o", "any project")
 		o, _ := s.View().Org("o")
-		return p.Residency == "eu" && p.NoRetention && !o.Org.Roaming
+		return p.Residency == "eu" && p.NoRetention && p.Dedicated && !o.Org.Roaming
 	}
 	if !strict() {
 		t.Error("a pin newer than the data must hold")
@@ -173,7 +173,7 @@ func TestPins(t *testing.T) {
 		t.Error("a pin must hold until the data reaches its revision")
 	}
 	apply(t, s, entryFrame(t, "eu", 3))
-	if p := s.View().Policy("o", ""); p.Residency != "" || p.NoRetention {
+	if p := s.View().Policy("o", ""); p.Residency != "" || p.NoRetention || p.Dedicated {
 		t.Errorf("the data is as new as the pin and says otherwise: %+v", p)
 	}
 }

@@ -195,17 +195,18 @@ func (t *twin) comparePolicy(tb rapid.TB, v *View, id string) {
 	}
 	org, project := rec.Policy.Org, rec.Policy.Project
 	residency := map[string]bool{}
-	zero := false
+	zero, dedicated := false, false
 	for _, r := range t.records {
 		if r.Kind == registry.KindPolicy && r.Policy.Org == org && (r.Policy.Project == "" || r.Policy.Project == project) {
 			if r.Policy.Residency != "" {
 				residency[r.Policy.Residency] = true
 			}
 			zero = zero || r.Policy.NoRetention
+			dedicated = dedicated || r.Policy.Dedicated
 		}
 	}
 	p := v.Policy(org, project)
-	if p.Conflict != (len(residency) > 1) || p.NoRetention != zero || (p.Residency != "") != (len(residency) > 0) {
+	if p.Conflict != (len(residency) > 1) || p.NoRetention != zero || p.Dedicated != dedicated || (p.Residency != "") != (len(residency) > 0) {
 		tb.Fatalf("policy(%s, %s) = %+v; pins %v, zero retention %v", org, project, p, residency, zero)
 	}
 	for _, model := range []string{"a", "b", "c"} {
@@ -265,8 +266,8 @@ func drawRecord(t *rapid.T, shard controlplane.Shard) *registry.Record {
 			Org:         recordID(registry.KindOrg, shard, n/2),
 			Project:     rapid.SampledFrom([]string{"", "p1", "p2"}).Draw(t, "of"),
 			Residency:   rapid.SampledFrom([]string{"", "eu", "us"}).Draw(t, "residency"),
-			NoRetention: rapid.Bool().Draw(t, "zero"),
-			Models:      rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "models"),
+			NoRetention: rapid.Bool().Draw(t, "zero"), Dedicated: rapid.Bool().Draw(t, "dedicated"),
+			Models: rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "models"),
 		}
 	}
 	return r

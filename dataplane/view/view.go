@@ -162,6 +162,17 @@ func (v *View) Upstream(name string) (*registry.Record, bool) {
 	return rec, true
 }
 
+// Upstreams returns all upstreams that are not revoked, ordered by name.
+func (v *View) Upstreams() []*registry.Record {
+	all := make([]*registry.Record, 0, len(v.upstreams.list))
+	for _, rec := range v.upstreams.list {
+		if _, gone := v.Revoked(registry.KindUpstream, rec.Meta.ID); !gone {
+			all = append(all, rec)
+		}
+	}
+	return all
+}
+
 // Region finds a region by name. Region is set in the record.
 func (v *View) Region(name string) (*registry.Record, bool) { return v.regions.find(name) }
 

@@ -404,3 +404,28 @@ func TestFullDisk(t *testing.T) {
 	}
 	r.close(s)
 }
+
+// TestNarrows lists which records stale data must not undo.
+func TestNarrows(t *testing.T) {
+	org := func(updated int64, roaming bool) *registry.Record {
+		return &registry.Record{Kind: registry.KindOrg, Meta: registry.Meta{Created: 1, Updated: updated},
+			Org: &registry.Org{Jurisdiction: controlplane.JurisdictionAny, Roaming: roaming}}
+	}
+	for name, c := range map[string]struct {
+		record *registry.Record
+		want   bool
+	}{
+		"policy that pins":                   {&registry.Record{Policy: &registry.Policy{Residency: "eu"}}, true},
+		"policy that forbids retention":      {&registry.Record{Policy: &registry.Policy{NoRetention: true}}, true},
+		"policy that wants the own pool":     {&registry.Record{Policy: &registry.Policy{Dedicated: true}}, true},
+		"policy that lists models":           {&registry.Record{Policy: &registry.Policy{Models: []string{"m"}}}, false},
+		"org that may have given up roaming": {org(2, false), true},
+		"org that roams":                     {org(2, true), false},
+		"org that never changed":             {org(1, false), false},
+		"key":                                {keyRecord("k"), false},
+	} {
+		if got := narrows(c.record); got != c.want {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+}

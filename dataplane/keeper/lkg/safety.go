@@ -401,12 +401,13 @@ func narrowing(b []byte) *registry.Record {
 }
 
 // narrows reports whether stale data without this record could allow what it
-// forbids: a policy that pins or forbids retention, and an org that may have
-// given up roaming, which only its later stamp tells.
+// forbids: a policy that pins, forbids retention or confines to the org's own
+// pool, and an org that may have given up roaming, which only its later stamp
+// tells.
 func narrows(r *registry.Record) bool {
 	switch {
 	case r.Policy != nil:
-		return r.Policy.Residency != "" || r.Policy.NoRetention
+		return r.Policy.Residency != "" || r.Policy.NoRetention || r.Policy.Dedicated
 	case r.Org != nil:
 		return !r.Org.Roaming && r.Org.Jurisdiction == controlplane.JurisdictionAny && r.Meta.Updated > r.Meta.Created
 	default:

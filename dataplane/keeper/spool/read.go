@@ -8,14 +8,16 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"time"
 
 	"ringmain/controlplane/seal"
 )
 
 type segmentInfo struct {
-	name   string
-	number int64
-	size   int64
+	name    string
+	number  int64 // nanoseconds since 1970 when it was begun
+	size    int64
+	changed time.Time
 }
 
 // list returns the segments of a spool, oldest first. No directory is no segments.
@@ -37,7 +39,7 @@ func list(dir string) ([]segmentInfo, error) {
 		if err != nil {
 			return nil, err
 		}
-		segments = append(segments, segmentInfo{e.Name(), number, info.Size()})
+		segments = append(segments, segmentInfo{e.Name(), number, info.Size(), info.ModTime()})
 	}
 	slices.SortFunc(segments, func(a, b segmentInfo) int { return int(min(max(a.number-b.number, -1), 1)) })
 	return segments, nil
@@ -45,8 +47,9 @@ func list(dir string) ([]segmentInfo, error) {
 
 // Read calls each for every record in the spool of the data directory dir, in
 // the order written, once: a record that two segments hold is given once. A
-// segment may end early, where its writer died; anything else that does not
-// open is an error. The body is only valid during the call.
+// segment may end early, where its writer died. What else does not open is
+// named in the error, after the segments behind it were read; an error of each
+// ends it at once. The body is only valid during the call.
 func Read(sealer *seal.Sealer, dir, name string, each func(body []byte) error) error {
 	dir = filepath.Join(dir, "spool")
 	segments, err := list(dir)
@@ -54,19 +57,24 @@ func Read(sealer *seal.Sealer, dir, name string, each func(body []byte) error) e
 		return fmt.Errorf("spool: %w", err)
 	}
 	last := make(map[uint64]uint64)
+	var damage, refused error
 	for _, g := range segments {
 		err := readSegment(sealer, dir, name, g.name, func(run, seq uint64, body []byte) error {
 			if seq <= last[run] {
 				return nil
 			}
 			last[run] = seq
-			return each(body)
+			refused = each(body)
+			return refused
 		})
+		if refused != nil {
+			return refused
+		}
 		if err != nil {
-			return fmt.Errorf("spool: segment %s: %w", filepath.Join(dir, g.name), err)
+			damage = errors.Join(damage, fmt.Errorf("spool: segment %s: %w", filepath.Join(dir, g.name), err))
 		}
 	}
-	return nil
+	return damage
 }
 
 // lastOf returns the number of the last record of a run that is on disk; 0 if none is.
@@ -97,6 +105,9 @@ var errFrame = errors.New("a frame of records is malformed")
 
 func readSegment(sealer *seal.Sealer, dir, name, segment string, each func(run, seq uint64, body []byte) error) error {
 	f, err := os.Open(filepath.Join(dir, segment))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil // shipped, or too old, meanwhile
+	}
 	if err != nil {
 		return err
 	}

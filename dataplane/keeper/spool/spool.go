@@ -1,12 +1,12 @@
 // Package spool keeps metadata records on disk until they are shipped: sealed
-// segments, written before they are acknowledged and synced in groups.
+// segments, filled from the rings that workers put their records in, written
+// before a ring gives the room back and synced in groups.
 //
 // It knows records as bytes with a number; what they say may not matter here.
 package spool
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -33,28 +33,29 @@ type Config struct {
 	Dir     string // the node's data directory: segments go to Dir/spool
 	Name    string // "<cluster>/<node>", bound into every segment
 	Sealer  *seal.Sealer
-	Acked   func(run, upto uint64, resend bool) // called when records are written; must not block
-	Segment int64                               // bytes of a segment before the next is begun [64 MiB]
-	Total   int64                               // bytes of all segments before records are refused [4 GiB]
-	Pending int                                 // bytes held in memory while the disk takes none [64 MiB]
-	Sync    time.Duration                       // how long a written record may not be on the medium yet [50 ms]
-	Logger  *slog.Logger                        // [discards]
+	Damaged func(run uint64) // called when a ring cannot be read on: its worker must be replaced; nil = nobody
+	Segment int64            // bytes of a segment before the next is begun [64 MiB]
+	Total   int64            // bytes of all segments before records are refused [4 GiB]
+	Gather  time.Duration    // how often a busy ring is looked at [20 ms]
+	Sync    time.Duration    // how long a written record may not be on the medium yet [50 ms]
+	Keep    time.Duration    // age after which a segment is removed, counted from its last record [30 days]
+	Logger  *slog.Logger     // [discards]
 }
 
-// Spool takes records of one or more worker runs. It is safe for concurrent use.
+// Spool empties the rings of one or more worker runs. It is safe for concurrent use.
 type Spool struct {
 	cfg     Config
 	dir     string
 	group   *errgroup.Group
 	cancel  context.CancelFunc
-	wake    chan struct{} // records are pending
+	wake    chan struct{} // records lie in a ring
 	dirtied chan struct{} // something was written
+	frame   []byte        // write's alone, reused
 
 	mu      sync.Mutex
-	runs    map[uint64]*run
-	pending []record
-	bytes   int // of pending
+	sources []*source
 	total   int64
+	oldest  int64 // number of the oldest segment; 0 = there is none
 	failing error
 
 	segMu   sync.Mutex // guards seg against being closed while it is synced
@@ -62,24 +63,15 @@ type Spool struct {
 	lastSeg int64      // number of the newest segment
 }
 
-// run is one worker process, whose records count from 1.
-type run struct {
-	accepted uint64 // taken over, in order
-	written  uint64
-	refused  bool // some were not taken: ask for them again
-}
-
-type record struct {
-	run, seq uint64
-	body     []byte
-}
-
 type segment struct {
-	f     *os.File
-	w     *seal.Writer
-	path  string
-	size  int64
-	dirty bool
+	f      *os.File
+	w      *seal.Writer
+	path   string
+	number int64
+	begun  time.Time // number may be ahead of the clock, which steps back
+	header int64     // bytes before the first frame
+	size   int64
+	dirty  bool
 }
 
 // Write counts what goes to disk. Only seal.Writer calls it.
@@ -90,17 +82,30 @@ func (g *segment) Write(b []byte) (int, error) {
 	return n, err
 }
 
+// cut ends a segment whose last frame failed: what was written of it was never
+// acknowledged, and others need the room.
+func (g *segment) cut(size int64) error {
+	if size == g.header {
+		return errors.Join(g.f.Close(), os.Remove(g.path))
+	}
+	return errors.Join(g.f.Truncate(size), g.f.Close())
+}
+
 // Open prepares the directory and starts writing. Segments of former runs are
 // never appended to.
 func Open(ctx context.Context, cfg Config) (*Spool, error) {
 	def(&cfg.Segment, 64<<20)
 	def(&cfg.Total, 4<<30)
-	def(&cfg.Pending, 64<<20)
+	def(&cfg.Gather, 20*time.Millisecond)
 	def(&cfg.Sync, 50*time.Millisecond)
+	def(&cfg.Keep, 30*24*time.Hour)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Spool{cfg: cfg, dir: filepath.Join(cfg.Dir, "spool"), runs: make(map[uint64]*run), wake: make(chan struct{}, 1), dirtied: make(chan struct{}, 1)}
+	if cfg.Damaged == nil {
+		cfg.Damaged = func(uint64) {}
+	}
+	s := &Spool{cfg: cfg, dir: filepath.Join(cfg.Dir, "spool"), wake: make(chan struct{}, 1), dirtied: make(chan struct{}, 1)}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("spool: %w", diskError(err))
 	}
@@ -108,14 +113,18 @@ func Open(ctx context.Context, cfg Config) (*Spool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("spool: %w", err)
 	}
+	s.count(segments)
 	for _, g := range segments {
-		s.total += g.size
 		s.lastSeg = g.number
+	}
+	if err := s.Expire(time.Now()); err != nil {
+		return nil, fmt.Errorf("spool: %w", err)
 	}
 	ctx, s.cancel = context.WithCancel(ctx)
 	s.group, ctx = errgroup.WithContext(ctx)
 	s.group.Go(func() error { s.write(ctx); return nil })
 	s.group.Go(func() error { s.syncs(ctx); return nil })
+	s.group.Go(func() error { s.expires(ctx); return nil })
 	return s, nil
 }
 
@@ -125,188 +134,28 @@ func def[T int | int64 | time.Duration](v *T, to T) {
 	}
 }
 
-// Expect prepares for a run whose records another keeper may have written
-// before: those on disk are acknowledged, not kept twice.
-func (s *Spool) Expect(number uint64) error {
-	last, err := lastOf(s.cfg.Sealer, s.dir, s.cfg.Name, number)
-	if err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.runs[number] == nil && last > 0 {
-		s.runs[number] = &run{accepted: last, written: last}
-	}
-	return nil
-}
-
-// Put takes over record seq of a run; body must not change afterwards. What
-// does not follow the last one taken, or does not fit, is left to be sent
-// again.
-func (s *Spool) Put(number, seq uint64, body []byte) {
-	s.mu.Lock()
-	r := s.runs[number]
-	if r == nil {
-		r = &run{accepted: seq - 1, written: seq - 1}
-		s.runs[number] = r
-	}
-	var ack func()
-	switch {
-	case seq <= r.written:
-		upto := r.written
-		ack = func() { s.cfg.Acked(number, upto, false) }
-	case seq <= r.accepted:
-	case seq != r.accepted+1, s.bytes+len(body) > s.cfg.Pending:
-		r.refused = true
-	default:
-		r.accepted = seq
-		s.pending = append(s.pending, record{number, seq, body})
-		s.bytes += len(body)
-	}
-	s.mu.Unlock()
-	if ack != nil {
-		ack()
-		return
-	}
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// frameBytes bounds the records in one sealed frame.
-const frameBytes = 1 << 20
-
-// write moves what is pending to disk, and tries again after failures.
-func (s *Spool) write(ctx context.Context) {
-	wait := time.Duration(0)
-	for {
-		if !s.sleep(ctx, wait) {
-			return
-		}
-		err := s.drain()
-		s.note(err)
-		switch {
-		case err == nil:
-			wait = 0
-		case wait == 0:
-			wait = 200 * time.Millisecond
-		default:
-			wait = min(2*wait, 5*time.Second)
-		}
-	}
-}
-
-// sleep waits for records, or after a failure for its time. It is false when ctx ended.
-func (s *Spool) sleep(ctx context.Context, wait time.Duration) bool {
-	if wait == 0 {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-s.wake:
-			return true
-		}
-	}
-	timer := time.NewTimer(wait)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
-}
-
 // note logs when the disk stops taking records, and when it takes them again.
 func (s *Spool) note(err error) {
 	s.mu.Lock()
 	before := s.failing
 	s.failing = err
-	waiting := s.bytes
 	s.mu.Unlock()
 	switch {
 	case err != nil && before == nil:
 		s.cfg.Logger.Error("metadata records cannot be written; they wait in memory, and requests are refused once that is full",
-			"dir", s.dir, "waiting_bytes", waiting, "error", err)
+			"dir", s.dir, "waiting_bytes", s.Stats().Waiting, "error", err)
 	case err == nil && before != nil:
 		s.cfg.Logger.Info("metadata records are written again", "dir", s.dir)
-	}
-}
-
-// drain writes batch after batch until nothing is pending.
-func (s *Spool) drain() error {
-	for {
-		batch := s.batch()
-		if len(batch) == 0 {
-			s.askAgain()
-			return nil
-		}
-		if err := s.writeBatch(batch); err != nil {
-			return err
-		}
-		s.written(batch)
-	}
-}
-
-// batch returns the oldest pending records of one run, which stay pending.
-func (s *Spool) batch() []record {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	size := 0
-	for i, r := range s.pending {
-		if r.run != s.pending[0].run || i > 0 && size+len(r.body) > frameBytes {
-			return s.pending[:i:i]
-		}
-		size += len(r.body)
-	}
-	return s.pending[:len(s.pending):len(s.pending)]
-}
-
-func (s *Spool) written(batch []record) {
-	s.mu.Lock()
-	for _, r := range batch {
-		s.bytes -= len(r.body)
-	}
-	s.pending = s.pending[len(batch):]
-	if len(s.pending) == 0 {
-		s.pending = nil
-	}
-	last := batch[len(batch)-1]
-	s.runs[last.run].written = last.seq
-	s.mu.Unlock()
-	s.cfg.Acked(last.run, last.seq, false)
-}
-
-// askAgain asks for records that were refused, now that there is room.
-func (s *Spool) askAgain() {
-	s.mu.Lock()
-	again := make(map[uint64]uint64)
-	for number, r := range s.runs {
-		if r.refused && r.accepted == r.written {
-			r.refused = false
-			again[number] = r.written
-		}
-	}
-	s.mu.Unlock()
-	for number, upto := range again {
-		s.cfg.Acked(number, upto, true)
 	}
 }
 
 // frameOverhead is what sealing adds to a frame, and the end mark after it.
 const frameOverhead = 64
 
-// writeBatch writes one sealed frame:
-// run u64 | number of the first u64 | (length u32 | record)*, all big endian.
-func (s *Spool) writeBatch(batch []record) error {
+// writeFrame writes one sealed frame.
+func (s *Spool) writeFrame(frame []byte) error {
 	s.segMu.Lock()
 	defer s.segMu.Unlock()
-	frame := binary.BigEndian.AppendUint64(nil, batch[0].run)
-	frame = binary.BigEndian.AppendUint64(frame, batch[0].seq)
-	for _, r := range batch {
-		frame = binary.BigEndian.AppendUint32(frame, uint32(len(r.body)))
-		frame = append(frame, r.body...)
-	}
 	if err := s.fits(int64(len(frame))); err != nil {
 		return err
 	}
@@ -320,16 +169,19 @@ func (s *Spool) writeBatch(batch []record) error {
 			return err
 		}
 	}
-	before := s.seg.size
-	err := s.seg.w.Frame(frame)
-	s.mu.Lock()
-	s.total += s.seg.size - before
-	s.mu.Unlock()
-	if err != nil {
-		_ = s.seg.f.Close() // its torn tail was never acknowledged
+	g, before := s.seg, s.seg.size
+	if err := g.w.Frame(frame); err != nil {
 		s.seg = nil
-		return diskError(err)
+		err = errors.Join(diskError(err), g.cut(before))
+		segments, listErr := list(s.dir)
+		if listErr == nil {
+			s.count(segments)
+		}
+		return errors.Join(err, listErr)
 	}
+	s.mu.Lock()
+	s.total += g.size - before
+	s.mu.Unlock()
 	select {
 	case s.dirtied <- struct{}{}:
 	default:
@@ -350,14 +202,7 @@ func (s *Spool) fits(n int64) error {
 	if err != nil {
 		return err
 	}
-	total = 0
-	for _, g := range segments {
-		total += g.size
-	}
-	s.mu.Lock()
-	s.total = total
-	s.mu.Unlock()
-	if total+n > s.cfg.Total {
+	if total = s.count(segments); total+n > s.cfg.Total {
 		return fmt.Errorf("%w (%s holds %d of %d bytes)", ErrFull, s.dir, total, s.cfg.Total)
 	}
 	return nil
@@ -366,7 +211,7 @@ func (s *Spool) fits(n int64) error {
 func (s *Spool) begin() error {
 	s.lastSeg = max(s.lastSeg+1, time.Now().UnixNano())
 	name := segmentName(s.lastSeg)
-	g := &segment{path: filepath.Join(s.dir, name)}
+	g := &segment{path: filepath.Join(s.dir, name), number: s.lastSeg, begun: time.Now()}
 	var err error
 	g.f, err = os.OpenFile(g.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -379,8 +224,12 @@ func (s *Spool) begin() error {
 	if err != nil {
 		return errors.Join(diskError(err), g.f.Close(), os.Remove(g.path))
 	}
+	g.header = g.size
 	s.mu.Lock()
 	s.total += g.size
+	if s.oldest == 0 {
+		s.oldest = g.number
+	}
 	s.mu.Unlock()
 	s.seg = g
 	return nil
@@ -424,37 +273,42 @@ func (s *Spool) syncs(ctx context.Context) {
 	}
 }
 
-// Standing is the last record of a run that is on disk, and whether those
-// after it are to be sent again.
-func (s *Spool) Standing(number uint64) (written uint64, resend bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	r := s.runs[number]
-	if r == nil {
-		return 0, false
-	}
-	return r.written, r.refused && r.accepted == r.written
-}
-
 // Stats is a look at a Spool.
 type Stats struct {
-	Bytes   int64 // of all segments
-	Waiting int   // bytes of records not written yet
-	Failing error // why; nil = the disk takes records
+	Bytes   int64     // of all segments
+	Waiting int       // bytes of records not written yet
+	Oldest  time.Time // when the oldest segment was begun; zero = there is none
+	Failing error     // why; nil = the disk takes records
 }
 
 // Stats returns what metrics show.
 func (s *Spool) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return Stats{Bytes: s.total, Waiting: s.bytes, Failing: s.failing}
+	st := Stats{Bytes: s.total, Failing: s.failing}
+	if s.oldest != 0 {
+		st.Oldest = time.Unix(0, s.oldest)
+	}
+	for _, src := range s.sources {
+		st.Waiting += src.ring.Waiting()
+	}
+	return st
 }
 
-// Close writes what is pending, ends the segment and waits.
+// Close writes what lies in the rings and closes them, ends the segment and
+// waits. A worker that lives on keeps its memory, for the next keeper.
 func (s *Spool) Close() error {
 	s.cancel()
 	err := s.group.Wait()
-	err = errors.Join(err, s.drain())
+	s.End()
+	_, drainErr := s.drain()
+	err = errors.Join(err, drainErr)
+	s.mu.Lock()
+	for _, src := range s.sources { // the disk did not take them
+		err = errors.Join(err, src.ring.Close())
+	}
+	s.sources = nil
+	s.mu.Unlock()
 	s.segMu.Lock()
 	defer s.segMu.Unlock()
 	if s.seg != nil {
@@ -492,3 +346,5 @@ func syncDir(dir string) error {
 	}
 	return errors.Join(d.Sync(), d.Close())
 }
+
+func (s *Spool) remove(segment string) error { return os.Remove(filepath.Join(s.dir, segment)) }

@@ -51,6 +51,7 @@ type Config struct {
 	AdminTokens []AdminToken `yaml:"admin_tokens"` // control
 	Regions     []Region     `yaml:"regions"`      // in order; the first is home of the global shard
 	Pools       []string     `yaml:"pools"`        // data; empty = standard and zero-retention
+	Documents   Documents    `yaml:"documents"`    // data; each may be empty: then clients are told that there is none
 	Tunables    Tunables     `yaml:"tunables"`
 }
 
@@ -76,6 +77,15 @@ type Identity struct {
 	Dir     string `yaml:"dir"`      // node.pem, node.key, roots.pem
 	TLSCert string `yaml:"tls_cert"` // PEM chain shown to clients or operators
 	TLSKey  string `yaml:"tls_key"`
+}
+
+// Documents names files that a data node publishes as they are: text,
+// Markdown, HTML, JSON or PDF, by their ending.
+type Documents struct {
+	SecurityTxt string `yaml:"security_txt"` // RFC 9116; at /.well-known/security.txt. One that has expired keeps the node from starting
+	DPA         string `yaml:"dpa"`          // at /legal/dpa
+	AUP         string `yaml:"aup"`          // at /legal/aup
+	Compliance  string `yaml:"compliance"`   // at /legal/compliance
 }
 
 // AdminToken is one bearer token of /admin/v1, by its hash.
@@ -113,8 +123,11 @@ type DataNode struct {
 type Tunables struct {
 	Capacity     uint32        `yaml:"capacity"`      // data: requests in flight before shedding; 0 = 4096
 	DrainTimeout time.Duration `yaml:"drain_timeout"` // data: how long a stop waits for streams; 0 = 30s
-	RecordMemory uint32        `yaml:"record_memory"` // data: bytes of metadata records held while the disk takes none, before requests are refused; 0 = 64 MiB
+	RecordMemory uint32        `yaml:"record_memory"` // data: bytes of metadata records held while the disk takes none, before requests are refused; 0 = 32 MiB
 	RecordDisk   uint64        `yaml:"record_disk"`   // data: bytes of metadata records kept on disk, before requests are refused; 0 = 4 GiB
+	RecordAge    time.Duration `yaml:"record_age"`    // data: metadata records older than this are removed; 0 = 720h
+	ReceiptDisk  uint64        `yaml:"receipt_disk"`  // data: bytes of signed receipts kept on disk, the oldest give way; 0 = 1 GiB
+	ReceiptAge   time.Duration `yaml:"receipt_age"`   // data: receipts older than this are removed; 0 = 24h
 }
 
 var (
@@ -132,15 +145,90 @@ func Load(file string, environ []string) (*Config, error) {
 	}
 	c := new(Config)
 	if err := yaml.UnmarshalWithOptions(b, c, yaml.Strict()); err != nil {
-		return nil, fmt.Errorf("configuration %s:\n%s", file, yaml.FormatError(err, false, true))
+		if at := wrongDuration(b); at != nil { // the library names no place for these
+			return nil, fmt.Errorf("configuration %s: %w", file, locate(b, at))
+		}
+		return nil, fmt.Errorf("configuration %s:\n%s", file, Plain(yaml.FormatError(err, false, true)))
 	}
 	if err := overlay(reflect.ValueOf(c).Elem(), "RINGMAIN", environ); err != nil {
 		return nil, err
 	}
 	if err := c.Validate(); err != nil {
+		var fe *FieldError
+		if errors.As(err, &fe) {
+			if name := variable(fe.Field); name != "" {
+				if _, set := lookup(environ, name); set {
+					return nil, fmt.Errorf("environment %s: %w", name, err)
+				}
+			}
+		}
 		return nil, fmt.Errorf("configuration %s: %w", file, locate(b, err))
 	}
 	return c, nil
+}
+
+// Locate adds to err, which names a field of the configuration in file, the
+// field's line; without one it gives err as it is.
+func Locate(file string, err error) error {
+	b, readErr := os.ReadFile(file)
+	if readErr != nil {
+		return err
+	}
+	return locate(b, err)
+}
+
+// variable is the environment variable that sets a scalar field; "" for a field in a list.
+func variable(field string) string {
+	if strings.Contains(field, "[") {
+		return ""
+	}
+	return "RINGMAIN_" + strings.ToUpper(strings.ReplaceAll(field, ".", "_"))
+}
+
+// wrongDuration finds the first duration in file that is none.
+func wrongDuration(file []byte) error {
+	t := reflect.TypeFor[Tunables]()
+	for i := range t.NumField() {
+		if t.Field(i).Type != reflect.TypeFor[time.Duration]() {
+			continue
+		}
+		field := "tunables." + t.Field(i).Tag.Get("yaml")
+		path, err := yaml.PathString("$." + field)
+		if err != nil {
+			continue
+		}
+		node, err := path.ReadNode(strings.NewReader(string(file)))
+		if err != nil || node.GetToken() == nil {
+			continue
+		}
+		if _, err := time.ParseDuration(node.GetToken().Value); err != nil {
+			return bad(field, "want a duration such as 30s or 24h, got %q", node.GetToken().Value)
+		}
+	}
+	return nil
+}
+
+var wrongType = regexp.MustCompile(`cannot unmarshal (\S+) into Go (?:struct field \S+|value) of type (\S+)(?: \( overflow \))?`)
+
+// Plain turns the YAML library's words about Go types into plain ones.
+func Plain(text string) string {
+	return wrongType.ReplaceAllStringFunc(text, func(m string) string {
+		switch kind := wrongType.FindStringSubmatch(m)[2]; {
+		case strings.HasPrefix(kind, "uint"):
+			return "want a whole number, 0 or more"
+		case strings.HasPrefix(kind, "int"):
+			return "want a whole number"
+		case kind == "bool":
+			return "want true or false"
+		case kind == "time.Duration":
+			return "want a duration such as 30s or 24h"
+		case kind == "time.Time":
+			return "want a date and time such as 2027-06-30T00:00:00Z"
+		case kind == "string":
+			return "want text"
+		}
+		return m
+	})
 }
 
 // overlay sets scalar fields from environment variables.
@@ -263,6 +351,20 @@ func (c *Config) Validate() error {
 	case "", "debug", "info", "warn", "error":
 	default:
 		return bad("log_level", "want debug, info, warn or error, got %q", c.LogLevel)
+	}
+	for i, pool := range c.Pools {
+		org, dedicated := strings.CutPrefix(pool, "dedicated:")
+		if pool != "standard" && pool != "zero-retention" && (!dedicated || !strings.HasPrefix(org, "org_")) {
+			return bad(fmt.Sprintf("pools[%d]", i), "want standard, zero-retention or dedicated: with an org's id (org_…), got %q", pool)
+		}
+	}
+	for _, f := range []struct {
+		field string
+		value time.Duration
+	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge}} {
+		if f.value < 0 {
+			return bad(f.field, "is negative: want a duration such as 24h, or 0s for the default")
+		}
 	}
 	for i, t := range c.AdminTokens {
 		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {

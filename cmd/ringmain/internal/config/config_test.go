@@ -59,6 +59,12 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 		"foreign region":   {"region: us-east\n", "region: mars\n", `line 2: region: "mars" is not listed`},
 		"unknown node":     {"node: us-east-c1\n", "node: us-east-c9\n", "line 3: node:"},
 		"plain endpoint":   {"https://127", "http://127", "line 14: regions[0].endpoint"},
+		"bad pool":         {"cluster_secret_file: cs", "cluster_secret_file: cs\npools: [standard, gold]", `line 11: pools[1]: want standard, zero-retention or dedicated:`},
+		"pool of a name":   {"cluster_secret_file: cs", "cluster_secret_file: cs\npools: [\"dedicated:acme\"]", `line 11: pools[0]: want`},
+		"negative time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_age: -1h", "line 12: tunables.receipt_age: is negative"},
+		"no duration":      {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: soon", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "soon"`},
+		"bare duration":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: 5", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "5"`},
+		"no number":        {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_disk: 1GiB", "[12:17] want a whole number, 0 or more"},
 		"bad jurisdiction": {"jurisdiction: us", "jurisdiction: any", "line 13: regions[0].jurisdiction"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -75,6 +81,10 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 }
 
 func TestEnvironmentMistakeIsNamed(t *testing.T) {
+	// The line in the file would be the wrong place to look.
+	if _, err := load(t, good, "RINGMAIN_CLUSTER="); err == nil || !strings.Contains(err.Error(), "environment RINGMAIN_CLUSTER: cluster: want") || strings.Contains(err.Error(), "line") {
+		t.Fatalf("got %v", err)
+	}
 	if _, err := load(t, good, "RINGMAIN_TUNABLES_CAPACITY=many"); err == nil || !strings.Contains(err.Error(), "RINGMAIN_TUNABLES_CAPACITY") {
 		t.Fatalf("got %v", err)
 	}

@@ -130,7 +130,8 @@ func (c *cluster) leadersKnown(ctx context.Context) error {
 	return nil
 }
 
-// keyServed is nil once every data node is ready and accepts the key.
+// keyServed is nil once every data node is ready, also to the front door, and
+// accepts the key.
 func (c *cluster) keyServed(ctx context.Context) error {
 	for _, n := range c.nodes {
 		if n.role != config.Data {
@@ -138,6 +139,9 @@ func (c *cluster) keyServed(ctx context.Context) error {
 		}
 		if err := c.listModels(ctx, "https://"+n.api); err != nil {
 			return fmt.Errorf("%s: %w", n.name, err)
+		}
+		if !c.backends[n.name].ready.Load() { // the front door is open only then
+			return fmt.Errorf("%s: the front door has not found it ready yet", n.name)
 		}
 	}
 	return nil

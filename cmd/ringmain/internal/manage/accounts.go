@@ -1,6 +1,7 @@
 package manage
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -126,6 +127,7 @@ var projectColumns = []column[api.Project]{
 	{"NAME", func(p api.Project) string { return p.Name }},
 	{"ORG", func(p api.Project) string { return p.Org }},
 	{"CROSS-PROVIDER", func(p api.Project) string { return yesNo(p.CrossProvider) }},
+	{"CLASS", func(p api.Project) string { return cmp.Or(p.Class, "interactive") }},
 }
 
 func (t *tool) showProject(p *api.Project, err error) error {
@@ -174,12 +176,14 @@ func (t *tool) projectCommand() *cobra.Command {
 		}
 		next := old.ProjectInput
 		set(update.Flags(), "cross-provider", &next.CrossProvider, in.CrossProvider)
+		set(update.Flags(), "class", &next.Class, in.Class)
 		set(update.Flags(), "name", &next.Name, name)
 		return t.showProject(c.UpdateProject(ctx, old.Meta, next))
 	})
 	update.Flags().StringVar(&name, "name", "", "new name")
 	for _, c := range []*cobra.Command{create, update} {
 		c.Flags().BoolVar(&in.CrossProvider, "cross-provider", false, "another provider than the first upstream's may be asked")
+		c.Flags().StringVar(&in.Class, "class", "", "interactive, or batch: shed first where capacity is short")
 	}
 	return group("project", "manage projects", "  ringmain project create web --org Acme\n  ringmain project get Acme/web", list, create, update,
 		t.command("get PROJECT", "show a project, by id or ORG/NAME", "  ringmain project get Acme/web", func(ctx context.Context, c *Client, args []string) error {
@@ -200,6 +204,7 @@ var policyColumns = []column[api.Policy]{
 	{"PROJECT", func(p api.Policy) string { return p.Project }},
 	{"RESIDENCY", func(p api.Policy) string { return p.Residency }},
 	{"NO-RETENTION", func(p api.Policy) string { return yesNo(p.NoRetention) }},
+	{"DEDICATED", func(p api.Policy) string { return yesNo(p.Dedicated) }},
 	{"MODELS", func(p api.Policy) string {
 		if len(p.Models) == 0 {
 			return "all"
@@ -263,11 +268,13 @@ func (t *tool) policyCommand() *cobra.Command {
 		set(f, "residency", &next.Residency, in.Residency)
 		set(f, "no-retention", &next.NoRetention, in.NoRetention)
 		set(f, "models", &next.Models, in.Models)
+		set(f, "dedicated", &next.Dedicated, in.Dedicated)
 		return t.showPolicy(c.UpdatePolicy(ctx, old.Meta, next))
 	})
 	for _, c := range []*cobra.Command{create, update} {
 		c.Flags().StringVar(&in.Residency, "residency", "", "jurisdiction that requests must stay in")
 		c.Flags().BoolVar(&in.NoRetention, "no-retention", false, "zero-retention upstreams only")
+		c.Flags().BoolVar(&in.Dedicated, "dedicated", false, "only upstreams and nodes that are dedicated to the org")
 		c.Flags().StringSliceVar(&in.Models, "models", nil, "models that may be used, by public name; empty = all")
 	}
 	return group("policy", "narrow what orgs and projects may do", "  ringmain policy create --org Acme --residency eu", list, create, update,

@@ -284,7 +284,7 @@ func differences(old, want any) ([]string, error) {
 }
 
 func (pl *planner) build(m *manifest) error {
-	for _, build := range []func(*manifest) error{pl.regions, pl.upstreams, pl.routes, pl.orgs, pl.projects, pl.policies} {
+	for _, build := range []func(*manifest) error{pl.regions, pl.orgs, pl.upstreams, pl.routes, pl.projects, pl.policies} {
 		if err := build(m); err != nil {
 			return err
 		}
@@ -295,7 +295,10 @@ func (pl *planner) build(m *manifest) error {
 func (pl *planner) regions(m *manifest) error {
 	for _, r := range m.Regions {
 		old, exists := pl.world.regions[r.V.Name]
-		want := api.RegionInput{Jurisdiction: r.V.Jurisdiction, Endpoint: r.V.Endpoint, State: cmp.Or(r.V.State, old.State, "active")}
+		want := api.RegionInput{Jurisdiction: r.V.Jurisdiction, Endpoint: r.V.Endpoint, State: cmp.Or(r.V.State, old.State, "active"), Brownout: old.Brownout}
+		if r.V.Brownout != nil {
+			want.Brownout = *r.V.Brownout
+		}
 		if exists && old.Jurisdiction != want.Jurisdiction {
 			return &lineError{pl.opts.File, r.Line, fmt.Sprintf("region %q is in %q for good: it cannot move to %q", r.V.Name, old.Jurisdiction, want.Jurisdiction)}
 		}
@@ -319,6 +322,13 @@ func (pl *planner) upstreams(m *manifest) error {
 		want := api.UpstreamInput{
 			Name: u.V.Name, Provider: u.V.Provider, Region: u.V.Region.V, Dialect: u.V.Dialect, BaseURL: u.V.BaseURL, Auth: u.V.Auth,
 			Terms: api.Terms(u.V.Terms), Simulated: u.V.Simulated, Disabled: u.V.Disabled,
+			Endpoints: u.V.Endpoints, Query: u.V.Query, Concurrency: u.V.Concurrency,
+		}
+		for _, h := range u.V.Headers {
+			want.Headers = append(want.Headers, api.Header(h))
+		}
+		if name := u.V.Dedicated.V; name != "" {
+			want.Dedicated = cmp.Or(pl.world.orgs[name].ID, "(id of "+name+")") // known once it is created
 		}
 		var rewritten string
 		if credential != nil && api.CredentialPrint(old.ID, *credential) != old.CredentialPrint {
@@ -327,6 +337,9 @@ func (pl *planner) upstreams(m *manifest) error {
 		shown := want // without the credential
 		want.Credential = credential
 		if err := pl.step("upstream", u.V.Name, u.Line, exists, old.UpstreamInput, shown, rewritten, func(ctx context.Context) error {
+			if name := u.V.Dedicated.V; name != "" {
+				want.Dedicated = pl.world.orgs[name].ID
+			}
 			if exists {
 				_, err := pl.client.UpdateUpstream(ctx, old.Meta, want)
 				return err
@@ -371,7 +384,7 @@ func (pl *planner) credential(u at[upstreamSpec]) (*string, error) {
 }
 
 func (pl *planner) routes(m *manifest) error {
-	for _, r := range m.Routes {
+	for _, r := range fallbacksFirst(m.Routes) {
 		old, exists := pl.world.routes[r.V.Model]
 		want := r.V.input()
 		if err := pl.step("route", r.V.Model, r.Line, exists, old.RouteInput, want, "", func(ctx context.Context) error {
@@ -389,7 +402,10 @@ func (pl *planner) routes(m *manifest) error {
 }
 
 func (r routeSpec) input() api.RouteInput {
-	in := api.RouteInput{Model: r.Model, Targets: []api.Target{}, Timeouts: api.Timeouts(r.Timeouts)}
+	in := api.RouteInput{Model: r.Model, Targets: []api.Target{}, Timeouts: api.Timeouts(r.Timeouts), ContextFallback: r.ContextFallback.V, Deterministic: r.Deterministic}
+	for _, model := range r.Fallbacks {
+		in.Fallbacks = append(in.Fallbacks, model.V)
+	}
 	for _, t := range r.Targets {
 		in.Targets = append(in.Targets, api.Target{Upstream: t.Upstream.V, Model: t.Model, Weight: t.Weight, Order: t.Order})
 	}
@@ -427,7 +443,7 @@ func (pl *planner) projects(m *manifest) error {
 	for _, p := range m.Projects {
 		full := scope(p.V.Org.V, p.V.Name)
 		old, exists := pl.world.projects[full]
-		want := api.ProjectInput{Name: p.V.Name, CrossProvider: p.V.CrossProvider}
+		want := api.ProjectInput{Name: p.V.Name, CrossProvider: p.V.CrossProvider, Class: p.V.Class}
 		if err := pl.step("project", full, p.Line, exists, old.ProjectInput, want, "", func(ctx context.Context) error {
 			if exists {
 				_, err := pl.client.UpdateProject(ctx, old.Meta, want)
@@ -470,7 +486,7 @@ func (pl *planner) policies(m *manifest) error {
 }
 
 func (p policySpec) input() api.PolicyInput {
-	in := api.PolicyInput{Residency: p.Residency, NoRetention: p.NoRetention}
+	in := api.PolicyInput{Residency: p.Residency, NoRetention: p.NoRetention, Dedicated: p.Dedicated}
 	for _, m := range p.Models {
 		in.Models = append(in.Models, m.V)
 	}

@@ -90,12 +90,12 @@ func TestApplyTwice(t *testing.T) {
 		t.Fatal(err)
 	}
 	const all = `create region eu-ams
+create org Acme
+create org Köln
 create upstream sim-us
 create upstream sim-eu
 create route chat
 create route us-only
-create org Acme
-create org Köln
 create project Köln/shop
 create project Acme/web
 create policy Acme
@@ -134,15 +134,15 @@ create policy Köln/shop
 		t.Errorf("refused, and yet applied: %v", err)
 	}
 	const updates = `unchanged region eu-ams
+update org Acme
+  roaming: true -> (none)
+unchanged org Köln
 update upstream sim-us
   credential: (changed)
 unchanged upstream sim-eu
 update route chat
   targets: [{"upstream":"sim-us","model":"chat"},{"upstream":"sim-eu","model":"chat","order":1}] -> [{"upstream":"sim-us","model":"chat"},{"upstream":"sim-eu","model":"chat","order":2}]
 unchanged route us-only
-update org Acme
-  roaming: true -> (none)
-unchanged org Köln
 unchanged project Köln/shop
 unchanged project Acme/web
 unchanged policy Acme
@@ -206,14 +206,18 @@ func TestManifestErrors(t *testing.T) {
 	c := start(t)
 	client := c.client()
 	for name, tc := range map[string]struct{ text, says string }{
-		"not YAML":            {"orgs:\n  - name: [", "m.yaml:2: "},
-		"not a map":           {"- a\n", "m.yaml:1: "},
-		"unknown list":        {"orgs: []\nmodels: []\n", "m.yaml:2: unknown field \"models\""},
-		"unknown field":       {"orgs:\n  - name: A\n    regon: x\n", "m.yaml:3: unknown field \"regon\""},
-		"deep unknown field":  {"routes:\n  - model: m\n    targets:\n      - upstream: u\n        wieght: 3\n", "m.yaml:5: unknown field \"wieght\""},
-		"second document":     {"orgs: []\n---\norgs:\n  - labl: A\n", "m.yaml:4: unknown field \"labl\""},
-		"duplicate key":       {"orgs:\n  - name: A\n    name: B\n", "m.yaml:3: "},
-		"wrong type":          {"orgs:\n  - name: A\n    roaming: 7x\n", "m.yaml:3: "},
+		"not YAML":           {"orgs:\n  - name: [", "m.yaml:2: "},
+		"not a map":          {"- a\n", "m.yaml:1: "},
+		"unknown list":       {"orgs: []\nmodels: []\n", "m.yaml:2: unknown field \"models\""},
+		"unknown field":      {"orgs:\n  - name: A\n    regon: x\n", "m.yaml:3: unknown field \"regon\""},
+		"deep unknown field": {"routes:\n  - model: m\n    targets:\n      - upstream: u\n        wieght: 3\n", "m.yaml:5: unknown field \"wieght\""},
+		"second document":    {"orgs: []\n---\norgs:\n  - labl: A\n", "m.yaml:4: unknown field \"labl\""},
+		"duplicate key":      {"orgs:\n  - name: A\n    name: B\n", "m.yaml:3: "},
+		"wrong type":         {"orgs:\n  - name: A\n    roaming: 7x\n", "m.yaml:3: want true or false"},
+		"not a number":       {"upstreams:\n  - name: u\n    concurrency: -3\n", "m.yaml:3: want a whole number, 0 or more"},
+		"own fallback":       {catalog + "  - model: x\n    targets: [{upstream: sim-us, model: a}]\n    fallbacks: [x]\n", `:28: route "x" falls back on itself`},
+		"circle": {catalog + "  - model: x\n    targets: [{upstream: sim-us, model: a}]\n    fallbacks: [y]\n  - model: y\n    targets: [{upstream: sim-us, model: a}]\n    context_fallback: x\n",
+			`:28: route "x" falls back on itself, by way of "y"`},
 		"no name":             {"orgs:\n  - plan: trial\n", "m.yaml:2: this org has no name"},
 		"twice":               {"orgs:\n  - name: A\n  - name: A\n", `m.yaml:3: org "A" is declared at line 2 already`},
 		"project without org": {"projects:\n  - name: p\n", `m.yaml:2: project "p" names no org`},
@@ -277,7 +281,7 @@ func TestApplyCommand(t *testing.T) {
 	c.write("sim.key", "sk-file\n")
 	file := c.write("m.yaml", strings.Replace(catalog, "credential_env: SIM_KEY", "credential_file: sim.key", 1)+"orgs:\n  - {name: Acme, jurisdiction: eu}\n")
 	stdout, stderr, status := c.run("apply", "-f", file, "--dry-run", "--cluster", c.path("cluster.json"))
-	if status != 0 || !strings.HasPrefix(stdout, "+ upstream sim-us\n") || !strings.Contains(stderr, "dry run: 5 to create") || !strings.Contains(stderr, "warning: \"Acme\" is pinned to eu") {
+	if status != 0 || !strings.Contains(stdout, "+ upstream sim-us\n") || !strings.Contains(stderr, "dry run: 5 to create") || !strings.Contains(stderr, "warning: \"Acme\" is pinned to eu") {
 		t.Errorf("dry run: %d\n%s%s", status, stdout, stderr)
 	}
 	stdout, stderr, status = c.run("apply", "-f", file, "--yes", "--cluster", c.path("cluster.json"))

@@ -41,7 +41,9 @@ projects and policies; they refer to each other by name:
       project: web
       models: [gpt-5]
 
-Everything is checked before anything is written. The plan marks what is to be created (+),
+Spelling, types and the names that records refer to are checked before anything is written;
+the servers check the rest, record by record, and the first that they refuse ends it: mend it
+and apply again. The plan marks what is to be created (+),
 updated (~) and left alone (=). Records that the manifest does not name stay as they are; so
 do an org's plan and state, a region's state and a credential where the manifest leaves them
 out. Every other field that is left out takes its default. Applying again changes nothing.`

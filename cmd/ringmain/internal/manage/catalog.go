@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -23,6 +24,7 @@ var upstreamColumns = []column[api.Upstream]{
 	{"URL", func(u api.Upstream) string { return u.BaseURL }},
 	{"AUTH", func(u api.Upstream) string { return u.Auth }},
 	{"RETENTION", func(u api.Upstream) string { return u.Terms.Retention }},
+	{"DEDICATED", func(u api.Upstream) string { return u.Dedicated }},
 	{"STATE", func(u api.Upstream) string {
 		switch {
 		case u.Disabled:
@@ -58,6 +60,39 @@ func upstreamFlags(f *pflag.FlagSet, in *api.UpstreamInput, credentialFile *stri
 	f.StringVar(&in.Terms.Dated, "dated", "", "date of the contract, YYYY-MM-DD")
 	f.BoolVar(&in.Simulated, "simulated", false, "the only kind that test keys reach")
 	f.BoolVar(&in.Disabled, "disabled", false, "not to be used for now")
+	f.StringSliceVar(&in.Endpoints, "endpoint", nil, "path that it serves, such as /v1/embeddings; may be repeated; none = all of its dialect")
+	f.StringVar(&in.Query, "query", "", "added to every request's query, such as api-version=2024-10-21")
+	f.Uint32Var(&in.Concurrency, "concurrency", 0, "most requests at once from one data node; 0 = as the node measures")
+	f.StringVar(&in.Dedicated, "dedicated", "", "org, by id or name, that alone may use it")
+	f.Var(&headerFlag{list: &in.Headers}, "header", "NAME=VALUE sent with every request; may be repeated; never a credential")
+}
+
+// headerFlag reads NAME=VALUE, again and again.
+type headerFlag struct{ list *[]api.Header }
+
+func (h *headerFlag) String() string { return "" }
+func (h *headerFlag) Type() string   { return "NAME=VALUE" }
+
+func (h *headerFlag) Set(text string) error {
+	name, value, ok := strings.Cut(text, "=")
+	if !ok || name == "" {
+		return fmt.Errorf("%q is not NAME=VALUE", text)
+	}
+	*h.list = append(*h.list, api.Header{Name: name, Value: value})
+	return nil
+}
+
+// dedicatedTo replaces an org's name by its id.
+func dedicatedTo(ctx context.Context, c *Client, org *string) error {
+	if *org == "" {
+		return nil
+	}
+	o, err := orgRef(ctx, c, *org)
+	if err != nil {
+		return err
+	}
+	*org = o.ID
+	return nil
 }
 
 // readCredential reads the file, or stdin for "-"; nil for "".
@@ -87,6 +122,9 @@ func (t *tool) upstreamCommand() *cobra.Command {
 		if in.Credential, err = t.readCredential(file); err != nil {
 			return err
 		}
+		if err := dedicatedTo(ctx, c, &in.Dedicated); err != nil {
+			return err
+		}
 		in.Name = args[0]
 		return t.showUpstream(c.CreateUpstream(ctx, in))
 	})
@@ -113,6 +151,14 @@ func (t *tool) upstreamCommand() *cobra.Command {
 		set(f, "baa", &next.Terms.BAA, given.Terms.BAA)
 		set(f, "simulated", &next.Simulated, given.Simulated)
 		set(f, "disabled", &next.Disabled, given.Disabled)
+		if err := dedicatedTo(ctx, c, &given.Dedicated); err != nil {
+			return err
+		}
+		set(f, "endpoint", &next.Endpoints, given.Endpoints)
+		set(f, "header", &next.Headers, given.Headers)
+		set(f, "query", &next.Query, given.Query)
+		set(f, "concurrency", &next.Concurrency, given.Concurrency)
+		set(f, "dedicated", &next.Dedicated, given.Dedicated)
 		return t.showUpstream(c.UpdateUpstream(ctx, old.Meta, next))
 	})
 	upstreamFlags(update.Flags(), &given, &file)
@@ -141,6 +187,14 @@ var routeColumns = []column[api.Route]{
 		}
 		return strings.Join(all, " ")
 	}},
+	{"FALLBACKS", func(r api.Route) string {
+		all := slices.Clone(r.Fallbacks)
+		if r.ContextFallback != "" {
+			all = append(all, r.ContextFallback+" (long prompts)")
+		}
+		return strings.Join(all, " ")
+	}},
+	{"DETERMINISTIC", func(r api.Route) string { return yesNo(r.Deterministic) }},
 	{"ID", func(r api.Route) string { return r.ID }},
 }
 
@@ -200,8 +254,9 @@ func parseTargets(texts []string) ([]api.Target, error) {
 
 func (t *tool) routeCommand() *cobra.Command {
 	var targets []string
+	var in api.RouteInput
 	const flag = "one upstream and the model's name there, UPSTREAM=MODEL[,order=N][,weight=N]; lower orders first; may be repeated"
-	create := t.command("create MODEL", "create the route of a model", "  ringmain route create gpt-5 --target openai-us=gpt-5 --target openai-eu=gpt-5,order=1", func(ctx context.Context, c *Client, args []string) error {
+	create := t.command("create MODEL", "create the route of a model", "  ringmain route create gpt-5 --target openai-us=gpt-5 --target openai-eu=gpt-5,order=1\n  ringmain route create gpt-5 --target openai-us=gpt-5 --fallback gpt-5-mini", func(ctx context.Context, c *Client, args []string) error {
 		list, err := parseTargets(targets)
 		if err != nil {
 			return err
@@ -209,26 +264,37 @@ func (t *tool) routeCommand() *cobra.Command {
 		if len(list) == 0 {
 			return usagef("at least one --target is needed")
 		}
-		return t.showRoute(c.CreateRoute(ctx, api.RouteInput{Model: args[0], Targets: list}))
+		in.Model, in.Targets = args[0], list
+		return t.showRoute(c.CreateRoute(ctx, in))
 	})
-	update := t.command("update ROUTE", "change the targets of a route", "  ringmain route update gpt-5 --target openai-eu=gpt-5", func(ctx context.Context, c *Client, args []string) error {
+	var update *cobra.Command
+	update = t.command("update ROUTE", "change the targets or fallbacks of a route", "  ringmain route update gpt-5 --target openai-eu=gpt-5\n  ringmain route update gpt-5 --context-fallback gpt-5-long", func(ctx context.Context, c *Client, args []string) error {
+		f := update.Flags()
 		list, err := parseTargets(targets)
 		if err != nil {
 			return err
 		}
-		if len(list) == 0 {
-			return usagef("at least one --target is needed")
+		if len(list) == 0 && !f.Changed("fallback") && !f.Changed("context-fallback") && !f.Changed("deterministic") {
+			return usagef("nothing to change: at least one --target is needed, or --fallback, --context-fallback or --deterministic")
 		}
 		old, err := c.GetRoute(ctx, args[0])
 		if err != nil {
 			return err
 		}
 		next := old.RouteInput
-		next.Targets = list
+		if len(list) > 0 {
+			next.Targets = list
+		}
+		set(f, "fallback", &next.Fallbacks, in.Fallbacks)
+		set(f, "context-fallback", &next.ContextFallback, in.ContextFallback)
+		set(f, "deterministic", &next.Deterministic, in.Deterministic)
 		return t.showRoute(c.UpdateRoute(ctx, old.Meta, next))
 	})
 	for _, c := range []*cobra.Command{create, update} {
 		c.Flags().StringArrayVar(&targets, "target", nil, flag)
+		c.Flags().StringSliceVar(&in.Fallbacks, "fallback", nil, "model of another route, asked when every upstream of this one failed; may be repeated")
+		c.Flags().StringVar(&in.ContextFallback, "context-fallback", "", "model of another route, for prompts that are too long for this one")
+		c.Flags().BoolVar(&in.Deterministic, "deterministic", false, "equal requests get equal answers, byte for byte: broken streams may be continued elsewhere")
 	}
 	return group("route", "manage which upstreams serve a model", "  ringmain route list", create, update,
 		t.command("list", "list routes", "  ringmain route list", func(ctx context.Context, c *Client, _ []string) error {

@@ -16,6 +16,12 @@ var regionColumns = []column[api.Region]{
 	{"NAME", func(r api.Region) string { return r.Name }},
 	{"JURISDICTION", func(r api.Region) string { return r.Jurisdiction }},
 	{"STATE", func(r api.Region) string { return r.State }},
+	{"BROWNOUT", func(r api.Region) string {
+		if r.Brownout == 0 {
+			return "automatic"
+		}
+		return strconv.FormatUint(uint64(r.Brownout), 10)
+	}},
 	{"PUBLISHED", func(r api.Region) string { return r.Published }},
 	{"ENDPOINT", func(r api.Region) string { return r.Endpoint }},
 }
@@ -55,7 +61,32 @@ func (t *tool) regionCommand() *cobra.Command {
 		c.Flags().StringVar(&in.Endpoint, "endpoint", "", "https address that clients use")
 		c.Flags().StringVar(&in.State, "state", "active", "active or drained")
 	}
-	return group("region", "manage regions", "  ringmain region list\n  ringmain region update ap-sg --state drained", create, update,
+	const noLevel = -1
+	var level int
+	brownout := t.command("brownout REGION", "make a region's nodes shed load", "  ringmain region brownout ap-sg --level 2\n  ringmain region brownout ap-sg --level 0", func(ctx context.Context, c *Client, args []string) error {
+		const want = "1 to 4 forces at least that degree of load shedding, 0 leaves it to the nodes"
+		switch {
+		case level == noLevel:
+			return usagef("--level is needed: %s", want)
+		case level < 0 || level > 4:
+			return usagef("--level %d: %s", level, want)
+		}
+		old, err := c.GetRegion(ctx, args[0])
+		if err != nil {
+			return err
+		}
+		next := old.RegionInput
+		next.Brownout = uint32(level)
+		return t.showRegion(c.PutRegion(ctx, args[0], next))
+	})
+	brownout.Long = `Make a region's nodes shed load, at least to the degree given, whatever they
+measure themselves: 1 gives up optional work (streams that break are not
+continued elsewhere), 2 refuses batch projects and test keys too, 3 trial plans,
+4 all but interactive work of the enterprise and scale plans. 0 leaves it to the
+nodes again.`
+	brownout.Flags().IntVar(&level, "level", noLevel, "degree, 1 to 4; 0 = automatic (needed)")
+	brownout.Flags().Lookup("level").DefValue = "0" // so that help shows no default
+	return group("region", "manage regions", "  ringmain region list\n  ringmain region update ap-sg --state drained", create, update, brownout,
 		t.command("list", "list regions", "  ringmain region list", func(ctx context.Context, c *Client, _ []string) error {
 			list, err := c.Regions(ctx)
 			if err != nil {

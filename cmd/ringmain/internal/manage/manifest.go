@@ -11,6 +11,7 @@ import (
 	"github.com/goccy/go-yaml"
 	"github.com/goccy/go-yaml/ast"
 
+	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/controlplane/admin/api"
 )
 
@@ -37,10 +38,11 @@ type manifest struct {
 }
 
 type regionSpec struct {
-	Name         string `yaml:"name"`
-	Jurisdiction string `yaml:"jurisdiction"`
-	Endpoint     string `yaml:"endpoint"`
-	State        string `yaml:"state"` // empty keeps what is there
+	Name         string  `yaml:"name"`
+	Jurisdiction string  `yaml:"jurisdiction"`
+	Endpoint     string  `yaml:"endpoint"`
+	State        string  `yaml:"state"`    // empty keeps what is there
+	Brownout     *uint32 `yaml:"brownout"` // absent keeps what is there
 }
 
 type upstreamSpec struct {
@@ -55,6 +57,17 @@ type upstreamSpec struct {
 	Terms          termsSpec  `yaml:"terms"`
 	Simulated      bool       `yaml:"simulated"`
 	Disabled       bool       `yaml:"disabled"`
+
+	Endpoints   []string     `yaml:"endpoints"`
+	Headers     []headerSpec `yaml:"headers"`
+	Query       string       `yaml:"query"`
+	Concurrency uint32       `yaml:"concurrency"`
+	Dedicated   at[string]   `yaml:"dedicated"` // name of an org
+}
+
+type headerSpec struct {
+	Name  string `yaml:"name"`
+	Value string `yaml:"value"`
 }
 
 type termsSpec struct {
@@ -70,6 +83,82 @@ type routeSpec struct {
 	Model    string       `yaml:"model"`
 	Targets  []targetSpec `yaml:"targets"`
 	Timeouts timeoutsSpec `yaml:"timeouts"`
+
+	Fallbacks       []at[string] `yaml:"fallbacks"`
+	ContextFallback at[string]   `yaml:"context_fallback"`
+	Deterministic   bool         `yaml:"deterministic"`
+}
+
+// fallsBackOn gives the models that the route falls back on, for any reason.
+func (r routeSpec) fallsBackOn(yield func(at[string]) bool) {
+	for _, model := range r.Fallbacks {
+		if !yield(model) {
+			return
+		}
+	}
+	if r.ContextFallback.V != "" {
+		yield(r.ContextFallback)
+	}
+}
+
+// fallbacksFirst orders routes so that what one falls back on comes before it.
+// In a circle, which the server refuses, the order does not matter.
+func fallbacksFirst(routes []at[routeSpec]) []at[routeSpec] {
+	byModel := make(map[string]at[routeSpec], len(routes))
+	for _, r := range routes {
+		byModel[r.V.Model] = r
+	}
+	var out []at[routeSpec]
+	done := make(map[string]bool, len(routes))
+	var visit func(at[routeSpec])
+	visit = func(r at[routeSpec]) {
+		if done[r.V.Model] {
+			return
+		}
+		done[r.V.Model] = true
+		for model := range r.V.fallsBackOn {
+			if next, ok := byModel[model.V]; ok {
+				visit(next)
+			}
+		}
+		out = append(out, r)
+	}
+	for _, r := range routes {
+		visit(r)
+	}
+	return out
+}
+
+// circle gives the fallback of model's route from which the manifest's routes
+// lead back to model; empty without one.
+func (m *manifest) circle(model string) at[string] {
+	byModel := make(map[string]routeSpec, len(m.Routes))
+	for _, r := range m.Routes {
+		byModel[r.V.Model] = r.V
+	}
+	seen := map[string]bool{}
+	var leads func(from string) bool
+	leads = func(from string) bool {
+		if from == model {
+			return true
+		}
+		if seen[from] {
+			return false
+		}
+		seen[from] = true
+		for next := range byModel[from].fallsBackOn {
+			if leads(next.V) {
+				return true
+			}
+		}
+		return false
+	}
+	for first := range byModel[model].fallsBackOn {
+		if leads(first.V) {
+			return first
+		}
+	}
+	return at[string]{}
 }
 
 type targetSpec struct {
@@ -99,6 +188,7 @@ type projectSpec struct {
 	Org           at[string] `yaml:"org"` // not inside an org
 	Name          string     `yaml:"name"`
 	CrossProvider bool       `yaml:"cross_provider"`
+	Class         string     `yaml:"class"`
 }
 
 type policySpec struct {
@@ -107,6 +197,7 @@ type policySpec struct {
 	Residency   string       `yaml:"residency"`
 	NoRetention bool         `yaml:"no_retention"`
 	Models      []at[string] `yaml:"models"`
+	Dedicated   bool         `yaml:"dedicated"`
 }
 
 // lineError is what is wrong at a line.
@@ -156,7 +247,7 @@ func explainYAML(file string, err error) error {
 	if !errors.As(err, &located) || located.GetToken() == nil {
 		return fmt.Errorf("%s: %w", file, err)
 	}
-	text := located.GetMessage()
+	text := config.Plain(located.GetMessage())
 	var unknown *yaml.UnknownFieldError
 	if errors.As(err, &unknown) {
 		text += ": check the spelling"
@@ -249,11 +340,21 @@ func (m *manifest) checkReferences(file string, w *world) error {
 		}
 	}
 	for _, u := range m.Upstreams {
-		want(regions, or(u.V.Region.Line, u.Line), "region", u.V.Region.V, fmt.Sprintf("upstream %q", u.V.Name))
+		by := fmt.Sprintf("upstream %q", u.V.Name)
+		want(regions, or(u.V.Region.Line, u.Line), "region", u.V.Region.V, by)
+		if u.V.Dedicated.V != "" {
+			want(orgs, or(u.V.Dedicated.Line, u.Line), "org", u.V.Dedicated.V, by)
+		}
 	}
 	for _, r := range m.Routes {
 		for _, t := range r.V.Targets {
 			want(upstreams, or(t.Upstream.Line, r.Line), "upstream", t.Upstream.V, fmt.Sprintf("route %q", r.V.Model))
+		}
+		for model := range r.V.fallsBackOn {
+			want(routes, or(model.Line, r.Line), "model", model.V, fmt.Sprintf("route %q", r.V.Model))
+		}
+		if back := m.circle(r.V.Model); back.V != "" {
+			problems = append(problems, &lineError{file, or(back.Line, r.Line), fmt.Sprintf("route %q falls back on itself, by way of %q: fallbacks must not form a circle", r.V.Model, back.V)})
 		}
 	}
 	for _, p := range m.Projects {
@@ -275,6 +376,11 @@ func (m *manifest) checkReferences(file string, w *world) error {
 // orgNames lists the orgs that the manifest is about.
 func (m *manifest) orgNames() []string {
 	var names []string
+	for _, u := range m.Upstreams {
+		if u.V.Dedicated.V != "" {
+			names = append(names, u.V.Dedicated.V)
+		}
+	}
 	for _, o := range m.Orgs {
 		names = append(names, o.V.Name)
 	}

@@ -1,9 +1,11 @@
 package manage
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"ringmain/controlplane/admin/api"
 )
@@ -30,48 +32,95 @@ func warnings(m *manifest, w *world) []string {
 	pins := pinsOf(m, w)
 	for _, name := range slices.Sorted(maps.Keys(pins)) {
 		p := pins[name]
-		where := p.jurisdiction
-		why := fmt.Sprintf("%q is pinned to %s", name, where)
-		if where == "" {
-			if p.roaming || !slices.Contains(slices.Collect(maps.Values(jurisdiction)), "eu") {
-				continue
-			}
-			where, why = "eu", fmt.Sprintf("requests of %q that enter in eu stay there, since the org does not roam", name)
+		why := fmt.Sprintf("%q is pinned to %s", name, p.jurisdiction)
+		if p.jurisdiction == "" && !p.roaming && slices.Contains(slices.Collect(maps.Values(jurisdiction)), "eu") {
+			p.jurisdiction, why = "eu", fmt.Sprintf("requests of %q that enter in eu stay there, since the org does not roam", name)
 		}
+		org, _, _ := strings.Cut(name, "/")
 		allowed := p.models
 		if allowed == nil {
 			allowed = models
 		}
 		for _, model := range allowed {
-			if len(serves[model]) > 0 && !serves[model][where] {
-				out = append(out, fmt.Sprintf("%s, but model %q has no enabled upstream in a region of %s: such requests will be refused", why, model, where))
+			if what := p.lacks(orgID(w, org), serves[model]); what != "" {
+				out = append(out, fmt.Sprintf("%s model %q has no enabled upstream %s: such requests will be refused", p.because(name, why, what), model, what))
 			}
 		}
 	}
 	return out
 }
 
-// servedIn gives, by model, the jurisdictions in which an enabled upstream serves it.
-func servedIn(m *manifest, w *world, jurisdiction map[string]string) map[string]map[string]bool {
-	where := map[string]string{} // jurisdiction of an enabled upstream
-	add := func(name, region string, disabled bool) {
+const keepingNothing = "that keeps nothing"
+
+// place is where an enabled upstream serves, and for whom.
+type place struct {
+	jurisdiction string
+	zero         bool   // it keeps nothing
+	dedicated    string // id or, before it has one, name of the only org
+}
+
+// lacks says what none of the places is that the pin asks for, or "".
+func (p pin) lacks(org string, places []place) string {
+	if len(places) == 0 {
+		return "" // said already
+	}
+	left := slices.DeleteFunc(slices.Clone(places), func(at place) bool { return p.jurisdiction != "" && at.jurisdiction != p.jurisdiction })
+	if len(left) == 0 {
+		return "in a region of " + p.jurisdiction
+	}
+	left = slices.DeleteFunc(left, func(at place) bool {
+		return at.dedicated != "" && at.dedicated != org || p.dedicated && at.dedicated == ""
+	})
+	if len(left) == 0 {
+		return "that the org may use"
+	}
+	if p.zero && !slices.ContainsFunc(left, func(at place) bool { return at.zero }) {
+		if p.jurisdiction != "" {
+			return keepingNothing + " in a region of " + p.jurisdiction
+		}
+		return keepingNothing
+	}
+	return ""
+}
+
+// because is the first half of a warning that ends in what.
+func (p pin) because(name, why, what string) string {
+	switch {
+	case strings.HasPrefix(what, "in a region of"):
+	case strings.HasPrefix(what, keepingNothing):
+		why = fmt.Sprintf("%q wants zero retention", name)
+	case p.dedicated:
+		why = fmt.Sprintf("%q uses its own upstreams only", name)
+	default:
+		why = fmt.Sprintf("%q would use it", name)
+	}
+	return why + ", but"
+}
+
+// orgID is an org's id, or its name before it has one.
+func orgID(w *world, name string) string { return cmp.Or(w.orgs[name].ID, name) }
+
+// servedIn gives, by model, where enabled upstreams serve it.
+func servedIn(m *manifest, w *world, jurisdiction map[string]string) map[string][]place {
+	where := map[string]place{} // of an enabled upstream
+	add := func(name, region string, disabled bool, terms api.Terms, dedicated string) {
 		delete(where, name)
 		if !disabled {
-			where[name] = jurisdiction[region]
+			where[name] = place{jurisdiction[region], keepsNothing(terms), dedicated}
 		}
 	}
 	for name, u := range w.upstreams {
-		add(name, u.Region, u.Disabled)
+		add(name, u.Region, u.Disabled, u.Terms, u.Dedicated)
 	}
 	for _, u := range m.Upstreams {
-		add(u.V.Name, u.V.Region.V, u.V.Disabled)
+		add(u.V.Name, u.V.Region.V, u.V.Disabled, api.Terms(u.V.Terms), orgID(w, u.V.Dedicated.V))
 	}
-	serves := map[string]map[string]bool{}
+	serves := map[string][]place{}
 	addRoute := func(in api.RouteInput) {
-		serves[in.Model] = map[string]bool{}
+		serves[in.Model] = []place{}
 		for _, t := range in.Targets {
-			if j, enabled := where[t.Upstream]; enabled {
-				serves[in.Model][j] = true
+			if at, enabled := where[t.Upstream]; enabled {
+				serves[in.Model] = append(serves[in.Model], at)
 			}
 		}
 	}
@@ -88,6 +137,8 @@ func servedIn(m *manifest, w *world, jurisdiction map[string]string) map[string]
 type pin struct {
 	jurisdiction string // "" = anywhere
 	roaming      bool
+	zero         bool     // zero retention only
+	dedicated    bool     // the org's own upstreams only
 	models       []string // nil = all
 }
 
@@ -150,6 +201,8 @@ func (p pin) narrowed(policy api.PolicyInput) pin {
 	if policy.Residency != "" {
 		p.jurisdiction = policy.Residency
 	}
+	p.zero = p.zero || policy.NoRetention
+	p.dedicated = p.dedicated || policy.Dedicated
 	switch {
 	case len(policy.Models) == 0:
 	case p.models == nil:

@@ -61,7 +61,11 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return err
 	}
-	cert, err := tls.LoadX509KeyPair(cfg.Identity.TLSCert, cfg.Identity.TLSKey)
+	public, err := readAPICert(cfg)
+	if err != nil {
+		return err
+	}
+	renew, err := openRenewal(env, nodeFiles(cfg, c.bundle, func(_, _, _ []byte) {}), apiFiles(cfg, public, func(_, _ []byte) {}))
 	if err != nil {
 		return err
 	}
@@ -114,12 +118,13 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	inner.Handle("/feed/v1/", c.hub.Handler())
 	inner.Handle("/internal/v1/", api.Internal())
 	inner.HandleFunc("GET /livez", live)
-	operators := tls.NewListener(adminListener, identity.Public(cert, []string{"h2", "http/1.1"}))
+	operators := tls.NewListener(adminListener, public.Server([]string{"h2", "http/1.1"}))
 	g.Go(func() error { return serve(ctx, demux.For("h2"), inner, env.Logger) })
 	g.Go(func() error { return serveWith(ctx, operators, admin.Server(api.Handler(), env.Logger)) })
 	g.Go(func() error {
 		return serve(ctx, metrics, debugMux(promhttp.HandlerFor(env.Registry, promhttp.HandlerOpts{})), env.Logger)
 	})
+	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
 	g.Go(func() error { return c.importWhileLeading(ctx) })
 	g.Go(func() error { return c.observe(ctx) })
 	g.Go(func() error { return c.gossip.alone(ctx) })

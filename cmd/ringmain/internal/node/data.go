@@ -5,12 +5,13 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -22,8 +23,10 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/documents"
 	"ringmain/dataplane/keeper"
 	"ringmain/dataplane/link"
+	"ringmain/dataplane/policy"
 	"ringmain/gossip/bulletin"
 )
 
@@ -43,6 +46,10 @@ func RunData(ctx context.Context, env Env) (err error) {
 		return err
 	}
 	setup, err := workerSetup(cfg)
+	if err != nil {
+		return err
+	}
+	api, err := readAPICert(cfg)
 	if err != nil {
 		return err
 	}
@@ -66,7 +73,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	// Gossip outlives ctx: a node that drains has to say so.
-	room, err := openGossip(context.WithoutCancel(ctx), env, bulletin.Digest{Peer: cfg.Listen.Peer, API: cfg.Listen.API, Pools: setup.Pools})
+	room, err := openGossip(context.WithoutCancel(ctx), env, bulletin.Digest{Peer: cfg.Listen.Peer, API: cfg.Listen.API, Pools: poolsOf(setup.Pools, link.Confinement{})})
 	if err != nil {
 		return errors.Join(err, metrics.Close())
 	}
@@ -79,7 +86,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 	k, err := keeper.Open(context.WithoutCancel(ctx), keeper.Config{
 		Dir: cfg.DataDir, Setup: setup, Sealer: seal.New(holder),
 		APIAddr: cfg.Listen.API, PeerAddr: cfg.Listen.Peer,
-		Worker:      []string{exe, ConfineCommand, exe, WorkerCommand, strconv.FormatUint(uint64(cfg.Tunables.RecordMemory), 10)},
+		Worker:      []string{exe, ConfineCommand, exe, WorkerCommand},
 		WorkerFiles: workerFiles,
 		WorkerLog:   env.Stderr,
 		Watch: func(ctx context.Context, from func() controlplane.Position, sink func(*feed.Frame) error) error {
@@ -107,6 +114,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 			room.Publish(func(d *bulletin.Digest) {
 				d.WorkerAlive, d.Ready, d.Draining = up, up && h.Ready, h.Draining
 				d.InFlight, d.Capacity, d.Breakers = h.InFlight, h.Capacity, h.Breakers
+				d.Pools = poolsOf(setup.Pools, h.Confinement)
 			})
 		},
 		Gatherer: env.Registry, Registerer: env.Registry,
@@ -114,6 +122,9 @@ func RunData(ctx context.Context, env Env) (err error) {
 		Tunables: keeper.Tunables{
 			SpoolPending: int(cfg.Tunables.RecordMemory),
 			SpoolTotal:   int64(min(cfg.Tunables.RecordDisk, math.MaxInt64)),
+			SpoolKeep:    cfg.Tunables.RecordAge,
+			ReceiptBytes: int64(min(cfg.Tunables.ReceiptDisk, math.MaxInt64)),
+			ReceiptAge:   cfg.Tunables.ReceiptAge,
 		},
 	})
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -122,6 +133,21 @@ func RunData(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return errors.Join(err, room.Close(), metrics.Close())
 	}
+	renew, err := openRenewal(env,
+		nodeFiles(cfg, bundle, func(cert, key, roots []byte) {
+			setup.NodeCert, setup.NodeKey, setup.Roots = cert, key, roots
+			k.Renew(setup)
+		}),
+		apiFiles(cfg, api, func(cert, key []byte) {
+			setup.APICert, setup.APIKey = cert, key
+			k.Renew(setup)
+		}))
+	if err != nil {
+		stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), defaultDrain)
+		defer cancel()
+		return errors.Join(err, k.Close(stop), room.Close(), metrics.Close())
+	}
+	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
 	mux := debugMux(k.MetricsHandler())
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
@@ -139,6 +165,15 @@ func RunData(ctx context.Context, env Env) (err error) {
 	return errors.Join(k.Close(stopCtx), room.leave(context.WithoutCancel(ctx)), g.Wait())
 }
 
+// poolsOf are the pools that a worker serves while it is confined so far: zero
+// retention needs all of it.
+func poolsOf(pools []string, c link.Confinement) []string {
+	if c.Holds() {
+		return pools
+	}
+	return slices.DeleteFunc(slices.Clone(pools), func(p string) bool { return p == policy.PoolZeroRetention })
+}
+
 // workerSetup reads the files that the worker must not open.
 func workerSetup(cfg *config.Config) (link.Setup, error) {
 	s := link.Setup{
@@ -146,7 +181,7 @@ func workerSetup(cfg *config.Config) (link.Setup, error) {
 		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity,
 	}
 	if len(s.Pools) == 0 {
-		s.Pools = []string{"standard", "zero-retention"}
+		s.Pools = []string{policy.PoolStandard, policy.PoolZeroRetention}
 	}
 	var err error
 	if s.VerdictSecret, err = key32(cfg.ClusterSecretFile); err != nil {
@@ -167,7 +202,45 @@ func workerSetup(cfg *config.Config) (link.Setup, error) {
 			return s, fmt.Errorf("data node: %w", err)
 		}
 	}
-	return s, nil
+	s.Documents, err = ReadDocuments(cfg, time.Now())
+	return s, err
+}
+
+// ReadDocuments reads the documents that a data node publishes, and says which
+// of them it cannot start with.
+func ReadDocuments(cfg *config.Config, now time.Time) ([]link.Document, error) {
+	var all []link.Document
+	for _, f := range []struct{ field, name, path string }{
+		{"documents.security_txt", documents.Security, cfg.Documents.SecurityTxt},
+		{"documents.dpa", documents.DPA, cfg.Documents.DPA},
+		{"documents.aup", documents.AUP, cfg.Documents.AUP},
+		{"documents.compliance", documents.Compliance, cfg.Documents.Compliance},
+	} {
+		if f.path == "" {
+			continue
+		}
+		kind, ok := documents.TypeOf(f.path)
+		if !ok || f.name == documents.Security && !strings.HasPrefix(kind, "text/plain") {
+			want := ".txt, .md, .html, .json or .pdf"
+			if f.name == documents.Security {
+				want = ".txt"
+			}
+			return nil, &config.FieldError{Field: f.field, Message: fmt.Sprintf("%s cannot be published: want a file that ends in %s", f.path, want)}
+		}
+		b, err := os.ReadFile(f.path)
+		if err == nil {
+			err = documents.Check(f.name, kind, b, now)
+		}
+		if err != nil {
+			var missing *fs.PathError // names the file itself
+			if !errors.As(err, &missing) {
+				err = fmt.Errorf("%s: %w", f.path, err)
+			}
+			return nil, &config.FieldError{Field: f.field, Message: err.Error()}
+		}
+		all = append(all, link.Document{Name: f.name, Type: kind, Body: b})
+	}
+	return all, nil
 }
 
 // peersOf is the gossip table as a worker needs it: the other data nodes.
@@ -180,7 +253,7 @@ func peersOf(room *gossipRoom, cfg *config.Config) link.Peers {
 		}
 		p.Nodes = append(p.Nodes, link.Peer{
 			Region: n.Region, Node: n.Node, Addr: n.Peer, Alive: n.Alive, Ready: n.Ready && n.WorkerAlive, Draining: n.Draining,
-			InFlight: n.InFlight, Capacity: n.Capacity, Pools: n.Pools,
+			InFlight: n.InFlight, Capacity: n.Capacity, Pools: n.Pools, Breakers: n.Breakers,
 		})
 	}
 	for name, r := range view.Regions {

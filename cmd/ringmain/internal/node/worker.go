@@ -4,10 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"log/slog"
 	"os"
 	"os/signal"
-	"strconv"
 	"syscall"
 	"time"
 
@@ -25,37 +26,35 @@ import (
 const workerDrain = 5 * time.Minute
 
 // Worker is the whole life of a worker process, which its keeper executes
-// already confined. It returns the exit code.
-//
-// Its one argument is how many bytes of metadata records may wait for a disk
-// that takes none; "0" or nothing stands for the default. What else it must
-// know comes over the socket.
-func Worker(version string, args []string) int {
+// already confined. It returns the exit code. What it must know comes over the
+// socket.
+func Worker(version string) int {
+	// What net/http logs by itself may quote what it received, and under
+	// GODEBUG=http2debug all of it.
+	log.SetOutput(io.Discard)
+	// What libraries print by themselves may quote what they carry (GODEBUG=
+	// http2debug=2 prints every header), and the keeper would log it.
+	log.SetOutput(io.Discard)
 	if err := keeper.EnterWorker(); err != nil {
 		fmt.Fprintln(os.Stderr, "worker:", err)
 		return 1
 	}
-	if err := work(version, args); err != nil {
+	if err := work(version); err != nil {
 		fmt.Fprintln(os.Stderr, "worker:", err)
 		return 1
 	}
 	return 0
 }
 
-func work(version string, args []string) (err error) {
-	backlog := uint64(0)
-	if len(args) > 0 {
-		if backlog, err = strconv.ParseUint(args[0], 10, 32); err != nil {
-			return err
-		}
-	}
+func work(version string) (err error) {
 	api, peer, socket, files, err := link.Inherited()
 	if err != nil {
 		return err
 	}
 	// The keeper asks for a drain over the socket. A signal meant for the whole
-	// group (a terminal's Ctrl-C) must not cut streams that the keeper drains.
-	signal.Ignore(os.Interrupt)
+	// group (a terminal's Ctrl-C) must not cut streams that the keeper drains,
+	// and certificates that SIGHUP asks for come from the keeper, too.
+	signal.Ignore(os.Interrupt, syscall.SIGHUP)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
 	abandoned := make(chan struct{})
@@ -67,8 +66,7 @@ func work(version string, args []string) (err error) {
 	registry.MustRegister(collectors.NewGoCollector())
 	store := view.New(view.Config{})
 	attendant, err := link.Attend(context.WithoutCancel(ctx), link.AttendConfig{
-		Listener: socket, Listeners: files, Build: version, State: store, Measure: keeper.MeasureConfinement, Gatherer: registry,
-		Backlog: int(backlog),
+		Listener: socket, Files: files, Build: version, State: store, Measure: keeper.MeasureConfinement, Gatherer: registry,
 	})
 	if err != nil {
 		return err
@@ -94,12 +92,23 @@ func work(version string, args []string) (err error) {
 	}
 	w, err := dataplane.Open(context.WithoutCancel(ctx), dataplane.Config{
 		API: api, Peer: peer, Setup: *setup, Store: store, Peers: attendant.Peers,
-		Emit: attendant.Emit, Verdict: attendant.ShareVerdict, Logger: logger, Registerer: registry,
+		Emit: attendant.Emit, Room: attendant.Room, Confined: attendant.Confinement, Verdict: attendant.ShareVerdict,
+		KeepReceipts: attendant.KeepReceipts, AskReceipt: attendant.AskReceipt, WatchReceipts: attendant.WatchReceipts,
+		Logger: logger, Registerer: registry,
 	})
 	if err != nil {
 		return err
 	}
 	attendant.WatchHealth(w.Health)
+	renewing := make(chan struct{})
+	go func() {
+		defer close(renewing)
+		renew(waiting, attendant, w, logger)
+	}()
+	defer func() {
+		cancel()
+		<-renewing
+	}()
 	select {
 	case <-attendant.Drain():
 	case <-ctx.Done():
@@ -117,4 +126,22 @@ func work(version string, args []string) (err error) {
 		logger.Warn("drained in part", "err", err)
 	}
 	return w.Close()
+}
+
+// renew gives the worker each certificate that a keeper sends, until ctx ends.
+func renew(ctx context.Context, attendant *link.Attendant, w *dataplane.Worker, logger *slog.Logger) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-attendant.SetupChanged():
+		}
+		setup, err := attendant.Setup(ctx)
+		if err == nil {
+			err = w.Renew(setup)
+		}
+		if err != nil && ctx.Err() == nil {
+			logger.Error("a certificate of the keeper's cannot be used: what is in use stays", "error", err)
+		}
+	}
 }

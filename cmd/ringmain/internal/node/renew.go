@@ -1,0 +1,168 @@
+package node
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/controlplane/identity"
+)
+
+// lookEvery is how often the files of certificates are looked at.
+const lookEvery = 30 * time.Second
+
+// certFiles are files that only fit together: a certificate, its key, and for
+// a node's the roots.
+type certFiles struct {
+	name    string // as logs and metrics say
+	paths   []string
+	take    func(text [][]byte) error // puts them in use, or leaves what is
+	expires func() time.Time          // of what is in use
+
+	used, refused [sha256.Size]byte // what was found last
+}
+
+// nodeFiles are those of the node's certificate. Once taken they go to then.
+func nodeFiles(cfg *config.Config, bundle *identity.Bundle, then func(cert, key, roots []byte)) *certFiles {
+	dir := cfg.Identity.Dir
+	return &certFiles{
+		name:  "node",
+		paths: []string{filepath.Join(dir, "node.pem"), filepath.Join(dir, "node.key"), filepath.Join(dir, "roots.pem")},
+		take: func(text [][]byte) error {
+			if err := bundle.Replace(text[0], text[1], text[2]); err != nil {
+				return err
+			}
+			then(text[0], text[1], text[2])
+			return nil
+		},
+		expires: bundle.Expires,
+	}
+}
+
+// apiFiles are those of the certificate that clients or operators see.
+func apiFiles(cfg *config.Config, api *identity.PublicCert, then func(cert, key []byte)) *certFiles {
+	return &certFiles{
+		name:  "api",
+		paths: []string{cfg.Identity.TLSCert, cfg.Identity.TLSKey},
+		take: func(text [][]byte) error {
+			if err := api.Replace(text[0], text[1], time.Now()); err != nil {
+				return err
+			}
+			then(text[0], text[1])
+			return nil
+		},
+		expires: api.Expires,
+	}
+}
+
+// renewal takes over what is put into the files of certificates while the node
+// runs. Each set is taken alone, so that one that is broken keeps no other.
+type renewal struct {
+	sets   []*certFiles
+	logger *slog.Logger
+}
+
+// openRenewal registers when the certificates in use expire.
+func openRenewal(env Env, sets ...*certFiles) (*renewal, error) {
+	for _, s := range sets {
+		err := env.Registry.Register(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ringmain_certificate_expires", Help: "When the certificate in use expires, in Unix seconds.",
+			ConstLabels: prometheus.Labels{"certificate": s.name},
+		}, func() float64 { return float64(s.expires().Unix()) }))
+		if err != nil {
+			return nil, fmt.Errorf("register metrics: %w", err)
+		}
+	}
+	return &renewal{sets, env.Logger.With("room", "certificates")}, nil
+}
+
+// follow looks at once, then at each interval and on SIGHUP, until ctx ends.
+func (r *renewal) follow(ctx context.Context, every time.Duration) {
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGHUP)
+	defer signal.Stop(asked)
+	for {
+		for _, s := range r.sets {
+			s.look(r.logger)
+		}
+		// Apart by chance, so that a cluster's nodes do not look all at once.
+		wait := time.NewTimer(every - every/10 + rand.N(every/5)) //nolint:gosec // G404: no secret
+		select {
+		case <-ctx.Done():
+			wait.Stop()
+			return
+		case <-asked:
+			wait.Stop()
+			r.logger.Info("asked to look at the certificates")
+		case <-wait.C:
+		}
+	}
+}
+
+// look takes what the files hold if it is not in use yet. What is refused is
+// tried again at each look, since it may be for a later time, and logged once.
+func (s *certFiles) look(logger *slog.Logger) {
+	text, found, err := s.read()
+	if err == nil && found == s.used {
+		return
+	}
+	if err == nil {
+		err = s.take(text)
+	}
+	if err == nil {
+		s.used, s.refused = found, [sha256.Size]byte{}
+		logger.Info("a certificate is in use", "certificate", s.name, "expires", s.expires())
+		return
+	}
+	if found != s.refused {
+		s.refused = found
+		logger.Error("the files of a certificate cannot be used, and what is in use stays: mend the files, they are looked at again",
+			"certificate", s.name, "in_use_expires", s.expires(), "error", err)
+	}
+}
+
+// read gives the files' texts and what tells them from others. What cannot be
+// read is told apart by its error.
+func (s *certFiles) read() (text [][]byte, found [sha256.Size]byte, err error) {
+	sum := sha256.New()
+	for _, path := range s.paths {
+		b, readErr := os.ReadFile(path)
+		err = errors.Join(err, readErr)
+		text = append(text, b)
+		part := sha256.Sum256(b)
+		_, _ = sum.Write(part[:]) // never fails
+	}
+	if err != nil {
+		_, _ = sum.Write([]byte(err.Error()))
+	}
+	sum.Sum(found[:0])
+	return text, found, err
+}
+
+// readAPICert reads the certificate that clients or operators see.
+func readAPICert(cfg *config.Config) (*identity.PublicCert, error) {
+	cert, err := os.ReadFile(cfg.Identity.TLSCert)
+	if err != nil {
+		return nil, fmt.Errorf("identity.tls_cert: %w", err)
+	}
+	key, err := os.ReadFile(cfg.Identity.TLSKey)
+	if err != nil {
+		return nil, fmt.Errorf("identity.tls_key: %w", err)
+	}
+	api, err := identity.NewPublicCert(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("identity.tls_cert, identity.tls_key: %w", err)
+	}
+	return api, nil
+}

@@ -1,0 +1,287 @@
+package dialect
+
+import (
+	"bytes"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+)
+
+func scanned(t *testing.T, path, fields string) (Request, *Error) {
+	t.Helper()
+	return ScanRequest(endpoint(t, path), "application/json", []byte(`{"model":"m",`+fields+`}`))
+}
+
+// TestSecondModel: the model that policy, the plan and the record know must be
+// the only one that answers.
+func TestSecondModel(t *testing.T) {
+	const chat, responses, messages = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+	for _, c := range []struct {
+		path, fields string
+		param        string // "" = accepted
+	}{
+		{messages, `"fallbacks":[{"model":"dearer"}]`, "fallbacks"},
+		{messages, `"fallbacks":"default"`, "fallbacks"},
+		{messages, `"Fallbacks":[]`, "fallbacks"},
+		{messages, `"fallbacks":null`, ""},
+		{chat, `"models":["dearer","dearest"]`, "models"},
+		{chat, `"fallbacks":["dearer"]`, "fallbacks"},
+		{"/v1/completions", `"models":["dearer"]`, "models"},
+		{messages, `"tools":[{"type":"advisor_20260301","name":"advisor","model":"dearer"}]`, "tools"},
+		{messages, `"tools":[{"Model":"dearer","type":"advisor_20260301"}]`, "tools"},
+		{messages, `"tools":[{"m\u006fdel":"dearer","type":"advisor_20260301"}]`, "tools"},
+		{messages, `"messages":[{"content":[{"type":"tool_addition","tool":{"type":"tool_definition","definition":{"type":"advisor_20260301","model":"dearer"}}}]}]`, "tools"},
+		{responses, `"tools":[{"type":"namespace","tools":[{"type":"image_generation","model":"dearer"}]}]`, "tools"},
+		{responses, `"input":[{"type":"additional_tools","tools":[{"type":"image_generation","model":"dearer"}]}]`, "tools"},
+		{responses, `"tools":[{"type":"image_generation","model":null}]`, ""},
+		{responses, `"tools":[{"type":"function","name":"f","parameters":{"properties":{"model":{"type":"string"}}}}]`, ""},
+		{messages, `"tools":[{"name":"f","input_schema":{"properties":{"model":{}}}}]`, ""},
+		{messages, `"messages":[{"content":[{"type":"tool_use","input":{"model":"x","fallbacks":[]}}]}]`, ""},
+		{messages, `"messages":[{"content":[{"type":"fallback","from":{"model":"a"},"to":{"model":"b"}}]}]`, ""},
+	} {
+		_, e := scanned(t, c.path, c.fields)
+		if c.param == "" && e != nil || c.param != "" && (e == nil || e.Param != c.param || e.Code.Status() != http.StatusBadRequest) {
+			t.Errorf("%s %s: %v", c.path, c.fields, e)
+		}
+	}
+}
+
+// TestKeptObjects: what a request names in the provider's account, or leaves
+// there to be named, by whatever way the provider reads it.
+func TestKeptObjects(t *testing.T) {
+	const chat, responses, messages = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+	for _, c := range []struct{ path, fields, want string }{
+		{responses, `"previous_response_id":"resp_1"`, "previous_response_id"},
+		{responses, `"previous_response_id":null`, ""},
+		{responses, `"conversation":"conv_1"`, "conversation"},
+		{responses, `"background":true`, "background"},
+		{responses, `"prompt":{"id":"pmpt_1"}`, "prompt"},
+		{responses, `"prompt":null`, ""},
+		{responses, `"input":[{"type":"item_reference","id":"msg_1"}]`, "item_reference"},
+		{responses, `"input":[{"id":"msg_1"}]`, "item_reference"},
+		{responses, `"input":[{"id":"msg_1","type":null}]`, "item_reference"},
+		{responses, `"input":[{"Id":"msg_1"}]`, "item_reference"},
+		{responses, `"input":[{"type":"reasoning","id":"rs_1","summary":[],"encrypted_content":null}]`, "item_reference"},
+		{responses, `"input":[{"type":"reasoning","id":"rs_1","summary":[],"encrypted_content":"gAAA"}]`, ""},
+		{responses, `"input":[{"type":"reasoning","summary":[]}]`, ""},
+		{responses, `"input":[{"type":"image_generation_call","id":"ig_1"}]`, "item_reference"},
+		{responses, `"input":[{"type":"image_generation_call","id":"ig_1","result":"aGk="}]`, ""},
+		{responses, `"input":[{"type":"message","id":"msg_1","role":"assistant","content":[]},{"role":"user","content":"id"}]`, ""},
+		{responses, `"input":[{"type":"function_call","id":"fc_1","call_id":"c","name":"f","arguments":"{}"}]`, ""},
+		{responses, `"input":[{"type":"function_call_output","call_id":"c","output":[{"type":"input_file","file_id":"file_1"}]}]`, "file_id"},
+		{responses, `"input":[{"type":"code_interpreter_call","id":"ci_1","container_id":"cntr_1"}]`, "file_id"},
+		{responses, `"tools":[{"type":"code_interpreter","container":"cntr_1"}]`, "file_id"},
+		{responses, `"tools":[{"type":"code_interpreter","container":{"type":"auto"}}]`, ""},
+		{responses, `"tools":[{"type":"code_interpreter","container":{"type":"auto","file_ids":["file_1"]}}]`, "file_id"},
+		{responses, `"tools":[{"type":"file_search","vector_store_ids":["vs_1"]}]`, "file_id"},
+		{responses, `"tools":[{"type":"shell","environment":{"type":"container_reference","container_id":"cntr_1"}}]`, "file_id"},
+		{responses, `"tools":[{"type":"shell","environment":{"type":"container_auto","skills":[{"type":"skill_reference","skill_id":"skill_1"}]}}]`, "skill_id"},
+		{responses, `"tools":[{"type":"mcp","tunnel_id":"tun_1"}]`, "tunnel_id"},
+		{responses, `"tools":[{"type":"mcp","server_url":"https://x"}]`, ""},
+		{responses, `"prompt_cache_options":{"comparison_response_id":"resp_1"}`, "prompt_cache_options.comparison_response_id"},
+		{chat, `"messages":[{"role":"assistant","audio":{"id":"audio_1"}}]`, "audio.id"},
+		{chat, `"messages":[{"role":"user","content":[{"type":"input_audio","input_audio":{"data":"","format":"wav"}}]}]`, ""},
+		{chat, `"messages":[{"role":"user","content":[{"type":"file","file":{"file_id":"file_1"}}]}]`, "file_id"},
+		{chat, `"audio":{"voice":{"id":"voice_1"},"format":"wav"}`, "voice.id"},
+		{chat, `"audio":{"voice":"alloy","format":"wav"}`, ""},
+		{"/v1/audio/speech", `"voice":{"id":"voice_1"}`, "voice.id"},
+		{"/v1/audio/speech", `"voice":"alloy"`, ""},
+		{chat, `"deferred":true`, "deferred"},
+		{chat, `"deferred":false`, ""},
+		{chat, `"data_sources":[{"type":"azure_search","parameters":{"authentication":{"type":"system_assigned_managed_identity"}}}]`, "data_sources"},
+		{chat, `"data_sources":null`, ""},
+		{chat, `"extra_body":{"google":{"cached_content":"cachedContents/1"}}`, "cached_content"},
+		{chat, `"extra_body":{"google":{"thinking_config":{}}}`, ""},
+		{messages, `"container":"container_1"`, "container"},
+		{messages, `"container":{"id":"container_1"}`, "container"},
+		{messages, `"container":{"id":null,"skills":[{"type":"anthropic","skill_id":"pdf"}]}`, ""},
+		{messages, `"container":{"skills":[{"type":"custom","skill_id":"skill_1"}]}`, "skill_id"},
+		{messages, `"container":{"skills":[{"skill_id":"skill_1"}]}`, "skill_id"},
+		{messages, `"messages":[{"content":[{"type":"container_upload","file_id":"file_1"}]}]`, "file_id"},
+		{messages, `"messages":[{"content":[{"type":"tool_use","id":"toolu_1","input":{"file_id":"f"}},{"type":"server_tool_use","id":"srvtoolu_1","name":"web_search","input":{}}]}]`, ""},
+		{messages, `"diagnostics":{"previous_message_id":"msg_1"}`, "diagnostics"},
+		{messages, `"diagnostics":{"previous_message_id":null}`, ""},
+	} {
+		q, e := scanned(t, c.path, c.fields)
+		if e != nil {
+			t.Errorf("%s %s: %v", c.path, c.fields, e)
+			continue
+		}
+		if q.Kept != c.want {
+			t.Errorf("%s %s: kept %q, want %q", c.path, c.fields, q.Kept, c.want)
+		}
+		shared := SharedRefusal(&q)
+		if (shared != nil) != (c.want != "") || shared != nil && shared.Code != StorageNotAllowed {
+			t.Errorf("%s %s: %v", c.path, c.fields, shared)
+		}
+		if c.want != "" && StorageRefusal(q.Endpoint, &q, nil) == nil {
+			t.Errorf("%s %s passes without retention", c.path, c.fields)
+		}
+	}
+}
+
+// TestFormCharset: a provider that decodes a form by the charset of its type
+// would find another model behind other names. Starlette does.
+func TestFormCharset(t *testing.T) {
+	form := []byte(formOf(textPart("model", "whisper"), textPart("+AG0-odel", "dearer")))
+	for kind, ok := range map[string]bool{
+		formType + "; charset=utf-7":    false,
+		formType + "; charset=utf-16":   false,
+		formType + "; charset=cp037":    false,
+		formType + "; charset=":         false,
+		formType + "; charset=utf-8":    true,
+		formType + "; charset=US-ASCII": true,
+		formType + "; _charset_=utf-7":  false,
+		formType + "; profile=x":        false,
+		formType:                        true,
+	} {
+		if _, e := ScanRequest(endpoint(t, "/v1/audio/transcriptions"), kind, form); (e == nil) != ok {
+			t.Errorf("%s: %v", kind, e)
+		}
+	}
+}
+
+// TestOddCounts: a figure that is no count is none: it neither makes an answer
+// free nor ruins a bill. What is not told is estimated, and marked.
+func TestOddCounts(t *testing.T) {
+	for _, c := range []struct {
+		figure string
+		want   int64 // of input; -1 = the figures are not final
+	}{
+		{"12", 12}, {"12.0", 12}, {"1.2e1", 12}, {"0", 0}, {"-0", 0},
+		{"-1", -1}, {"12.5", -1}, {"9223372036854775807", -1}, {"9223372036854775808", -1}, {"1e400", -1}, {"1e15", -1},
+		{`"12"`, -1}, {"true", -1}, {"{}", -1}, {"[12]", -1},
+	} {
+		check := func(where string, u Usage) {
+			t.Helper()
+			if u.Final != (c.want >= 0) || c.want >= 0 && (u.Input != c.want || u.Output != 7) || u.Input < 0 || u.Input > 1<<40 {
+				t.Errorf("%s, %s: %+v", where, c.figure, u)
+			}
+		}
+		chat := `{"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"prompt_tokens":` + c.figure + `,"completion_tokens":7}}`
+		s := Stream{Endpoint: endpoint(t, "/v1/chat/completions"), Choices: 1, WantsUsage: true}
+		if kind := s.Event([]byte("data: " + chat + "\n\n")); kind != KindContent {
+			t.Fatalf("%s: %v", c.figure, kind)
+		}
+		check("chunk", s.Usage)
+		a, ok := ReadAnswer(endpoint(t, "/v1/chat/completions"), "application/json", []byte(chat))
+		if !ok {
+			t.Fatal(c.figure)
+		}
+		check("answer", a.Usage)
+		s = Stream{Endpoint: endpoint(t, "/v1/messages")}
+		s.Event([]byte(`data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":` + c.figure + `,"output_tokens":7}}` + "\n\n"))
+		check("message_delta", s.Usage)
+		s = Stream{Endpoint: endpoint(t, "/v1/responses")}
+		s.Event([]byte(`data: {"type":"response.completed","response":{"usage":{"input_tokens":` + c.figure + `,"output_tokens":7}}}` + "\n\n"))
+		check("response.completed", s.Usage)
+	}
+	for _, usage := range []string{"{}", "[]", `"none"`, "0", "false", `{"prompt_tokens":3}`, `{"total_tokens":9}`} {
+		s := Stream{Endpoint: endpoint(t, "/v1/chat/completions"), Choices: 1, WantsUsage: true}
+		s.Event([]byte(`data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":` + usage + "}\n\n"))
+		if s.Usage.Final {
+			t.Errorf("usage %s closes the account", usage)
+		}
+	}
+}
+
+// TestUsageBesideTheTotals: what Anthropic bills beside its top-level figures
+// is counted with them.
+func TestUsageBesideTheTotals(t *testing.T) {
+	const usage = `{"input_tokens":10,"output_tokens":20,"cache_read_input_tokens":1,"iterations":[` +
+		`{"type":"compaction","input_tokens":1000,"output_tokens":300,"cache_read_input_tokens":4,"cache_creation_input_tokens":5},` +
+		`{"type":"message","input_tokens":10,"output_tokens":20}]}`
+	a, ok := ReadAnswer(endpoint(t, "/v1/messages"), "application/json", []byte(`{"type":"message","usage":`+usage+`}`))
+	counted := func(u Usage) [4]int64 { return [...]int64{u.Input, u.Output, u.CacheRead, u.CacheWrite} }
+	want := [...]int64{1010, 320, 5, 5}
+	if !ok || counted(a.Usage) != want || !a.Usage.Final {
+		t.Errorf("answer: %+v", a.Usage)
+	}
+	s := Stream{Endpoint: endpoint(t, "/v1/messages")}
+	s.Event([]byte(`data: {"type":"message_start","message":{"usage":{"input_tokens":10,"output_tokens":1,"iterations":null}}}` + "\n\n"))
+	for range 2 { // cumulative: told twice, counted once
+		s.Event([]byte(`data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":` + usage + "}\n\n"))
+	}
+	if counted(s.Usage) != want || !s.Usage.Final {
+		t.Errorf("stream: %+v", s.Usage)
+	}
+}
+
+// TestManyDataLines: an event of many lines costs what it weighs. Joining each
+// line to a copy of those before took minutes for one event.
+func TestManyDataLines(t *testing.T) {
+	event := append(bytes.Repeat([]byte("data:\n"), 200_000), "data: {\"choices\":[]}\n\n"...)
+	s := Stream{Endpoint: endpoint(t, "/v1/chat/completions")}
+	began := time.Now()
+	if kind := s.Event(event); kind != KindContent {
+		t.Errorf("kind %d", kind)
+	}
+	if took := time.Since(began); took > time.Second {
+		t.Errorf("one event of %d bytes took %s", len(event), took)
+	}
+}
+
+// TestHugeSequence: a number that no client could count on from is none.
+func TestHugeSequence(t *testing.T) {
+	s := Stream{Endpoint: endpoint(t, "/v1/responses")}
+	s.Event([]byte(`data: {"type":"response.created","sequence_number":9223372036854775807,"response":{}}` + "\n\n"))
+	if got := string(s.AppendFailure(nil, Fail(UpstreamError, "x"), "req")); strings.Contains(got, `"sequence_number":-`) {
+		t.Errorf("%s", got)
+	}
+}
+
+// TestRefusalsHoldNoContent: whatever is wrong with a body, and wherever its
+// content stands, what is said about it is ours.
+func TestRefusalsHoldNoContent(t *testing.T) {
+	const marker = "quokka7be1"
+	long := strings.Repeat(marker, 30)
+	bodies := []string{
+		marker, `{"` + marker + `"`, `{"model":"` + marker, `{"model":"` + long + `"}`, `{"model":{"` + marker + `":1}}`, `{"model":"m","model":"` + marker + `"}`,
+		`{"MODEL":"` + marker + `"}`, `{"model":"m","stream":"` + marker + `"}`, `{"model":"m","stream":true,"stream_options":"` + marker + `"}`,
+		`{"model":"m","stream_options":{"include_usage":"` + marker + `"}}`, `{"model":"m","stream_options":{"Include_Usage":"` + marker + `"}}`,
+		`{"model":"m","fallbacks":["` + marker + `"]}`, `{"model":"m","models":"` + marker + `"}`, `{"model":"m","tools":[{"type":"` + marker + `","model":"` + marker + `"}]}`,
+		`{"model":"m","tools":[{"type":"` + marker + `"}]}`, `{"model":"m","tools":"` + marker + `"}`, `{"model":"m","previous_response_id":"` + marker + `"}`,
+		`{"model":"m","input":[{"id":"` + marker + `"}]}`, `{"model":"m","messages":[{"` + marker + `":{"file_id":"` + marker + `"}}]}`,
+		`{"model":"m","container":{"skills":[{"type":"` + marker + `","skill_id":"` + marker + `"}]}}`, `{"model":"m","cache_control":{"ttl":"` + marker + `"}}`,
+		`{"model":"m","prompt_cache_retention":"` + marker + `"}`, `{"model":"m","background":"` + marker + `"}`, `{"model":"m","response_format":"` + marker + `"}`,
+		`{"model":"m","audio":{"voice":{"id":"` + marker + `"}}}`, `{"model":"m"}` + marker, `{"model":"m","x":` + strings.Repeat(`{"`+marker+`":`, 200),
+		formOf(textPart("model", marker), textPart("model", marker)), formOf(textPart("model", "a\n"+marker)), formOf(textPart("Model", marker)),
+		formOf(textPart(marker, marker)), formOf(textPart("model", "m"), textPart("stream", marker)), formOf(marker + ": x\r\n\r\n" + marker),
+		formOf("Content-Disposition: " + marker + "\r\n\r\n" + marker), "--b-1" + marker, formOf(textPart("_charset_", marker)),
+	}
+	header := http.Header{"Anthropic-Beta": {marker}, "Openai-Beta": {marker}}
+	for _, ep := range jsonEndpoints() {
+		for _, body := range bodies {
+			for _, kind := range []string{"application/json", formType, formType + "; " + marker + "=1", "multipart/form-data; boundary=" + marker} {
+				q, e := ScanRequest(ep, kind, []byte(body))
+				for _, e := range []*Error{e, StorageRefusal(ep, &q, nil), StorageRefusal(ep, &q, header), SharedRefusal(&q)} {
+					if e == nil {
+						continue
+					}
+					if text := e.Error() + e.Param + string(e.AppendBody(nil, ep.Dialect, "req")); strings.Contains(text, marker) {
+						t.Fatalf("%s %s: %s", ep.Path, kind, text)
+					}
+				}
+				if s := q.Stores + q.Kept; strings.Contains(s, marker) {
+					t.Fatalf("%s: %s", ep.Path, s)
+				}
+			}
+		}
+	}
+}
+
+// TestEscapedRefusals: a refusal counts however its reason is spelt.
+func TestEscapedRefusals(t *testing.T) {
+	for path, data := range map[string]string{
+		"/v1/chat/completions": `{"choices":[{"index":0,"delta":{},"finish_reason":"content\u005ffilter"}]}`,
+		"/v1/messages":         `{"type":"message_delta","delta":{"stop_reason":"re\u0066usal"}}`,
+		"/v1/responses":        `{"type":"response.incomplete","response":{"incomplete_details":{"reason":"content\u005ffilter"}}}`,
+	} {
+		s := Stream{Endpoint: endpoint(t, path), Choices: 1}
+		s.Event([]byte("data: " + data + "\n\n"))
+		if !s.Refused {
+			t.Errorf("%s: %s is no refusal", path, strings.TrimSpace(data))
+		}
+	}
+}

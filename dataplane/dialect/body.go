@@ -1,0 +1,158 @@
+package dialect
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Body is a request body in pieces. It prints as [content].
+type Body struct {
+	parts [maxParts]Content
+	n     int
+	size  int64
+	hold  *Hold
+}
+
+// Hold keeps memory that Bodies point into from being used again while a
+// transport may still read it: transports close a body on their own time, even
+// after the attempt is over.
+type Hold struct {
+	users atomic.Int64
+	free  func()
+}
+
+// NewHold starts with one user, whose Release ends it.
+func NewHold(free func()) *Hold {
+	h := &Hold{free: free}
+	h.users.Store(1)
+	return h
+}
+
+// Release drops one user; the last one frees the memory.
+func (h *Hold) Release() {
+	if h != nil && h.users.Add(-1) == 0 {
+		h.free()
+	}
+}
+
+// Held says that b's memory is kept by h; each Reader of b is a user of it.
+func (b Body) Held(h *Hold) Body {
+	b.hold = h
+	return b
+}
+
+// WholeBody is a body that is sent as it is.
+func WholeBody(b []byte) Body {
+	var out Body
+	out.add(b)
+	return out
+}
+
+func (b *Body) add(p []byte) {
+	if len(p) > 0 {
+		b.parts[b.n] = Conceal(p)
+		b.n++
+		b.size += int64(len(p))
+	}
+}
+
+// Len is the number of bytes.
+func (b *Body) Len() int64 { return b.size }
+
+// Append appends all bytes.
+func (b *Body) Append(dst []byte) []byte {
+	dst = slices.Grow(dst, int(b.size))
+	for _, p := range b.parts[:b.n] {
+		dst = append(dst, p.Bytes()...)
+	}
+	return dst
+}
+
+// AppendParts appends the pieces, which share the body's memory.
+func (b *Body) AppendParts(dst [][]byte) [][]byte {
+	for _, p := range b.parts[:b.n] {
+		dst = append(dst, p.Bytes())
+	}
+	return dst
+}
+
+// copied is the largest body that Open copies.
+const copied = 64 << 10
+
+// Open returns a reader of b for net/http. A small body is copied, so that the
+// transport knows it to be in memory and sends it in one packet with the head.
+func (b *Body) Open() io.ReadCloser {
+	if b.size > copied {
+		return b.NewReader()
+	}
+	return io.NopCloser(bytes.NewReader(b.Append(nil)))
+}
+
+// Format writes "[content]" under every verb.
+func (Body) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, contentText) }
+
+// LogValue returns "[content]".
+func (Body) LogValue() slog.Value { return slog.StringValue(contentText) }
+
+// MarshalText returns "[content]".
+func (Body) MarshalText() ([]byte, error) { return []byte(contentText), nil }
+
+// Reader reads a Body from its start. It does not copy the pieces. Close may
+// be called while Read runs: after Close nothing is read any more.
+type Reader struct {
+	mu    sync.Mutex
+	parts [maxParts]Content
+	n, i  int
+	off   int
+	hold  *Hold
+	over  bool
+}
+
+// NewReader returns a Reader of b. It must be closed.
+func (b *Body) NewReader() *Reader {
+	if b.hold != nil {
+		b.hold.users.Add(1)
+	}
+	return &Reader{parts: b.parts, n: b.n, hold: b.hold}
+}
+
+func (r *Reader) Read(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.over {
+		return 0, fs.ErrClosed
+	}
+	total := 0
+	for r.i < r.n && total < len(p) {
+		part := r.parts[r.i].Bytes()
+		k := copy(p[total:], part[r.off:])
+		total += k
+		if r.off += k; r.off == len(part) {
+			r.i, r.off = r.i+1, 0
+		}
+	}
+	if total == 0 && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return total, nil
+}
+
+// Close ends the use of the memory. It may be called more than once.
+func (r *Reader) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.over {
+		r.over = true
+		r.hold.Release()
+	}
+	return nil
+}
+
+// Format writes "[content]" under every verb.
+func (*Reader) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, contentText) }

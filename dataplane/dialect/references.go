@@ -1,0 +1,309 @@
+package dialect
+
+import "bytes"
+
+// references takes a value of messages, input or the like, and looks for what
+// refers to things kept at the provider.
+func (s *scan) references() {
+	switch s.peek() {
+	case '{':
+		s.object(func(key []byte) { s.member(key) })
+	case '[':
+		s.array(func() { s.references() })
+	default:
+		s.value()
+	}
+}
+
+// member takes the value of one nested field, key.
+func (s *scan) member(key []byte) {
+	if !lowerASCII(key) {
+		s.foldedMember(key)
+		return
+	}
+	switch string(key) {
+	case "file_id", "file_ids", "vector_store_ids", "container_id":
+		s.id("file_id")
+	case "skill_id", "tunnel_id", "cached_content":
+		s.id(nestedName(key))
+	case "container": // an id, or how to make a new one
+		if !s.isNull() {
+			s.stores("file_id")
+		}
+		if s.peek() == '{' {
+			s.references()
+		} else {
+			s.id("file_id")
+		}
+	case "audio":
+		s.ownID("audio.id")
+	case "voice":
+		s.ownID("voice.id")
+	case "type":
+		switch v, _ := s.text(); string(v) {
+		case "item_reference":
+			s.kept("item_reference")
+		case "container_upload":
+			s.kept("file_id")
+		}
+	case "cache_control", "caching":
+		s.cacheControl()
+	case "tools":
+		s.tools()
+	case "definition":
+		if s.peek() == '{' {
+			s.tool()
+		} else {
+			s.references()
+		}
+	case "input", "parameters", "input_schema", "schema", "arguments", "input_examples", "metadata":
+		s.value() // the client's own structures, which may use any name
+	default:
+		s.references()
+	}
+}
+
+var nestedNames = [...]string{
+	"file_id", "file_ids", "vector_store_ids", "container", "container_id", "type", "cache_control", "caching", "tools", "definition",
+	"skill_id", "tunnel_id", "cached_content", "audio", "voice",
+}
+
+// nestedName is key as a constant.
+func nestedName(key []byte) string {
+	for _, name := range nestedNames {
+		if string(key) == name {
+			return name
+		}
+	}
+	return ""
+}
+
+// something takes a value and reports whether it is neither null nor empty.
+func (s *scan) something() bool { return !hollow(s.span().of(s.b)) }
+
+// hollow reports whether v, a JSON value, is null or empty.
+func hollow(v []byte) bool {
+	if len(v) >= 2 && (v[0] == '[' || v[0] == '{') {
+		return len(bytes.TrimSpace(v[1:len(v)-1])) == 0
+	}
+	return string(v) == "null" || string(v) == `""`
+}
+
+// id takes a value that names something kept.
+func (s *scan) id(what string) {
+	if !s.isNull() {
+		s.stores(what)
+	}
+	if s.something() {
+		s.kept(what)
+	}
+}
+
+// ownID takes an object that may be named by its id alone.
+func (s *scan) ownID(what string) {
+	if s.peek() != '{' {
+		s.references()
+		return
+	}
+	s.object(func(key []byte) {
+		if is(key, "id") {
+			s.id(what)
+		} else {
+			s.member(key)
+		}
+	})
+}
+
+// items takes the input of a response.
+func (s *scan) items() {
+	if s.peek() != '[' {
+		s.references()
+		return
+	}
+	s.array(func() {
+		if s.peek() == '{' {
+			s.item()
+		} else {
+			s.references()
+		}
+	})
+}
+
+// What an input item may have once.
+const (
+	itemID = 1 << iota
+	itemType
+	itemRole
+	itemContent
+	itemEncrypted
+	itemResult
+)
+
+// item takes one input item. One that gives its id, and not what it stands for,
+// has the provider look it up: a reference, whose type may be left out, but
+// also reasoning or a picture without its content. What is given twice may be
+// read either way.
+func (s *scan) item() {
+	seen, named, typed, role, carries, twice := 0, false, false, false, false, false
+	s.object(func(key []byte) {
+		field := 0
+		switch {
+		case is(key, "id"):
+			field = itemID
+			named = s.something() || named
+		case is(key, "type"):
+			field = itemType
+			typed = s.peek() == '"'
+			s.member(key)
+		case is(key, "role"):
+			field = itemRole
+			role = s.something()
+		case is(key, "status"), is(key, "summary"): // of what is kept
+			s.value()
+		default:
+			switch {
+			case is(key, "content"):
+				field = itemContent
+			case is(key, "encrypted_content"):
+				field = itemEncrypted
+			case is(key, "result"):
+				field = itemResult
+			}
+			s.space()
+			from := s.i
+			s.member(key)
+			carries = carries || !hollow(s.b[from:s.i])
+		}
+		twice = twice || seen&field != 0
+		seen |= field
+	})
+	if named && (twice || !role && (!typed || !carries)) {
+		s.kept("item_reference")
+	}
+}
+
+// container takes Anthropic's container: the id of one, or what a new one is to
+// hold. Skills are the provider's, or kept in its account.
+func (s *scan) container() {
+	if s.peek() != '{' {
+		s.id("container")
+		return
+	}
+	s.stores("container")
+	s.object(func(key []byte) {
+		switch {
+		case is(key, "id"):
+			s.id("container")
+		case is(key, "skills") && s.peek() == '[':
+			s.array(func() {
+				theirs, ours := false, false
+				s.objectOr(func(key []byte) {
+					if !is(key, "type") {
+						s.value()
+						return
+					}
+					v, _ := s.text()
+					theirs, ours = theirs || string(v) == "anthropic", ours || string(v) != "anthropic"
+				})
+				if ours || !theirs {
+					s.kept("skill_id")
+				}
+			})
+		default:
+			s.value()
+		}
+	})
+}
+
+// foldedMember reads a key in another case as the name it folds to: some
+// providers do.
+func (s *scan) foldedMember(key []byte) {
+	for _, name := range nestedNames {
+		if foldsTo(key, name) {
+			s.member([]byte(name))
+			return
+		}
+	}
+	s.references()
+}
+
+// cacheControl takes Anthropic's cache_control.
+func (s *scan) cacheControl() {
+	s.objectOr(func(key []byte) {
+		if !is(key, "ttl") {
+			s.value()
+			return
+		}
+		if v, ok := s.text(); ok && string(v) != "5m" {
+			s.stores("cache_control.ttl")
+		}
+	})
+}
+
+// storing takes the value of a field that may ask the provider to keep something.
+func (s *scan) storing(f fieldSet) {
+	switch f {
+	case fBackground, fDeferred:
+		if v := s.span().of(s.b); string(v) != "false" && string(v) != "null" {
+			s.kept(f.name())
+		}
+	case fPrevious, fConversation, fDataSources:
+		s.id(f.name())
+	case fContainer:
+		s.container()
+	case fAudio:
+		if !s.isNull() {
+			s.stores(f.name())
+		}
+		s.references()
+	case fVoice:
+		s.ownID("voice.id")
+	case fDiagnostics:
+		if !s.isNull() {
+			s.stores(f.name())
+		}
+		s.objectOr(func(key []byte) {
+			if is(key, "previous_message_id") {
+				s.id(f.name())
+			} else {
+				s.value()
+			}
+		})
+	case fRetention:
+		if s.isNull() {
+			s.value()
+		} else if v, _ := s.text(); string(v) != "in_memory" && string(v) != "in-memory" {
+			s.stores(f.name())
+		}
+	case fCacheOptions:
+		s.objectOr(func(key []byte) {
+			switch {
+			case is(key, "ttl"):
+				if v, ok := s.text(); ok && string(v) != "30m" {
+					s.stores("prompt_cache_options.ttl")
+				}
+			case is(key, "comparison_response_id"):
+				s.id("prompt_cache_options.comparison_response_id")
+			default:
+				s.value()
+			}
+		})
+	case fMCP:
+		if !s.isNull() {
+			s.q.ProviderTools = true
+			s.stores(f.name())
+		}
+		s.value()
+	case fCacheControl:
+		s.cacheControl()
+	case fResponseFormat:
+		if v, _ := s.text(); string(v) == "url" {
+			s.stores(f.name())
+		}
+	default: // an id of something kept, or a demand to keep it
+		if !s.isNull() {
+			s.stores(f.name())
+		}
+		s.value()
+	}
+}

@@ -1,0 +1,180 @@
+package dialect
+
+import "strings"
+
+// toolClass says who runs a tool.
+type toolClass uint8
+
+const (
+	toolClient   toolClass = iota + 1 // the client: the provider only asks for it
+	toolProvider                      // the provider, which keeps nothing for it
+	toolKeeping                       // the provider, which keeps something for it
+	toolShell                         // as the environment it names
+	toolSearch                        // as its execution says
+	toolGroup                         // as the tools inside it
+)
+
+// tool is one row of the table of tools, by the type they are declared with. A
+// type that is not in the table is taken for one that runs at the provider and
+// keeps something there.
+type tool struct {
+	dialect Dialect
+	name    string // a name that ends in _ stands for every version: name, then a date
+	class   toolClass
+}
+
+// Types of both APIs as of November 2026: openai-go v3.96 (responses.ToolUnionParam),
+// anthropic-sdk-go v1.84 (BetaToolUnionParam). What keeps something: see Storage.
+var toolTable = [...]tool{
+	{OpenAI, "function", toolClient},
+	{OpenAI, "custom", toolClient},
+	{OpenAI, "namespace", toolGroup},
+	{OpenAI, "tool_search", toolSearch},
+	{OpenAI, "local_shell", toolClient},
+	{OpenAI, "apply_patch", toolClient},
+	{OpenAI, "computer", toolClient},
+	{OpenAI, "computer_use_preview", toolClient},
+	{OpenAI, "shell", toolShell},
+	{OpenAI, "web_search", toolProvider},
+	{OpenAI, "web_search_2025_08_26", toolProvider},
+	{OpenAI, "web_search_preview", toolProvider},
+	{OpenAI, "web_search_preview_2025_03_11", toolProvider},
+	{OpenAI, "image_generation", toolProvider},
+	{OpenAI, "file_search", toolKeeping},
+	{OpenAI, "code_interpreter", toolKeeping},
+	{OpenAI, "programmatic_tool_calling", toolKeeping},
+	{OpenAI, "mcp", toolKeeping},
+
+	{Anthropic, "custom", toolClient},
+	{Anthropic, "bash_", toolClient},
+	{Anthropic, "text_editor_", toolClient},
+	{Anthropic, "computer_", toolClient},
+	{Anthropic, "computer_toolset_", toolClient},
+	{Anthropic, "browser_toolset_", toolClient},
+	{Anthropic, "memory_", toolClient},
+	{Anthropic, "web_search_20250305", toolProvider},
+	{Anthropic, "web_fetch_20250910", toolProvider},
+	{Anthropic, "advisor_", toolProvider},
+	{Anthropic, "tool_search_tool_bm25", toolProvider},
+	{Anthropic, "tool_search_tool_bm25_", toolProvider},
+	{Anthropic, "tool_search_tool_regex", toolProvider},
+	{Anthropic, "tool_search_tool_regex_", toolProvider},
+	{Anthropic, "web_search_", toolKeeping}, // later versions filter in a container
+	{Anthropic, "web_fetch_", toolKeeping},
+	{Anthropic, "code_execution_", toolKeeping},
+	{Anthropic, "mcp_toolset", toolKeeping},
+}
+
+// unknownTool stands for every type that is not in the table.
+const unknownTool = "unknown"
+
+// toolOf finds the row of a declared type. The name is the table's own.
+func toolOf(d Dialect, declared []byte) (class toolClass, name string) {
+	for i := range toolTable {
+		t := &toolTable[i]
+		if t.dialect == d && (string(declared) == t.name || t.versions(declared)) {
+			return t.class, t.name
+		}
+	}
+	return toolKeeping, unknownTool
+}
+
+// versions reports whether declared is a dated version of t.
+func (t *tool) versions(declared []byte) bool {
+	if !strings.HasSuffix(t.name, "_") || len(declared) != len(t.name)+len("20060102") || string(declared[:len(t.name)]) != t.name {
+		return false
+	}
+	return isInteger(declared[len(t.name):])
+}
+
+// toolField gives the field of the Storage table that a tool's use is told by.
+func toolField(name string) string {
+	for i := range storageTable {
+		if storageTable[i].tool == name {
+			return storageTable[i].Field
+		}
+	}
+	return "tools: " + unknownTool
+}
+
+// tools takes an array of tool definitions.
+func (s *scan) tools() {
+	if s.peek() != '[' {
+		if !s.isNull() {
+			s.oneTool(toolKeeping, unknownTool)
+		}
+		s.value()
+		return
+	}
+	s.array(func() { s.tool() })
+}
+
+// tool takes one tool definition. A field given twice counts with each value,
+// so that it does not matter which one the provider reads.
+func (s *scan) tool() {
+	if s.peek() != '{' {
+		s.oneTool(toolKeeping, unknownTool)
+		s.value()
+		return
+	}
+	typed, local, hosted, client, server := false, false, false, false, false
+	shell, search := false, false
+	s.object(func(key []byte) {
+		switch {
+		case is(key, "type"):
+			if s.isNull() {
+				s.value()
+				return
+			}
+			declared, _ := s.text() // none = a type that nobody knows
+			typed = true
+			class, name := toolOf(s.q.Dialect, declared)
+			shell, search = shell || class == toolShell, search || class == toolSearch
+			s.oneTool(class, name)
+		case is(key, "environment"):
+			s.objectOr(func(key []byte) {
+				if !is(key, "type") {
+					s.member(key)
+					return
+				}
+				v, _ := s.text()
+				local, hosted = local || string(v) == "local", hosted || string(v) != "local"
+			})
+		case is(key, "execution"):
+			v, _ := s.text()
+			client, server = client || string(v) == "client", server || string(v) != "client"
+		case is(key, "model"): // of an advisor, a painter: it would answer too
+			if !s.isNull() {
+				s.refuse(InvalidRequest, "tools", "A tool of the request names a model of its own, which would answer unseen by policy and record: leave the tool, or its `model`, out.")
+			}
+			s.value()
+		default:
+			s.member(key)
+		}
+	})
+	switch {
+	case !typed && s.q.Dialect == OpenAI:
+		s.oneTool(toolKeeping, unknownTool)
+	case shell && (hosted || !local):
+		s.oneTool(toolKeeping, "shell")
+	}
+	if search && (server || !client) {
+		s.oneTool(toolProvider, "")
+	}
+}
+
+// oneTool notes what a tool of that class means for the request.
+func (s *scan) oneTool(class toolClass, name string) {
+	switch class {
+	case toolProvider:
+		s.q.ProviderTools = true
+	case toolKeeping:
+		s.q.ProviderTools = true
+		s.stores(toolField(name))
+	}
+}
+
+// is reports whether key is name in any case.
+func is(key []byte, name string) bool {
+	return string(key) == name || !lowerASCII(key) && foldsTo(key, name)
+}

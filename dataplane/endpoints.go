@@ -1,0 +1,140 @@
+package dataplane
+
+import (
+	"net/http"
+	"strings"
+
+	"ringmain/dataplane/dialect"
+)
+
+// Endpoints that this node answers by itself; dialect lists those that it
+// passes on. Metric labels are these paths, or "other".
+const (
+	pathModels = "/v1/models"
+	pathLive   = "/livez"
+	pathReady  = "/readyz"
+	pathOther  = "other"
+)
+
+// serveAPI is the handler of the client-facing listener.
+func (w *Worker) serveAPI(rw http.ResponseWriter, r *http.Request) {
+	if r.ProtoMajor > 1 {
+		_ = deep(r.ProtoMajor)
+	}
+	if e := misshapen(r); e != nil {
+		w.refuseShape(rw, r, e)
+		return
+	}
+	if ep, ok := dialect.EndpointOf(r.URL.Path); ok {
+		x := w.newExchange(rw, r, ep.Path)
+		x.endpoint, x.dialect = ep, ep.Dialect
+		switch {
+		case ep.Stores:
+			x.storage()
+		case x.allow(http.MethodPost):
+			x.inference()
+		}
+		return
+	}
+	w.serveOwn(rw, r)
+}
+
+// serveOwn answers what needs no upstream.
+func (w *Worker) serveOwn(rw http.ResponseWriter, r *http.Request) {
+	path := r.URL.Path
+	if name, label, ok := documentPath(path); ok {
+		if x := w.newExchange(rw, r, label); x.allow(readMethods...) {
+			x.document(name)
+		}
+		return
+	}
+	switch {
+	case path == pathModels || strings.HasPrefix(path, pathModels+"/"):
+		x := w.newExchange(rw, r, pathModels)
+		if r.Header.Get("Anthropic-Version") != "" {
+			x.dialect = dialect.Anthropic
+		}
+		if x.allow(http.MethodGet) {
+			x.models(strings.TrimPrefix(strings.TrimPrefix(path, pathModels), "/"))
+		}
+	case path == pathKeySet:
+		if x := w.newExchange(rw, r, path); x.allow(readMethods...) {
+			x.keySet()
+		}
+	case strings.HasPrefix(path, pathReceipts+"/"):
+		if x := w.newExchange(rw, r, pathReceipts); x.allow(http.MethodGet) {
+			x.receipt(strings.TrimPrefix(path, pathReceipts+"/"))
+		}
+	case path == pathLive || path == pathReady:
+		x := w.newExchange(rw, r, path)
+		switch {
+		case !x.allow(readMethods...):
+		case path == pathReady && !w.ready():
+			x.fail(dialect.Fail(dialect.NotReady, "This node is draining, or has no state loaded yet: send requests to another."), 0)
+		default:
+			x.writeOK("text/plain; charset=utf-8", []byte("ok\n"))
+		}
+	default:
+		x := w.newExchange(rw, r, pathOther)
+		x.fail(dialect.Fail(dialect.NotFound, "There is no such endpoint: check the path."), 0)
+	}
+}
+
+// misshapen says what is wrong with a request that no endpoint could answer,
+// whatever its path.
+func misshapen(r *http.Request) *dialect.Error {
+	switch {
+	case r.Method == http.MethodConnect:
+		return dialect.Fail(dialect.MethodNotAllowed, "This is an API, not a proxy: send the request itself, without CONNECT.")
+	case len(r.Header["Upgrade"]) > 0:
+		return dialect.Fail(dialect.InvalidRequest, "This endpoint does not speak WebSocket, nor any other protocol to upgrade to: use HTTP streaming (`stream: true`).")
+	case r.URL.Host != "":
+		return dialect.Fail(dialect.InvalidRequest, "The request's target is a whole URL, as a proxy takes it: this is an API, send the path alone.")
+	case len(r.URL.Path) == 0 || r.URL.Path[0] != '/':
+		return dialect.Fail(dialect.InvalidRequest, "The request's target is no path: send the path of an endpoint, such as /v1/chat/completions.")
+	}
+	return nil
+}
+
+// refuseShape answers a misshapen request. Whoever sent it may take what
+// follows on the connection for something else than HTTP: it ends here.
+func (w *Worker) refuseShape(rw http.ResponseWriter, r *http.Request, e *dialect.Error) {
+	x := w.newExchange(rw, r, pathOther)
+	if e.Code == dialect.MethodNotAllowed {
+		rw.Header()["Allow"] = []string{"GET, POST"}
+	}
+	if r.ProtoMajor == 1 {
+		rw.Header()["Connection"] = w.fixed.connClose
+	}
+	x.fail(e, 0)
+}
+
+// storage answers the endpoints that exist to keep something. None is offered;
+// whoever must not store is told so.
+func (x *exchange) storage() {
+	if !x.w.admit() {
+		x.fail(errShed, 0)
+		return
+	}
+	defer x.w.leave()
+	e := x.identify()
+	if e == nil && x.decision.ZeroRetention {
+		e = dialect.StorageRefusal(x.endpoint, nil, x.r.Header)
+	}
+	if e == nil {
+		e = dialect.Fail(dialect.NotFound, "Files and other objects that a provider would keep are not offered here: send the content within each request.")
+	}
+	x.refuse(e, 0)
+}
+
+// deep makes room on the stack for all that a request calls. HTTP/2 serves each
+// in a new goroutine, whose small stack would otherwise be doubled, and copied
+// with all that is on it, again and again as the calls go deeper.
+//
+//go:noinline
+func deep(i int) byte {
+	var room [stackRoom]byte
+	return room[i]
+}
+
+const stackRoom = 7 << 10 // bytes; with what is in use, it makes a stack of 16 KiB

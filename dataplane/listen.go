@@ -1,0 +1,78 @@
+package dataplane
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"ringmain/controlplane/identity"
+	"ringmain/dataplane/edge"
+)
+
+// serverLog takes what net/http logs: about clients that break off mostly,
+// which is worth nothing, but also the panics of handlers.
+type serverLog struct{ log *slog.Logger }
+
+func (l serverLog) Write(line []byte) (int, error) {
+	level := slog.LevelDebug
+	if bytes.Contains(line, []byte(": panic serving ")) {
+		level = slog.LevelError
+	}
+	l.log.Log(context.Background(), level, string(bytes.TrimSpace(line)))
+	return len(line), nil
+}
+
+// serve starts both servers and the probes.
+func (w *Worker) serve(ctx context.Context) {
+	ctx, w.stop = context.WithCancel(ctx)
+	w.group, ctx = errgroup.WithContext(ctx)
+	base := func(net.Listener) context.Context { return ctx }
+	errorLog := log.New(serverLog{w.log}, "", 0)
+	w.api = &http.Server{
+		Handler: w.guard.Handler(http.HandlerFunc(w.serveAPI)), BaseContext: base, ErrorLog: errorLog,
+		DisableGeneralOptionsHandler: true, // OPTIONS * is refused as everything else is
+		TLSConfig:                    w.certs.api.Server([]string{"h2", "http/1.1"}),
+		ReadHeaderTimeout:            w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
+		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		ConnContext: w.guard.ConnContext,
+		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	only2 := new(http.Protocols)
+	door := edge.New(edge.Limits{}) // strangers reach the listener for peers too, if they cannot shake hands
+	only2.SetHTTP2(true)
+	w.peer = &http.Server{
+		Handler: door.Handler(http.HandlerFunc(w.servePeer)), BaseContext: base, ErrorLog: errorLog, Protocols: only2,
+		ConnContext:       door.ConnContext,
+		TLSConfig:         w.certs.node.Server([]string{"h2"}, identity.AllowData("")),
+		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
+		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          4096,
+			MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20,
+			SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second,
+		},
+	}
+	for server, listener := range map[*http.Server]net.Listener{w.api: w.guard.Listen(w.cfg.API), w.peer: door.Listen(w.cfg.Peer)} {
+		w.group.Go(func() error {
+			if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)
+			}
+			return nil
+		})
+	}
+	w.group.Go(func() error { w.probe(ctx); return nil })
+	w.group.Go(func() error { w.watchLoad(ctx); return nil })
+	w.group.Go(func() error { w.watchConfinement(ctx); return nil })
+	w.group.Go(func() error { // whatever ends ctx ends the servers too
+		<-ctx.Done()
+		return errors.Join(w.api.Close(), w.peer.Close())
+	})
+}

@@ -1,0 +1,62 @@
+package dataplane
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"ringmain/dataplane/admission"
+	"ringmain/dataplane/edge"
+)
+
+// loadMetrics shows what admission and the edge do, as it is when asked.
+type loadMetrics struct {
+	gate   *admission.Gate
+	limits *admission.Limits
+	guard  *edge.Guard
+}
+
+func loadDesc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+var (
+	descInflight = loadDesc("ringmain_inflight", "Requests under way.")
+	descStep     = loadDesc("ringmain_brownout_step", "0 all served, 1 no optional work, 2 no batch and test, 3 no trial, 4 only enterprise and scale.")
+	descForced   = loadDesc("ringmain_brownout_forced", "The least step that an operator asked for.")
+	descServed   = loadDesc("ringmain_admission_cut", "Share of the range of priorities that is served, 0 to 1.")
+	descShed     = loadDesc("ringmain_shed_total", "Requests shed, by priority; full: at capacity, before it was known whose they were.", "priority")
+	descLimit    = loadDesc("ringmain_upstream_limit", "Adaptive limit of requests at once.", "upstream", "model")
+	descConns    = loadDesc("ringmain_connections", "Open client connections; silent: that have not sent a request yet.", "state")
+	descTurned   = loadDesc("ringmain_connections_refused_total", "Client connections reset at the door (source), or broken for breaking off requests (resets).", "reason")
+)
+
+// Describe implements prometheus.Collector.
+func (l *loadMetrics) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{descInflight, descStep, descForced, descServed, descShed, descLimit, descConns, descTurned} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (l *loadMetrics) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v), labels...)
+	}
+	s := l.gate.State()
+	gauge(descInflight, float64(s.InFlight))
+	gauge(descStep, float64(s.Step))
+	gauge(descForced, float64(s.Forced))
+	gauge(descServed, s.Cut)
+	for p, n := range s.Shed {
+		counter(descShed, n, admission.Priority(p).String())
+	}
+	counter(descShed, s.Refused, "full")
+	l.limits.Each(func(upstream, model string, most int) { gauge(descLimit, float64(most), upstream, model) })
+	c := l.guard.Counts()
+	gauge(descConns, float64(c.Open-c.Silent), "active")
+	gauge(descConns, float64(c.Silent), "silent")
+	counter(descTurned, c.Turned, "source")
+	counter(descTurned, c.Expelled, "resets")
+}

@@ -1,0 +1,65 @@
+package dataplane
+
+import (
+	"net/http"
+	"strings"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/relay"
+)
+
+var (
+	errEncoded   = dialect.Fail(dialect.InvalidRequest, "The request body is compressed (`content-encoding`): send it as it is.")
+	errTypes     = dialect.Fail(dialect.InvalidRequest, "The header `content-type` is given more than once: give it once.")
+	errJSONOnly  = dialect.Fail(dialect.InvalidRequest, "This endpoint takes JSON: send `content-type: application/json`.")
+	errMultipart = dialect.Fail(dialect.InvalidRequest, "This endpoint takes a form with files: send `content-type: multipart/form-data` with its boundary.")
+)
+
+// form checks how the body is declared, before any of it is read. The official
+// clients always declare it; where nothing is declared, JSON is meant.
+func form(ep *dialect.Endpoint, h http.Header) *dialect.Error {
+	if enc := h["Content-Encoding"]; len(enc) > 1 || len(enc) == 1 && !strings.EqualFold(enc[0], "identity") {
+		return errEncoded
+	}
+	types := h[hContentType]
+	if len(types) > 1 {
+		return errTypes
+	}
+	kind := ""
+	if len(types) == 1 {
+		kind, _, _ = strings.Cut(types[0], ";")
+		kind = strings.TrimSpace(kind)
+	}
+	switch {
+	case ep.Body == dialect.BodyJSON && kind != "" && !strings.EqualFold(kind, "application/json"):
+		return errJSONOnly
+	case ep.Body == dialect.BodyMultipart && !strings.EqualFold(kind, "multipart/form-data"):
+		return errMultipart
+	}
+	return nil
+}
+
+// contentType is that of the request, as the scan of its body needs it.
+func (x *exchange) contentType() string {
+	if types := x.r.Header[hContentType]; len(types) > 0 {
+		return types[0]
+	}
+	return "application/json"
+}
+
+// maxContentType bounds what a provider may call its answer.
+const maxContentType = 128
+
+// answerType is the type under which a plain answer goes on: JSON, but for
+// endpoints whose answers are sound or text, which keep their own.
+func (x *exchange) answerType(res *relay.Result) []string {
+	if x.endpoint == nil || !x.endpoint.Binary || res.Status != http.StatusOK {
+		return x.w.fixed.jsonType
+	}
+	kind := res.ContentType
+	if kind == "" || len(kind) > maxContentType || strings.IndexFunc(kind, func(r rune) bool { return r < ' ' || r > '~' }) >= 0 {
+		kind = "application/octet-stream"
+	}
+	x.rw.Header()["X-Content-Type-Options"] = x.w.fixed.noSniff
+	return x.value(kind)
+}

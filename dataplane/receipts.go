@@ -1,0 +1,214 @@
+package dataplane
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/meter"
+	"ringmain/dataplane/receipt"
+	"ringmain/dataplane/relay"
+)
+
+const (
+	pathReceipts = "/v1/receipts"
+	pathKeySet   = "/.well-known/jwks.json"
+)
+
+// maxInline bounds the plain answers whose receipt is signed at once, in bytes.
+const maxInline = 1 << 20
+
+var hashers = sync.Pool{New: func() any { return new(receipt.Hasher) }}
+
+// proof is what a receipt says of one request, as far as it has come. Only the
+// node that answers the client makes one, and only for callers that it knows.
+type proof struct {
+	leaf    string // its name in the batch; empty = none is made
+	hash    *receipt.Hasher
+	inline  bool // the client wants it signed at once
+	summed  bool // the answer's hash is final
+	facts   receipt.Facts
+	refused bool
+	ended   meter.End
+}
+
+// hashBody notes the hash of the request's body as it arrived.
+func (x *exchange) hashBody() {
+	if !x.front {
+		return
+	}
+	h := x.hasher()
+	h.Begin()
+	_, _ = h.Write(x.body.bytes()) // never fails
+	x.proof.facts.RequestSalt, x.proof.facts.Request = h.Sum()
+}
+
+func (x *exchange) hasher() *receipt.Hasher {
+	if x.proof.hash == nil {
+		x.proof.hash = hashers.Get().(*receipt.Hasher) //nolint:forcetypeassert // only these are put
+	}
+	return x.proof.hash
+}
+
+// leaf names the receipt of this request, if there will be one.
+func (x *exchange) leaf() string {
+	if x.proof.leaf == "" && x.front && x.known && x.endpoint != nil {
+		x.proof.leaf = x.w.receipts.Reserve()
+		x.proof.inline = len(x.r.Header["Idc-Receipt"]) > 0
+	}
+	return x.proof.leaf
+}
+
+// reserve names the receipt in the answer's head, and starts to hash the answer.
+func (x *exchange) reserve(h http.Header) {
+	if leaf := x.leaf(); leaf != "" {
+		x.hasher().Begin()
+		h[hReceipt] = x.value(leaf)
+	}
+}
+
+// prove signs the receipt of a whole answer at once, if the client wants that.
+// The answer's bytes are b, which are about to be sent.
+func (x *exchange) prove(h http.Header, status int, b []byte) {
+	p := &x.proof
+	if p.leaf == "" || !p.inline || len(b) > maxInline {
+		return
+	}
+	_, _ = p.hash.Write(b) // never fails
+	x.state(status)
+	jws, err := x.w.receipts.Inline(p.leaf, &p.facts)
+	if err != nil { // too long for a header, mostly: the leaf is named already
+		x.w.log.Debug("a receipt could not be signed at once", "request", x.id, "error", err)
+		return
+	}
+	h[hReceipt] = x.value(jws)
+}
+
+// send writes a part of the answer to the client.
+func (x *exchange) send(b []byte) (int, error) {
+	if x.proof.hash != nil && !x.proof.summed {
+		_, _ = x.proof.hash.Write(b) // never fails
+	}
+	return x.rw.Write(b) //nolint:gosec,wrapcheck // G705: declared as what it is, and not to be sniffed; only whether it failed matters
+}
+
+// concluded notes how the answer ends, for the receipt.
+func (x *exchange) concluded(rec *meter.Record) {
+	x.proof.ended, x.proof.refused = rec.Ended, rec.Refused
+}
+
+// state completes the facts, once.
+func (x *exchange) state(status int) {
+	p := &x.proof
+	if p.summed {
+		return
+	}
+	p.summed = true
+	f := &p.facts
+	f.ResponseSalt, f.Response = p.hash.Sum()
+	f.RequestID, f.At, f.Endpoint = x.id, x.arrived.UnixMilli(), x.path
+	f.Key, f.Org, f.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
+	f.Model, f.Served = x.model, x.served
+	f.EntryRegion, f.EntryNode = x.w.setup.Region, x.w.setup.Node
+	f.Region, f.Node = x.w.setup.Region, x.w.setup.Node
+	if x.remote != nil {
+		f.Region, f.Node = x.remote.region[0], x.remote.node[0]
+	}
+	if x.decided {
+		f.Project, f.Residency = x.decision.Billed.Meta.ID, x.decision.Residency()
+		f.Pool, f.Retention = x.decision.Pool, x.decision.Retention()
+	}
+	f.Attempts = x.tried
+	f.Status, f.Streamed, f.Refused, f.Ended = status, x.query.Stream, p.refused, string(p.ended)
+	f.Confinement = receipt.Confinement(x.w.confinement())
+}
+
+// commit puts the receipt of an answer that ended with status into the next
+// batch. Where no answer began there is nothing to state.
+func (x *exchange) commit(status int) {
+	p := &x.proof
+	if p.hash == nil {
+		return
+	}
+	if p.leaf != "" && x.written {
+		if status == statusGone {
+			status = http.StatusOK // it began well, and the client left
+		}
+		x.state(status)
+		x.w.receipts.Commit(p.leaf, &p.facts)
+	}
+	hashers.Put(p.hash)
+	p.hash, p.leaf = nil, ""
+}
+
+var (
+	errNoReceipt   = dialect.Fail(dialect.NotFound, "There is no receipt of that request for this key or its organisation: receipts are of answered requests, by their idc-request-id, and those of pinned requests stay in their jurisdiction.")
+	errReceiptAway = dialect.Fail(dialect.NotReady, "The node that answered the request cannot be asked for its receipt at the moment: retry shortly.")
+)
+
+// receipt answers GET /v1/receipts/{request-id}.
+func (x *exchange) receipt(id string) {
+	if !x.w.admit() {
+		x.fail(errShed, 0)
+		return
+	}
+	defer x.w.leave()
+	if e := x.identify(); e != nil {
+		x.fail(e, 0)
+		return
+	}
+	if !receipt.ValidID(id) {
+		x.fail(errNoReceipt, 0)
+		return
+	}
+	org, key := x.caller.Org.Meta.ID, x.caller.Key.ID
+	doc, err := x.w.receipts.Within(x.r.Context(), id, org, key, x.w.setup.Jurisdiction)
+	away := err != nil
+	if doc == nil && !away {
+		doc, away = x.distantReceipt(id, org, key)
+	}
+	switch {
+	case doc != nil:
+	case away:
+		x.fail(errReceiptAway, 0)
+		return
+	default:
+		x.fail(errNoReceipt, 0)
+		return
+	}
+	x.rw.Header()["Cache-Control"] = []string{"private, no-store"}
+	x.writeOK("application/json", doc)
+}
+
+// receiptWait bounds the search for a receipt at other nodes, which may have to
+// wait for a checkpoint and for their keepers.
+const receiptWait = 5 * time.Second
+
+// distantReceipt asks the nodes that may have answered the request, within
+// where its caller's requests may run. away: one of them could not be asked.
+func (x *exchange) distantReceipt(id, org, key string) (doc []byte, away bool) {
+	ctx, cancel := context.WithTimeout(x.r.Context(), receiptWait)
+	defer cancel()
+	for _, n := range x.w.cfg.Peers().Nodes {
+		if !receipt.AnsweredBy(id, n.Region, n.Node) || !x.decision.MayRun(x.jurisdictionOf(n.Region)) {
+			continue
+		}
+		found, err := receipt.AskPeer(ctx, x.w.client.PeerTransport(), relay.PeerBase(n.Region, n.Node), id, org, key)
+		if found != nil {
+			return found, false
+		}
+		if err != nil {
+			away = true
+			x.w.log.Debug("a peer could not be asked for a receipt", "peer_region", n.Region, "peer_node", n.Node, "error", err)
+		}
+	}
+	return nil, away
+}
+
+// keySet answers with the keys that receipts are signed by.
+func (x *exchange) keySet() {
+	x.rw.Header()["Cache-Control"] = []string{receipt.KeySetCache}
+	x.writeOK(receipt.KeySetType, x.w.receipts.KeySet())
+}

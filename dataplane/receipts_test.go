@@ -1,0 +1,248 @@
+package dataplane_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"testing"
+
+	"ringmain/controlplane/registry"
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/receipt/proof"
+	"ringmain/drills/simmodel"
+)
+
+// receiptOf fetches the receipt of an answer and verifies it, as a customer would.
+func (c *cell) receiptOf(key string, answer *reply, request string) *proof.Facts {
+	t := c.ring.t
+	t.Helper()
+	cl := c.client(true)
+	keys := c.do(cl, call{path: "/.well-known/jwks.json"})
+	if keys.status != 200 || keys.header.Get("content-type") != "application/jwk-set+json" {
+		t.Fatalf("%d %v %s", keys.status, keys.header, keys.body)
+	}
+	anchors, err := proof.AnchorsOfKeySet([]byte(keys.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc := c.do(cl, call{path: "/v1/receipts/" + answer.header.Get("idc-request-id"), key: key})
+	if doc.status != 200 || doc.header.Get("cache-control") != "private, no-store" {
+		t.Fatalf("%d %v %s", doc.status, doc.header, doc.body)
+	}
+	bodies := proof.Bodies{Request: []byte(request), Response: []byte(answer.body)}
+	if request == "" { // of a body that was never read there is no hash
+		bodies.Request = nil
+	}
+	v := proof.Verify([]byte(doc.body), anchors, bodies)
+	if !v.Verified {
+		t.Fatalf("%s\n%s", v.Reason, doc.body)
+	}
+	if v.Facts.RequestID != answer.header.Get("idc-request-id") || v.Facts.Leaf != answer.header.Get("idc-receipt") || v.Facts.Status != answer.status {
+		t.Errorf("status %d, %v: %+v", answer.status, answer.header, v.Facts)
+	}
+	return v.Facts
+}
+
+// TestReceipts: what a client sent and read is what its receipt states, for
+// plain answers, streams and errors, here and through another region.
+func TestReceipts(t *testing.T) {
+	r := newThreeRegions(t)
+	r.us.confinement.Store(&allHolds)
+	other, _ := r.org("other", "any", "verified", "live")
+	for _, c := range r.cells {
+		c.load(r.state)
+	}
+	type kept struct {
+		in     call
+		answer *reply
+		want   func(f *proof.Facts) bool
+	}
+	var all []kept
+	add := func(in call, want func(f *proof.Facts) bool) {
+		in.key = r.key
+		all = append(all, kept{in, r.us.do(r.us.client(len(all)%2 == 0), in), want})
+	}
+	local := func(f *proof.Facts) bool {
+		return f.Region == "us-east" && f.Status == 200 && f.Ended == "complete" && len(f.Attempts) == 1 && f.Attempts[0].Outcome == "ok" && f.Org == "org_acme" && f.Model == "home"
+	}
+	add(call{path: chat, body: ask("home", false)}, local)
+	add(call{path: chat, body: ask("home", true)}, func(f *proof.Facts) bool { return local(f) && f.Streamed })
+	add(call{path: messages, body: ask("home", true)}, func(f *proof.Facts) bool { return local(f) && f.Confinement == proof.Confinement(allHolds) })
+	add(call{path: messages, body: ask("chat", false)}, func(f *proof.Facts) bool {
+		return f.Region == "eu-fra" && f.EntryRegion == "us-east" && f.Node == "eu-fra-d1" && f.Attempts[len(f.Attempts)-1].Upstream == "anthropic-eu-fra" && f.Pool == "standard" && f.Retention == "metadata"
+	})
+	add(call{path: chat, body: ask(simmodel.FaultRefusal, true)}, func(f *proof.Facts) bool { return f.Refused })
+	add(call{path: chat, body: ask(simmodel.Fault503, true)}, func(f *proof.Facts) bool {
+		return f.Status == 502 && f.Ended == "error" && len(f.Attempts) > 1 && f.Attempts[0].Outcome != "ok"
+	})
+	add(call{path: chat, body: ask("nope", true)}, func(f *proof.Facts) bool { return f.Status == 404 && len(f.Attempts) == 0 })
+	add(call{path: "/v1/files", body: "x"}, func(f *proof.Facts) bool { return f.Status == 404 && f.Request == proof.Hash{} })
+	for _, k := range all {
+		request := k.in.body
+		if k.in.path == "/v1/files" {
+			request = ""
+		}
+		for _, at := range []*cell{r.us, r.ap} { // any node finds the one that answered
+			f := at.receiptOf(r.key, k.answer, request)
+			if !k.want(f) {
+				t.Errorf("%s %s: %+v", k.in.path, k.in.body, f)
+			}
+		}
+		r.us.do(r.us.client(true), call{path: "/v1/receipts/" + k.answer.header.Get("idc-request-id"), key: other}).wantError(t, dialect.OpenAI, dialect.NotFound)
+		r.ap.do(r.ap.client(true), call{path: "/v1/receipts/" + k.answer.header.Get("idc-request-id"), key: other}).wantError(t, dialect.OpenAI, dialect.NotFound)
+		if rec := r.us.record(k.answer.header.Get("idc-request-id")); rec.Receipt != k.answer.header.Get("idc-receipt") {
+			t.Errorf("the record names %q", rec.Receipt)
+		}
+	}
+	for _, id := range []string{"", "x", "req_01M80MNTN8HERS6ED5GEXW7RYA", "../../livez"} {
+		r.us.do(r.us.client(true), call{path: "/v1/receipts/" + id, key: r.key}).wantError(t, dialect.OpenAI, dialect.NotFound)
+	}
+	r.us.do(r.us.client(true), call{path: "/v1/receipts/req_01M80MNTN8HERS6ED5GEXW7RYA"}).wantError(t, dialect.OpenAI, dialect.InvalidAPIKey)
+	r.us.do(r.us.client(true), call{path: "/v1/receipts/x", method: "POST"}).wantError(t, dialect.OpenAI, dialect.MethodNotAllowed)
+	stranger := r.us.do(r.us.client(true), call{path: chat, body: ask("home", false), key: "idc_live_x"})
+	stranger.wantError(t, dialect.OpenAI, dialect.InvalidAPIKey)
+	if v := stranger.header.Get("idc-receipt"); v != "" {
+		t.Errorf("a stranger got a receipt %s", v)
+	}
+	// The node that answered is away: that is no "not found".
+	id := all[0].answer.header.Get("idc-request-id")
+	r.us.close()
+	r.ap.do(r.ap.client(true), call{path: "/v1/receipts/" + id, key: r.key}).wantError(t, dialect.OpenAI, dialect.NotReady)
+}
+
+// TestInlineReceipts: signed at once in the answer's head, which stays within
+// its bounds, where the answer is whole before it begins.
+func TestInlineReceipts(t *testing.T) {
+	r := newThreeRegions(t)
+	keys := r.us.do(r.us.client(true), call{path: "/.well-known/jwks.json"})
+	anchors, err := proof.AnchorsOfKeySet([]byte(keys.body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	inline := map[string]string{"idc-receipt": "inline"}
+	for _, in := range []call{
+		{path: chat, body: ask("home", false)}, {path: messages, body: ask("chat", false)}, {path: chat, body: ask("nope", false)},
+	} {
+		in.key, in.header = r.key, inline
+		reply := r.us.do(r.us.client(true), in)
+		reply.wantHeaders(t)
+		jws := reply.header.Get("idc-receipt")
+		v := proof.Verify([]byte(jws), anchors, proof.Bodies{Request: []byte(in.body), Response: []byte(reply.body)})
+		if !v.Verified || v.Facts.Status != reply.status || v.Facts.RequestID != reply.header.Get("idc-request-id") || v.Facts.Ended == "" {
+			t.Errorf("%s: %+v", jws, v)
+		}
+		if v := proof.Verify([]byte(jws), anchors, proof.Bodies{Response: []byte(reply.body + " ")}); v.Verified {
+			t.Error("another answer passes")
+		}
+		// And it is in the batch like every other.
+		reply.header.Set("idc-receipt", v.Facts.Leaf)
+		r.us.receiptOf(r.key, reply, in.body)
+	}
+	reply := r.us.do(r.us.client(true), call{path: chat, body: ask("home", true), key: r.key, header: inline})
+	if leaf := reply.header.Get("idc-receipt"); !strings.HasPrefix(leaf, "leaf_") {
+		t.Errorf("a stream's receipt cannot be signed before its end: %s", leaf)
+	}
+	r.us.receiptOf(r.key, reply, ask("home", true))
+}
+
+// TestReceiptsOfWhatEndedEarly state what was sent, and that it was not all.
+func TestReceiptsOfWhatEndedEarly(t *testing.T) {
+	r := newThreeRegions(t)
+	body := ask(simmodel.FaultLateError, true)
+	reply := r.us.do(r.us.client(true), call{path: chat, body: body, key: r.key})
+	if f := r.us.receiptOf(r.key, reply, body); f.Ended != "truncated" || f.Status != 200 {
+		t.Errorf("%+v", f)
+	}
+
+	c, key := scripted(t, func(w http.ResponseWriter, q *http.Request) {
+		w.Header().Set("content-type", "text/event-stream")
+		_, _ = io.WriteString(w, `data: {"id":"c","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":"hi"},"finish_reason":null}]}`+"\n\n")
+		_ = http.NewResponseController(w).Flush()
+		<-q.Context().Done()
+	}, patient)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.api+chat, strings.NewReader(ask("m", true)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("authorization", "Bearer "+key)
+	resp, err := c.client(true).Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := resp.Body.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	cancel()
+	_ = resp.Body.Close()
+	rec := c.record(resp.Header.Get("idc-request-id"))
+	doc := c.do(c.client(true), call{path: "/v1/receipts/" + rec.RequestID, key: key})
+	if rec.Ended != "client_gone" || doc.status != 200 || !strings.Contains(doc.body, `"ended":"client_gone"`) || !strings.Contains(doc.body, `"status":200`) {
+		t.Errorf("%+v: %d %s", rec, doc.status, doc.body)
+	}
+}
+
+// TestDedicatedPoolOnItsOwn: the pool of one org shows in headers and receipts.
+func TestDedicatedPoolOnItsOwn(t *testing.T) {
+	r := newRing(t)
+	_, url := recorded(t)
+	r.upstream("own", "us-east", "openai", url, func(u *registry.Upstream) { u.Dedicated = "org_big" })
+	r.route("m", registry.Target{Upstream: "own", Model: "sim-chat"})
+	big, _ := r.org("big", "any", "verified", "live")
+	small, _ := r.org("small", "any", "verified", "live")
+	r.policy("pol_big", &registry.Policy{Org: "org_big", Dedicated: true})
+	r.pools = []string{"standard", "zero-retention", "dedicated:org_big"}
+	c := r.start("us-east", "us", patient)
+	r.load()
+	reply := c.do(c.client(true), call{path: chat, key: big, body: ask("m", false)})
+	if reply.status != 200 || reply.header.Get("idc-pool") != "dedicated:org_big" {
+		t.Fatalf("%d %v %s", reply.status, reply.header, reply.body)
+	}
+	if f := c.receiptOf(big, reply, ask("m", false)); f.Pool != "dedicated:org_big" {
+		t.Errorf("%+v", f)
+	}
+	if reply := c.do(c.client(true), call{path: chat, key: small, body: ask("m", false)}); reply.status == 200 {
+		t.Error(fmt.Sprint("another org used it: ", reply.header))
+	}
+}
+
+// TestReceiptsStay: a receipt does not leave where its request was pinned to,
+// whoever asks for it, and wherever.
+func TestReceiptsStay(t *testing.T) {
+	r := newThreeRegions(t)
+	at := func(c *cell, key, id string) *reply {
+		return c.do(c.client(true), call{path: "/v1/receipts/" + id, key: key})
+	}
+	for name, tc := range map[string]struct {
+		key    string
+		status int
+	}{"pinned by its entry": {r.key, 404}, "free": {r.roaming, 200}} {
+		reply := r.eu.do(r.eu.client(true), call{path: chat, key: tc.key, body: ask("everywhere", false)})
+		id := reply.header.Get("idc-request-id")
+		poll(t, "the receipt", func() bool { return at(r.eu, tc.key, id).status == 200 })
+		if got := at(r.us, tc.key, id); got.status != tc.status {
+			t.Errorf("%s: %d %s", name, got.status, got.body)
+		}
+	}
+}
+
+// TestReceiptsAway: a receipt that may be there, but cannot be asked for, is not
+// said to be nowhere.
+func TestReceiptsAway(t *testing.T) {
+	r := newRing(t)
+	r.upstream("up", "us-east", "openai", provider(t, newAnswering(answered)))
+	r.route("m", registry.Target{Upstream: "up", Model: "m"})
+	key, _ := r.org("acme", "any", "verified", "live", func(o *registry.Org, _ *registry.Project, _ *registry.Key) { o.Roaming = true })
+	r.askReceipt = func(context.Context, string) ([]byte, error) { return nil, errNoKeeper }
+	us, eu := r.start("us-east", "us", patient), r.start("eu-fra", "eu", patient)
+	r.load()
+	reply := us.do(us.client(true), call{path: chat, key: key, body: ask("m", false)})
+	id := reply.header.Get("idc-request-id")
+	unknown := id[:len(id)-4] + "ZZZZ" // this node's, too
+	for _, c := range []*cell{us, eu} {
+		c.do(c.client(true), call{path: "/v1/receipts/" + unknown, key: key}).wantError(t, dialect.OpenAI, dialect.NotReady)
+	}
+}

@@ -1,0 +1,226 @@
+package dataplane
+
+import (
+	"net/http"
+	"time"
+
+	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/meter"
+	"ringmain/dataplane/relay"
+)
+
+// source is where the events of an answer come from.
+type source interface {
+	// Next gives the next whole events, as relay.Stream does.
+	Next() relay.Batch
+}
+
+// flow is a streamed answer on its way to the client.
+type flow struct {
+	x       *exchange
+	res     *relay.Result // whose stream is passed on at the moment
+	from    source
+	control *http.ResponseController
+	moved   time.Time           // when the write deadline last was
+	stall   time.Duration       // how long the client has for a write, and the upstream for the next event
+	have    *dialect.Transcript // what the client was given; nil = the answer may not be continued elsewhere
+	cancel  func()              // of a replay
+	blamed  bool                // the break was told to the circuits
+	refused bool                // a replay was declined
+}
+
+// stream passes on a streamed answer, whole events at a time. Where it breaks,
+// it is continued elsewhere, or ends with an error.
+func (x *exchange) stream(res *relay.Result) {
+	f := &flow{x: x, res: res, from: res.Stream, control: http.NewResponseController(x.rw)}
+	// HTTP/2 counts the wait for the next event against the write deadline, too.
+	f.stall = x.w.tunables.WriteStall + relay.TimeoutsOf(x.plan.Route.Timeouts).Idle + relay.PeerGrace
+	f.keep()
+	defer f.release()
+	for {
+		b := f.from.Next()
+		switch {
+		case b.Last != nil:
+			f.last(b)
+			return
+		case b.Broken == nil:
+			f.give(b.Forward)
+		case !f.resume(&b):
+			f.broken(b)
+		}
+	}
+}
+
+// give passes events on. It does not return if the client is gone.
+func (f *flow) give(events []byte) {
+	if now := time.Now(); now.Sub(f.moved) > f.x.w.tunables.WriteStall/4 {
+		_ = f.control.SetWriteDeadline(now.Add(f.stall))
+		f.moved = now
+	}
+	f.final()
+	if err := f.x.pass(events, f.control); err != nil {
+		f.res.Taint()
+		f.gone()
+	}
+}
+
+// final says in the head, if that is to come yet, that a refusal is final.
+func (f *flow) final() {
+	if !f.x.written && (f.refused || f.res.Stream.State.Refused) {
+		f.x.rw.Header()[hShouldRetry] = f.x.w.fixed.no
+	}
+}
+
+// gone ends the answer of a client that left. It does not return.
+func (f *flow) gone() {
+	s := f.res.Stream
+	f.x.gone(s.State.Usage, s.State.Text)
+}
+
+// head sends the head of a streamed answer, once.
+func (x *exchange) head() {
+	if x.written {
+		return
+	}
+	h := x.stampAnswer(relay.OutcomeAnswer)
+	f := &x.w.fixed
+	h[hContentType], h["Cache-Control"], h["X-Accel-Buffering"] = f.sseType, f.noCache, f.noBuffer
+	x.written = true
+	x.rw.WriteHeader(http.StatusOK)
+	x.timed()
+}
+
+// pass writes events and sends them off.
+func (x *exchange) pass(events []byte, control *http.ResponseController) error {
+	x.head()
+	if len(events) == 0 {
+		return nil
+	}
+	if _, err := x.send(events); err != nil {
+		return err
+	}
+	return control.Flush() //nolint:wrapcheck // only whether it failed matters
+}
+
+// last completes a stream: the record is kept before the closing event goes out.
+func (f *flow) last(b relay.Batch) {
+	x, s := f.x, f.res.Stream
+	f.repaired()
+	rec := x.record(meter.EndComplete)
+	rec.Refused = s.State.Refused
+	x.settle(rec, s.State.Usage, s.State.Text)
+	if err := x.emit(rec); err != nil {
+		if !x.written {
+			x.unmetered(err)
+			return
+		}
+		x.w.log.Error("a stream could not be recorded and is not completed", "request", x.id, "error", err)
+		_ = x.pass(b.Forward, f.control)
+		x.abort(f.control, f.failure(errMetering), errMetering.Code)
+	}
+	f.final()
+	x.head()
+	// Over HTTP/2 each change of a deadline wakes the connection's own goroutine,
+	// and what is left of the present one is enough for a write.
+	if x.r.ProtoMajor == 1 || f.moved.IsZero() {
+		_ = f.control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
+	}
+	_, err := x.send(b.Forward)
+	if err == nil {
+		_, err = x.send(b.Last)
+	}
+	if err == nil {
+		err = f.control.Flush()
+	}
+	if err != nil {
+		f.res.Taint()
+	}
+	x.unbound(f.control)
+	x.counted("", http.StatusOK)
+}
+
+// repaired counts what the upstream's stream lacked or had too much.
+func (f *flow) repaired() {
+	s, m := f.res.Stream, f.x.w.metrics
+	if n := s.Skipped(); n > 0 {
+		m.repairs.WithLabelValues("skipped").Add(float64(n))
+	}
+	if s.Finished() {
+		m.repairs.WithLabelValues("finished").Inc()
+	}
+}
+
+// broken ends a stream that its upstream did not complete: with an error event
+// and a broken connection, so that nobody takes what came for a whole answer.
+func (f *flow) broken(b relay.Batch) {
+	x, s := f.x, f.res.Stream
+	if b.Broken.Outcome == breaker.ClientGone {
+		f.gone()
+	}
+	f.repaired()
+	f.blame(b.Broken.Outcome)
+	e := errorOf(b.Broken.Outcome)
+	x.w.log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
+	rec := x.record(meter.EndTruncated)
+	rec.Code, rec.Refused = string(e.Code), s.State.Refused || f.refused
+	x.settle(rec, s.State.Usage, s.State.Text)
+	if err := x.emit(rec); err != nil {
+		x.w.log.Error("a broken stream could not be recorded", "request", x.id, "error", err)
+	}
+	f.final()
+	if x.pass(b.Forward, f.control) != nil {
+		f.res.Taint()
+	}
+	event := b.Broken.Event // the upstream's own words, if it had any
+	if event == nil {
+		event = f.failure(e)
+	}
+	x.abort(f.control, event, e.Code)
+}
+
+// failure is e as the last event of the stream.
+func (f *flow) failure(e *dialect.Error) []byte {
+	s := &f.res.Stream.State
+	if f.x.replay.splices > 0 {
+		s.Sequence = f.have.Sequence()
+	}
+	return s.AppendFailure(nil, e, f.x.id)
+}
+
+// blame tells the circuits once that the present stream broke.
+func (f *flow) blame(o breaker.Outcome) {
+	if !f.blamed {
+		f.blamed = true
+		f.x.blame(o)
+	}
+}
+
+// blame tells the circuit of whoever answered that the answer broke, and the
+// receipt too.
+func (x *exchange) blame(o breaker.Outcome) {
+	if n := len(x.tried); n > 0 {
+		x.tried[n-1].Outcome = o.String()
+	}
+	set, key := x.w.upstreams, breaker.Key{Owner: x.upstream, Part: x.served}
+	if x.remote != nil {
+		set, key = x.w.peerNodes, breaker.Peer(x.remote.node[0])
+		if o != breaker.Transport && o != breaker.Timeout {
+			return // the peer passed on what its upstream did
+		}
+	}
+	if ticket, ok := set.Allow(key); ok {
+		ticket.Done(o)
+	}
+}
+
+// abort sends event and breaks the connection, or resets the HTTP/2 stream. It
+// does not return.
+func (x *exchange) abort(control *http.ResponseController, event []byte, code dialect.Code) {
+	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	if _, err := x.send(event); err == nil {
+		_ = control.Flush()
+	}
+	x.counted(string(code), http.StatusOK)
+	panic(http.ErrAbortHandler)
+}
