@@ -47,7 +47,7 @@ layering:
 race:
 	$(GO) test -race -timeout 20m ./...
 
-bench: build ## one data node beside a plain reverse proxy, one interleaved run
+bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy
 	$(GO) run ./drills/bench -ringmain $(BIN)/ringmain
 
 e2e: build ## official SDKs, a real model and a drill, against make run

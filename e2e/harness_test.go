@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -74,6 +75,7 @@ type devCluster struct {
 	*clusterfile.Cluster
 	dir   string
 	cmd   *exec.Cmd
+	pid   int // of ringmain itself, where cmd is a tracer
 	ended chan struct{}
 	out   *syncBuffer
 	roots *x509.CertPool
@@ -98,12 +100,19 @@ func (s *syncBuffer) String() string {
 
 // startDev runs `ringmain dev` in dir and waits until it is ready.
 func startDev(dir string, port int, args ...string) (*devCluster, error) {
+	return startDevAs([]string{binary}, dir, port, args...)
+}
+
+// startDevAs runs it as command says, whose last word is the binary.
+func startDevAs(command []string, dir string, port int, args ...string) (*devCluster, error) {
 	d := &devCluster{dir: filepath.Join(dir, "ring"), ended: make(chan struct{}), out: new(syncBuffer)}
-	d.cmd = exec.Command(binary, append([]string{"dev", "--dir", d.dir, "--port", strconv.Itoa(port)}, args...)...)
+	command = append(slices.Clip(command), "dev", "--dir", d.dir, "--port", strconv.Itoa(port))
+	d.cmd = exec.Command(command[0], append(command[1:], args...)...)
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
 	if err := d.cmd.Start(); err != nil {
 		return nil, err
 	}
+	d.pid = d.cmd.Process.Pid
 	go func() {
 		defer close(d.ended)
 		_ = d.cmd.Wait()
@@ -128,12 +137,21 @@ func startDev(dir string, port int, args ...string) (*devCluster, error) {
 	}
 	d.roots = x509.NewCertPool()
 	d.roots.AppendCertsFromPEM(pem)
+	if len(command) > 1 && command[1] != "dev" { // a tracer passes no signals on
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", d.pid, d.pid))
+		if err != nil {
+			return nil, errors.Join(err, d.stop())
+		}
+		if d.pid, err = strconv.Atoi(strings.TrimSpace(string(children))); err != nil {
+			return nil, errors.Join(err, d.stop())
+		}
+	}
 	return d, nil
 }
 
 // stop is Ctrl-C, then a check that nothing is left.
 func (d *devCluster) stop() error {
-	if err := d.cmd.Process.Signal(os.Interrupt); err != nil && !errors.Is(err, os.ErrProcessDone) {
+	if err := syscall.Kill(d.pid, syscall.SIGINT); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return err
 	}
 	select {
