@@ -1,19 +1,21 @@
-//go:build !linux
+// The race detector orders goroutines that speak over a socket by the calls of
+// package syscall, which it knows.
+
+//go:build !linux || race
 
 package sock
 
-import (
-	"errors"
-	"syscall"
-)
+import "syscall"
 
 func sysRead(fd uintptr, p []byte) (int, syscall.Errno)  { return told(syscall.Read(int(fd), p)) }
 func sysWrite(fd uintptr, p []byte) (int, syscall.Errno) { return told(syscall.Write(int(fd), p)) }
 
 func told(n int, err error) (int, syscall.Errno) {
-	var errno syscall.Errno
-	if err != nil && !errors.As(err, &errno) {
-		errno = syscall.EIO
+	if err == nil {
+		return n, 0
 	}
-	return n, errno
+	if errno, ok := err.(syscall.Errno); ok { //nolint:errorlint // package syscall wraps nothing
+		return n, errno
+	}
+	return n, syscall.EIO
 }
