@@ -42,8 +42,8 @@ func playReceipts(mux *http.ServeMux, a *link.Attendant) error {
 	})
 	mux.HandleFunc("/keys", func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(l.KeySet()) })
 	mux.HandleFunc("/receipt", func(w http.ResponseWriter, r *http.Request) {
-		doc, ok := l.ForCaller(r.Context(), r.URL.Query().Get("id"), "org_1", "")
-		if !ok {
+		doc, err := l.Within(r.Context(), r.URL.Query().Get("id"), "org_1", "", "")
+		if doc == nil || err != nil {
 			http.NotFound(w, r)
 			return
 		}

@@ -56,7 +56,6 @@ type Attendant struct {
 	cancel context.CancelCauseFunc
 
 	peers       atomic.Pointer[Peers]
-	peerChange  chan struct{}
 	setup       atomic.Pointer[Setup]
 	setupChange chan struct{}
 	ready       chan struct{} // closed at the first Setup
@@ -87,7 +86,7 @@ func Attend(ctx context.Context, cfg AttendConfig) (*Attendant, error) {
 	a := &Attendant{
 		cfg: cfg, ring: records, lines: new(lines),
 		group: group, cancel: cancel,
-		peerChange: make(chan struct{}, 1), setupChange: make(chan struct{}, 1), ready: make(chan struct{}), loaded: make(chan struct{}), drain: make(chan struct{}),
+		setupChange: make(chan struct{}, 1), ready: make(chan struct{}), loaded: make(chan struct{}), drain: make(chan struct{}),
 	}
 	a.peers.Store(&Peers{})
 	c := cfg.Measure()
@@ -138,9 +137,6 @@ func (a *Attendant) Drain() <-chan struct{} { return a.drain }
 
 // Peers returns the newest gossip table. The caller must not change it.
 func (a *Attendant) Peers() Peers { return *a.peers.Load() }
-
-// PeersChanged receives after the table changed; changes are merged.
-func (a *Attendant) PeersChanged() <-chan struct{} { return a.peerChange }
 
 // Confinement is what was measured last.
 func (a *Attendant) Confinement() Confinement { return *a.confinement.Load() }
@@ -353,10 +349,6 @@ func (a *Attendant) handle(c *Conn, m *Message) error {
 		return a.cfg.State.Pin(m.Bytes)
 	case TypePeers:
 		a.peers.Store(m.Peers)
-		select {
-		case a.peerChange <- struct{}{}:
-		default:
-		}
 	case TypeLoaded:
 		a.cfg.State.SetLoaded(m.Unknown)
 		a.once.loaded.Do(func() { close(a.loaded) })

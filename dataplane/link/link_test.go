@@ -334,7 +334,9 @@ func TestAttendant(t *testing.T) {
 		t.Errorf("setup %+v, %v", s, err)
 	}
 	send(t, k, &Message{Type: TypePeers, Peers: &Peers{Nodes: []Peer{{Node: "other"}}}})
-	<-a.PeersChanged()
+	for start := time.Now(); len(a.Peers().Nodes) == 0 && time.Since(start) < 5*time.Second; {
+		time.Sleep(time.Millisecond)
+	}
 	if p := a.Peers(); len(p.Nodes) != 1 || p.Nodes[0].Node != "other" {
 		t.Errorf("peers %+v", p)
 	}

@@ -31,21 +31,7 @@ func AnsweredBy(requestID, region, node string) bool {
 // ValidID reports whether a request id has the form of ours.
 func ValidID(id string) bool { return proof.ValidID(id) }
 
-// Find returns the receipt of a request that this node answered, and whose it
-// is. It waits for a checkpoint that is due, and for the keeper at most as
-// long as ctx; it is false if neither has it.
-func (l *Log) Find(ctx context.Context, requestID string) (receipt []byte, org, key string, ok bool) {
-	e, err := l.find(ctx, requestID)
-	if e == nil || err != nil {
-		return nil, "", "", false
-	}
-	if receipt, err = l.document(e); err != nil {
-		return nil, "", "", false
-	}
-	return receipt, e.Facts().Org, e.Facts().Key, true
-}
-
-// find gives nil if there is none, and an error if that is not known.
+// find gives nil if this node has none, and an error if that is not known.
 func (l *Log) find(ctx context.Context, requestID string) (*proof.Entry, error) {
 	if id := l.signer.ID(); !AnsweredBy(requestID, id.Region, id.Node) {
 		return nil, nil //nolint:nilnil // there is none
@@ -135,18 +121,14 @@ func (l *Log) recentEntry(ctx context.Context, requestID string) (*proof.Entry, 
 	}
 }
 
-// ForCaller is Find for a client: a receipt of another org is as if there were none.
-func (l *Log) ForCaller(ctx context.Context, requestID, org, key string) ([]byte, bool) {
-	doc, err := l.Within(ctx, requestID, org, key, "")
-	return doc, doc != nil && err == nil
-}
-
 // Unpinned is the residency of a request that may run anywhere, as facts name it.
 const Unpinned = "unpinned"
 
-// Within is ForCaller where the receipt is to be read in jurisdiction: one that
-// is pinned to another stays, as if there were none. Empty = it does not leave
-// this node's. None is (nil, nil); an error: there may be one.
+// Within returns the receipt of a request that this node answered, for a caller
+// of org or key, to be read in jurisdiction: one of another org, or that is
+// pinned to another jurisdiction, is as if there were none. Empty = it does not
+// leave this node's. It waits for a checkpoint that is due, and for the keeper
+// at most as long as ctx. None is (nil, nil); an error: there may be one.
 func (l *Log) Within(ctx context.Context, requestID, org, key, jurisdiction string) ([]byte, error) {
 	e, err := l.find(ctx, requestID)
 	if e == nil || err != nil {

@@ -107,7 +107,7 @@ func TestReceipt(t *testing.T) {
 	}
 	l.Commit(leaf, f)
 	began := time.Now()
-	doc, ok := l.ForCaller(t.Context(), f.RequestID, "org_1", "another key")
+	doc, ok := found(t, l, f.RequestID, "org_1", "another key")
 	if !ok || time.Since(began) > time.Second {
 		t.Fatalf("found %v after %s", ok, time.Since(began))
 	}
@@ -116,14 +116,14 @@ func TestReceipt(t *testing.T) {
 		t.Errorf("%+v", v.Facts)
 	}
 	for _, who := range [][2]string{{"org_2", "key_2"}, {"", ""}, {"org_2", ""}} {
-		if _, ok := l.ForCaller(t.Context(), f.RequestID, who[0], who[1]); ok {
+		if _, ok := found(t, l, f.RequestID, who[0], who[1]); ok {
 			t.Errorf("%q was shown another org's receipt", who)
 		}
 	}
-	if _, ok := l.ForCaller(t.Context(), f.RequestID, "", "key_1"); !ok {
+	if _, ok := found(t, l, f.RequestID, "", "key_1"); !ok {
 		t.Error("the same key was shown nothing")
 	}
-	if _, ok := l.ForCaller(t.Context(), id(2), "org_1", "key_1"); ok {
+	if _, ok := found(t, l, id(2), "org_1", "key_1"); ok {
 		t.Error("found a receipt of no request")
 	}
 }
@@ -179,6 +179,13 @@ func (k *keeper) numbers() (n []uint64) {
 		n = append(n, b.Number)
 	}
 	return n
+}
+
+// found asks as a client in the node's own jurisdiction.
+func found(t *testing.T, l *Log, requestID, org, key string) ([]byte, bool) {
+	t.Helper()
+	doc, err := l.Within(t.Context(), requestID, org, key, "")
+	return doc, doc != nil && err == nil
 }
 
 func until(t *testing.T, what string, ok func() bool) {
@@ -292,12 +299,12 @@ func TestMemoryIsBounded(t *testing.T) {
 	if memory > 20<<10 {
 		t.Errorf("%d bytes in memory", memory)
 	}
-	doc, ok := l.ForCaller(t.Context(), first, "org_1", "")
+	doc, ok := found(t, l, first, "org_1", "")
 	if !ok || asked != 1 {
 		t.Fatalf("found %v, asked %d times", ok, asked)
 	}
 	verify(t, l, doc, proof.Bodies{})
-	if _, ok := l.ForCaller(t.Context(), id(999), "org_1", ""); ok {
+	if _, ok := found(t, l, id(999), "org_1", ""); ok {
 		t.Error("found what is nowhere")
 	}
 }
@@ -327,13 +334,13 @@ func TestOldBatchesLeaveMemory(t *testing.T) {
 	l := openLog(t, Config{Now: clock, Tunables: Tunables{Every: 2 * time.Millisecond}})
 	request := id(1)
 	l.Commit(l.Reserve(), facts(request))
-	if _, ok := l.ForCaller(t.Context(), request, "org_1", ""); !ok {
+	if _, ok := found(t, l, request, "org_1", ""); !ok {
 		t.Fatal("not found")
 	}
 	mu.Lock()
 	now = now.Add(11 * time.Minute)
 	mu.Unlock()
-	until(t, "it to be forgotten", func() bool { _, ok := l.ForCaller(t.Context(), request, "org_1", ""); return !ok })
+	until(t, "it to be forgotten", func() bool { _, ok := found(t, l, request, "org_1", ""); return !ok })
 	if lost := l.stats.lost.Load(); lost != 1 {
 		t.Errorf("%d counted as never kept, want 1: there was no keeper", lost)
 	}

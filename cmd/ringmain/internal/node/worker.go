@@ -71,6 +71,9 @@ func work(version string) (err error) {
 	if err != nil {
 		return err
 	}
+	registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{
+		Name: "ringmain_worker_log_lines_lost_total", Help: "Log lines that found no keeper, or a slow one.",
+	}, func() float64 { return float64(attendant.Dropped()) }))
 	logger := slog.New(attendant.LogHandler())
 	defer func() {
 		if err != nil {
