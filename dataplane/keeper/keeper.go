@@ -23,6 +23,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/confine"
+	"ringmain/dataplane/keeper/datadir"
 	"ringmain/dataplane/keeper/lkg"
 	"ringmain/dataplane/keeper/receipts"
 	"ringmain/dataplane/keeper/spool"
@@ -149,7 +150,7 @@ func newKeeper(cfg Config) *Keeper {
 func (k *Keeper) open(ctx context.Context) (err error) {
 	cfg := &k.cfg
 	name := cfg.Setup.Cluster + "/" + cfg.Setup.Node
-	if k.lock, err = take(cfg.Dir, cfg.Setup.Cluster, cfg.Setup.Node); err != nil {
+	if k.lock, err = datadir.Take(cfg.Dir, cfg.Setup.Cluster, cfg.Setup.Node); err != nil {
 		return err
 	}
 	k.disk, err = lkg.Open(lkg.Config{

@@ -398,9 +398,12 @@ func TestDamagedGeneration(t *testing.T) {
 	}
 	c.setDown(true)
 	n.startKeeper()
-	time.Sleep(300 * time.Millisecond)
-	if s, err := n.ask(); err != nil || s.Loaded {
-		t.Errorf("with nothing to load: %+v, %v", s, err)
+	n.state("a worker serves", func(workerState) bool { return true })
+	for range 20 {
+		if s, err := n.ask(); err != nil || s.Loaded {
+			t.Fatalf("with nothing to load: %+v, %v", s, err)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 	c.setDown(false)
 	n.state("loaded from the feed", func(s workerState) bool { return s.Loaded && s.Keys == 1 })

@@ -44,18 +44,6 @@ func closeKeeper(t *testing.T, k *Keeper) {
 func TestRefusedAtOnce(t *testing.T) {
 	c := newControl(t)
 	n := newNode(t, c)
-	open := filepath.Join(t.TempDir(), "open")
-	if err := errors.Join(os.Mkdir(open, 0o700), os.Chmod(open, 0o777)); err != nil {
-		t.Fatal(err)
-	}
-	lock, err := take(open, "c", "n")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = lock.Close()
-	if info, err := os.Stat(open); err != nil || info.Mode().Perm()&0o002 != 0 {
-		t.Errorf("the data directory stays open to everybody: %v %v", info.Mode(), err)
-	}
 	k, err := inProcess(t, n, nil)
 	if err != nil {
 		t.Fatal(err)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -232,17 +233,28 @@ func newNode(t *testing.T, c *control) *node {
 	if err := seal.CreateKeyFile(key); err != nil {
 		t.Fatal(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	api := l.Addr().String()
-	_ = l.Close()
+	api := freeAddress(t)
 	n := &node{t: t, base: "http://" + api, log: &logFile{filepath.Join(t.TempDir(), "log")}, args: keeperArgs{
 		Dir: dir, Node: "d1", Key: key, API: api, Control: c.l.Addr().String(),
 	}}
 	t.Cleanup(n.cleanup)
 	return n
+}
+
+// freeAddress is one that a keeper may bind, again and again: below the ports
+// that the kernel gives to whoever connects, since one of those may be taken
+// while no keeper lives.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	for range 100 {
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
+		if err == nil {
+			defer func() { _ = l.Close() }()
+			return l.Addr().String()
+		}
+	}
+	t.Fatal("no port is free")
+	return ""
 }
 
 // startKeeper runs a keeper in a process of its own.

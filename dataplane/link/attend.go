@@ -63,6 +63,7 @@ type Attendant struct {
 	drain       chan struct{}
 	once        struct{ ready, loaded, drain sync.Once }
 	health      atomic.Pointer[func() Health]
+	underway    atomic.Uint32 // requests, as health said last
 	confinement atomic.Pointer[Confinement]
 	receipts    receipts
 
@@ -141,7 +142,8 @@ func (a *Attendant) Peers() Peers { return *a.peers.Load() }
 // Confinement is what was measured last.
 func (a *Attendant) Confinement() Confinement { return *a.confinement.Load() }
 
-// WatchHealth names the function whose value is sent to gossip. It must be quick.
+// WatchHealth names the function whose value is sent to gossip, and whose count
+// of requests Room heeds. It must be quick.
 func (a *Attendant) WatchHealth(f func() Health) { a.health.Store(&f) }
 
 // LogHandler writes to the keeper's log. It never waits; lines that find no
@@ -158,10 +160,15 @@ func (a *Attendant) Waiting() int { return a.ring.Waiting() }
 // answer 503 metering_unavailable instead of serving unmetered.
 var ErrBacklog = errors.New("too many records wait for the keeper: answer metering_unavailable")
 
+// owedRecord is what the record of a request under way is expected to take: a
+// long one, so that those at least find room whose answers are there already.
+const owedRecord = 512
+
 // Room is false when records wait for the keeper's disk up to nine tenths of
-// the bound: refuse a request before anything is done for it. It costs
-// three loads from memory.
-func (a *Attendant) Room() bool { return a.ring.Room() }
+// the bound, or so far that those of the requests under way, as health counts
+// them, would find no place: refuse a request before anything is done for it.
+// It costs four loads from memory.
+func (a *Attendant) Room() bool { return a.ring.Room(owedRecord * int(a.underway.Load())) }
 
 // Emit takes over one metadata record. When it returns nil the record is in
 // memory that the keeper shares, so that it survives this process, and waits
@@ -412,11 +419,16 @@ func (a *Attendant) report(ctx context.Context) {
 			if a.ring.Nudge() {
 				a.wake()
 			}
-			f, c := a.health.Load(), a.keeper()
-			if f == nil || c == nil {
+			f := a.health.Load()
+			if f == nil {
 				continue
 			}
 			h := (*f)()
+			a.underway.Store(h.InFlight)
+			c := a.keeper()
+			if c == nil {
+				continue
+			}
 			h.Confinement = a.Confinement()
 			b, err := encMode.Marshal(h)
 			if err != nil || c == lastConn && bytes.Equal(b, last) && now.Sub(sent) < time.Second {

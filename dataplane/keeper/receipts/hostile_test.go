@@ -2,13 +2,16 @@ package receipts
 
 import (
 	"errors"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/dataplane/receipt/proof"
 )
 
 // A clock that was far ahead for a moment does not keep what was written
@@ -74,7 +77,7 @@ func TestFullDiskLeavesNoTornFrames(t *testing.T) {
 	s.Put(7, r.number, raw)
 	r.until("the failure", func() bool { return errors.Is(s.Stats().Failing, controlplane.ErrDiskFull) })
 	time.Sleep(500 * time.Millisecond) // and it is tried again
-	if files := r.files(); len(files) > 1 {
+	if files := r.glob("*"); len(files) > 1 {
 		t.Errorf("%d files hold nothing", len(files))
 	}
 	filler := filepath.Join(r.cfg.Dir, "filler")
@@ -86,5 +89,109 @@ func TestFullDiskLeavesNoTornFrames(t *testing.T) {
 	}
 	r.until("recovery", func() bool { return s.Stats().Waiting == 0 })
 	r.found(s, ids[0], ids[1499])
+	r.close(s)
+}
+
+// What a former version wrote, with an index in front of each batch, is found.
+func TestSegmentsOfAFormerVersion(t *testing.T) {
+	r := newRig(t)
+	s := r.open()
+	if err := s.begin(); err != nil {
+		t.Fatal(err)
+	}
+	var ids []string
+	for i := range 3 {
+		raw, more := r.batch(4)
+		ids = append(ids, more...)
+		b, err := proof.ParseBatch(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		bare, err := b.Bare()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out []byte
+		if i == 0 {
+			out = s.current.frame(out, kindKey, []byte(b.Delegation))
+		}
+		out = s.current.frame(out, kindSkipped, make([]byte, 16+4*b.Len()))
+		out = s.current.frame(out, kindBatch, bare)
+		if _, err := s.current.f.Write(out); err != nil {
+			t.Fatal(err)
+		}
+		s.current.bytes += int64(len(out))
+	}
+	kill(s)
+	s = r.open()
+	r.found(s, ids...)
+	if st := s.Stats(); st.Batches != 3 || st.Damaged != 0 {
+		t.Errorf("%+v", st)
+	}
+	r.close(s)
+}
+
+// While segments come, end and go, and indexes vanish, whoever asks is given
+// what is kept, and never an error.
+func TestFindBesideExpiry(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Total, r.cfg.Segment, r.cfg.Age = 200<<10, 12<<10, 30*time.Minute
+	s := r.open()
+	var mu sync.Mutex
+	var ids []string
+	stop := make(chan struct{})
+	var all sync.WaitGroup
+	each := func(pause time.Duration, do func(*rand.Rand)) {
+		all.Go(func() {
+			for random := rand.New(rand.NewPCG(rand.Uint64(), 0)); ; time.Sleep(pause) {
+				select {
+				case <-stop:
+					return
+				default:
+					do(random)
+				}
+			}
+		})
+	}
+	for range 3 {
+		each(50*time.Microsecond, func(random *rand.Rand) {
+			mu.Lock()
+			if len(ids) == 0 {
+				mu.Unlock()
+				return
+			}
+			back := 1 + random.IntN(min(len(ids), 1200)) // half of them are gone
+			id := ids[len(ids)-back]
+			mu.Unlock()
+			b, err := s.Find(id)
+			if err != nil || b == nil && back < 60 {
+				t.Errorf("%s, %d ago: %d bytes, %v", id, back, len(b), err)
+			}
+			if b == nil {
+				return
+			}
+			if e, err := proof.DecodeEntry(b); err != nil || e.Facts().RequestID != id {
+				t.Errorf("%s: another's entry, %v", id, err)
+			}
+		})
+	}
+	each(time.Millisecond, func(*rand.Rand) { _, _ = s.Delegations(), s.Stats() })
+	each(time.Millisecond, func(random *rand.Rand) {
+		if paths := r.glob("*" + indexSuffix); len(paths) > 0 {
+			_ = os.Remove(paths[random.IntN(len(paths))])
+		}
+	})
+	for range 300 {
+		more := r.put(s, 1+rand.IntN(20))
+		mu.Lock()
+		ids = append(ids, more...)
+		mu.Unlock()
+		r.pass(3 * time.Second)
+	}
+	close(stop)
+	all.Wait()
+	if st := s.Stats(); st.Damaged != 0 || st.Bytes > r.cfg.Total {
+		t.Errorf("%+v\n%s", st, r.log)
+	}
 	r.close(s)
 }

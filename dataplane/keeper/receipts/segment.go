@@ -1,233 +1,254 @@
 package receipts
 
 import (
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/receipt/proof"
 )
 
-// A segment is the header of a seal.Box and then frames, each
+// A segment's file is the header of a seal.Box and then frames, each
 //
 //	u32 length of the sealed bytes (big endian) | kind u8 | sealed bytes
 //
 // whose additional data bind kind and offset in the file, so that no frame can
-// be moved. A key frame holds the delegation of the batches after it. A batch
-// has an index frame (at u64 milliseconds | offset of its key frame u64 |
-// finger u32 of each receipt, ascending) and a batch frame. Start-up reads the
-// index frames alone.
+// be moved. A key frame holds the delegation of the batches after it.
+//
+// The file of its index is the header of another box, the length of the sealed
+// outline as u32, the sealed outline and the sealed pages, bound to their
+// numbers. It is not synced: what a crash tears is made again.
 const (
-	kindKey   = 1
-	kindIndex = 2
-	kindBatch = 3
+	kindKey     = 1
+	kindSkipped = 2 // former versions put an index before each batch
+	kindBatch   = 3
+	kindOutline = 4
+	kindPage    = 5
 
-	frameHead  = 5
-	indexFixed = 16
+	frameHead = 5
+	pageStep  = pageSize + seal.BoxOverhead
 )
 
 // maxFrame bounds a frame, in bytes: far more than a worker sends.
 const maxFrame = 16 << 20
 
-type segment struct {
-	path    string
-	box     *seal.Box // nil = the header is damaged
-	size    int64
-	first   time.Time
-	last    time.Time // of the newest batch
-	batches []stored
-	fingers []uint32
-	keys    []string // delegations of its key frames
+// headRead is how much of a file is read first: its header, and an outline.
+const headRead = 8 << 10
 
-	// Of the segment being written.
+const (
+	batchSuffix = ".rcp"
+	indexSuffix = ".idx"
+)
+
+// segment is one that was ended.
+type segment struct {
+	fence
+	number  int64 // names its files
+	index   int64 // bytes of its index's file; 0 = there is none
+	changed time.Time
+	warned  bool // its index cannot be kept
+}
+
+// newest is when the last of it was signed.
+func (g *segment) newest() time.Time {
+	if g.batches == 0 {
+		return g.changed
+	}
+	return time.UnixMilli(g.signed)
+}
+
+// writing is the segment that is being written, with all that its index will hold.
+type writing struct {
+	segment
 	f          *os.File
-	delegation string
-	keyAt      int64
+	box        *seal.Box
+	header     int64
+	begun      time.Time // when its first batch was signed
+	delegation string    // of its last key frame
+	keys       []uint32
+	entries    []entry
 	dirty      bool
 }
 
-// stored says where a batch is.
-type stored struct {
-	at      int64 // Unix milliseconds
-	offset  int64 // of its frame; from 0 to the frame's end it was synced
-	key     int64 // offset of its key frame
-	fingers int   // of g.fingers: where its own end
+// footprint is how many bytes it will take on disk, with its index.
+func (g *writing) footprint() int64 {
+	return g.bytes + g.header + outlineFixed + 4 + seal.BoxOverhead + int64(4*len(g.keys)+indexed(len(g.entries)))
 }
 
-// finger is what the index keeps of a request: half of its key.
-func finger(key uint64) uint32 { return uint32(key >> 32) }
-
-func sealContext(name, segment string) string { return "receipts/" + name + "/" + segment }
-
-const suffix = ".rcp"
-
-// segments are all, oldest first. The caller holds index.
-func (s *Store) segments() []*segment {
-	if s.current == nil {
-		return s.old
-	}
-	return append(slices.Clip(s.old), s.current)
+// indexed is how many bytes of an index n receipts take.
+func indexed(n int) int {
+	pages := (n + pageEntries - 1) / pageEntries
+	return entrySize*n + pages*(4+seal.BoxOverhead)
 }
 
-// load reads the index of every segment.
-func (s *Store) load() error {
-	entries, err := os.ReadDir(s.dir)
+func (s *Store) path(number int64, suffix string) string {
+	return filepath.Join(s.dir, fmt.Sprintf("%019d%s", number, suffix))
+}
+
+// context is what the seal of a file is bound to.
+func (s *Store) context(path string) string {
+	return "receipts/" + s.cfg.Name + "/" + filepath.Base(path)
+}
+
+// file is one that was opened to be read.
+type file struct {
+	*os.File
+	box  *seal.Box
+	size int64
+	head []byte // what was read of it so far, after the header
+	at   int64  // where that begins
+}
+
+// open opens a file and the box that its header makes.
+func (s *Store) open(path string) (*file, error) {
+	f, err := os.Open(path)
 	if err != nil {
-		return err //nolint:wrapcheck // Open wraps
+		return nil, err //nolint:wrapcheck // the callers wrap
 	}
-	for _, e := range entries {
-		number, err := strconv.ParseInt(strings.TrimSuffix(e.Name(), suffix), 10, 64)
-		if err != nil || !strings.HasSuffix(e.Name(), suffix) {
-			continue
-		}
-		g, damage, err := s.read(e.Name())
-		if err != nil {
-			return fmt.Errorf("segment %s: %w", filepath.Join(s.dir, e.Name()), err)
-		}
-		if damage > 0 {
-			s.damaged += damage
-			s.cfg.Logger.Error("receipts on disk are damaged; the others can be fetched", "segment", g.path, "damaged", damage)
-		}
-		s.old = append(s.old, g)
-		s.lastSeg = max(s.lastSeg, number)
+	x := &file{File: f}
+	if err := s.unseal(x, path); err != nil {
+		x.done()
+		return nil, err
 	}
-	slices.SortFunc(s.old, func(a, b *segment) int { return cmp.Compare(a.path, b.path) })
-	s.retire(0)
-	return nil
+	return x, nil
 }
 
-// read indexes one segment. What is torn at its end was never acknowledged, so
-// only frames that are whole and do not open count as damage.
-func (s *Store) read(name string) (*segment, int, error) {
-	g := &segment{path: filepath.Join(s.dir, name)}
-	f, err := os.Open(g.path)
+func (s *Store) unseal(x *file, path string) error {
+	info, err := x.Stat()
 	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // load wraps
+		return err //nolint:wrapcheck // the callers wrap
 	}
-	defer func() { _ = f.Close() }() // opened for reading
-	info, err := f.Stat()
-	if err != nil {
-		return nil, 0, err //nolint:wrapcheck // load wraps
+	x.size = info.Size()
+	head := make([]byte, min(x.size, headRead))
+	if _, err := io.ReadFull(x, head); err != nil {
+		return err //nolint:wrapcheck // the callers wrap
 	}
-	g.size, g.last = info.Size(), info.ModTime()
-	head := make([]byte, min(g.size, 64<<10))
-	if _, err := io.ReadFull(f, head); err != nil {
-		return nil, 0, err //nolint:wrapcheck // load wraps
-	}
-	box, rest, err := s.cfg.Sealer.OpenBox(head, sealContext(s.cfg.Name, name))
-	switch {
-	case errors.Is(err, seal.ErrTruncated):
-		return g, 0, nil // it died right after it was made
-	case errors.Is(err, seal.ErrTampered), errors.Is(err, seal.ErrNotSealed):
-		return g, 1, nil
-	case err != nil:
-		return nil, 0, err //nolint:wrapcheck // another key or version: load wraps
-	}
-	g.box = box
-	return g, g.scan(f, int64(len(head)-len(rest))), nil
+	x.box, x.head, err = s.cfg.Sealer.OpenBox(head, s.context(path))
+	x.at = int64(len(head) - len(x.head))
+	return err //nolint:wrapcheck // names what happened
 }
 
-// scan reads the index frames from offset on, and returns how many batches or
-// ends of segments it could not read.
-func (g *segment) scan(f *os.File, offset int64) (damage int) {
+// done closes a file that was only read.
+func (x *file) done() { _ = x.Close() }
+
+// take reads and opens n sealed bytes at offset.
+func (x *file) take(offset, n int64, kind byte, place int64) ([]byte, error) {
+	if n < seal.BoxOverhead || n > maxFrame || offset+n > x.size {
+		return nil, seal.ErrTruncated
+	}
+	var sealed []byte
+	if from := offset - x.at; from >= 0 && from+n <= int64(len(x.head)) {
+		sealed = x.head[from : from+n]
+	} else {
+		sealed = make([]byte, n)
+		if _, err := x.ReadAt(sealed, offset); err != nil {
+			return nil, fmt.Errorf("read: %w", err)
+		}
+	}
+	return x.box.Open(nil, sealed, bound(kind, place)) //nolint:wrapcheck // names what happened
+}
+
+// frame reads and opens the frame at offset.
+func (x *file) frame(offset int64, kind byte) ([]byte, error) {
 	var head [frameHead]byte
-	var index []byte // of the batch whose frame is next; nil = none
+	if _, err := x.ReadAt(head[:], offset); err != nil {
+		return nil, fmt.Errorf("read frame: %w", err)
+	}
+	if head[4] != kind {
+		return nil, seal.ErrTampered
+	}
+	return x.take(offset+frameHead, int64(binary.BigEndian.Uint32(head[:])), kind, offset)
+}
+
+func bound(kind byte, place int64) []byte {
+	return binary.BigEndian.AppendUint64([]byte{kind}, uint64(place))
+}
+
+// contents are what a segment's file was found to hold.
+type contents struct {
+	fence
+	keys    []uint32
+	entries []entry
+}
+
+// scan reads a segment's file. What is torn at its end was never acknowledged,
+// so only frames that are whole and do not open count as damage.
+func (s *Store) scan(number int64) (*contents, error) {
+	c := new(contents)
+	path := s.path(number, batchSuffix)
+	x, err := s.open(path)
+	switch {
+	case errors.Is(err, seal.ErrTruncated): // it died right after it was made
+	case errors.Is(err, seal.ErrTampered), errors.Is(err, seal.ErrNotSealed):
+		c.damaged = 1
+	case err != nil:
+		return nil, err
+	default:
+		defer x.done()
+		c.bytes = x.size
+		c.frames(x)
+		return c, nil
+	}
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err //nolint:wrapcheck // the callers wrap
+	}
+	c.bytes = info.Size()
+	return c, nil
+}
+
+func (c *contents) frames(x *file) {
+	var head [frameHead]byte
 	var n int64
-	for ; ; offset += frameHead + n {
-		if _, err := f.ReadAt(head[:], offset); err != nil {
-			return damage // the end, or a torn one
+	for offset := x.at; ; offset += frameHead + n {
+		if _, err := x.ReadAt(head[:], offset); err != nil {
+			return // the end, or a torn one
 		}
 		n = int64(binary.BigEndian.Uint32(head[:]))
 		kind := head[4]
 		switch {
 		case n == 0 && kind == 0:
-			return damage // zeros of a file that had grown
-		case n < seal.BoxOverhead || n > maxFrame || kind < kindKey || kind > kindBatch:
-			return damage + 1
-		case offset+frameHead+n > g.size:
-			return damage
-		case kind == kindBatch && index != nil:
-			g.add(index, offset)
+			return // zeros of a file that had grown
+		case n < seal.BoxOverhead || n > maxFrame || kind < kindKey || kind > kindBatch || offset > math.MaxUint32:
+			c.damaged++
+			return
+		case offset+frameHead+n > x.size:
+			return
+		case kind == kindSkipped:
+			continue
 		}
-		wasIndex := index != nil
-		index = nil
-		switch kind {
-		case kindIndex:
-			var err error
-			if index, err = g.open(f, offset, kindIndex); err != nil || len(index) < indexFixed {
-				index = nil
-				damage++
+		plain, err := x.take(offset+frameHead, n, kind, offset)
+		if kind == kindKey {
+			c.keys = append(c.keys, uint32(offset))
+		} else if err == nil {
+			var b *proof.Batch
+			if b, err = proof.ParseBatch(plain); err == nil {
+				c.entries = c.add(c.entries, b, offset)
 			}
-		case kindKey:
-			if wasIndex {
-				damage++ // where its batch should be
-			}
-			key, err := g.open(f, offset, kindKey)
-			if err != nil {
-				damage++
-				break
-			}
-			g.keys = append(g.keys, string(key))
+		}
+		if err != nil {
+			c.damaged++
 		}
 	}
 }
 
-// add notes the batch at offset.
-func (g *segment) add(index []byte, offset int64) {
-	b := stored{at: int64(binary.BigEndian.Uint64(index)), key: int64(binary.BigEndian.Uint64(index[8:])), offset: offset}
-	for p := index[indexFixed:]; len(p) >= 4; p = p[4:] {
-		g.fingers = append(g.fingers, binary.BigEndian.Uint32(p))
+// add notes the batch at offset, and appends its entries.
+func (f *fence) add(entries []entry, b *proof.Batch, offset int64) []entry {
+	first, last := b.Arrivals()
+	if last.IsZero() {
+		f.widen(b.Len(), b.At.UnixMilli(), 0, 0)
+	} else {
+		f.widen(b.Len(), b.At.UnixMilli(), first.UnixMilli(), last.UnixMilli())
 	}
-	b.fingers = len(g.fingers)
-	at := time.UnixMilli(b.at)
-	if len(g.batches) == 0 {
-		g.first = at
-	}
-	if len(g.batches) == 0 || at.After(g.last) {
-		g.last = at
-	}
-	g.batches = append(g.batches, b)
-}
-
-// open reads and opens the frame at offset.
-func (g *segment) open(f io.ReaderAt, offset int64, kind byte) ([]byte, error) {
-	var head [frameHead]byte
-	if _, err := f.ReadAt(head[:], offset); err != nil {
-		return nil, fmt.Errorf("read frame: %w", err)
-	}
-	n := binary.BigEndian.Uint32(head[:])
-	if n > maxFrame || head[4] != kind {
-		return nil, seal.ErrTampered
-	}
-	sealed := make([]byte, n)
-	if _, err := f.ReadAt(sealed, offset+frameHead); err != nil {
-		return nil, fmt.Errorf("read frame: %w", err)
-	}
-	plain, err := g.box.Open(nil, sealed, bound(kind, offset))
-	if err != nil {
-		return nil, err //nolint:wrapcheck // names what happened
-	}
-	return plain, nil
-}
-
-func bound(kind byte, offset int64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{kind}, uint64(offset))
-}
-
-// frame appends a sealed frame to b, which will be written at offset.
-func (g *segment) frame(b []byte, offset int64, kind byte, plain []byte) []byte {
-	at := offset + int64(len(b))
-	b = binary.BigEndian.AppendUint32(b, uint32(len(plain)+seal.BoxOverhead))
-	return g.box.Seal(append(b, kind), plain, bound(kind, at))
+	b.Requests(func(key uint64) { entries = append(entries, entry{finger(key), uint32(offset)}) })
+	return entries
 }
 
 // append writes one batch, without syncing it.
@@ -236,12 +257,13 @@ func (s *Store) append(b *proof.Batch) error {
 	if err != nil {
 		return err
 	}
-	s.retire(int64(len(bare)))
-	if g := s.current; g != nil && (g.size+int64(len(bare)) > s.cfg.Segment || !g.first.IsZero() && b.At.Sub(g.first).Abs() > s.cfg.Span) {
+	more := int64(len(bare) + frameHead + seal.BoxOverhead)
+	s.retire(more + int64(indexed(b.Len())+len(b.Delegation)) + newSegment)
+	if g := s.current; g != nil && (g.bytes+more > s.cfg.Segment || !g.begun.IsZero() && b.At.Sub(g.begun).Abs() > s.cfg.Span) {
 		if err := s.sync(); err != nil {
 			return err
 		}
-		s.abandon()
+		s.end()
 	}
 	if s.current == nil {
 		if err := s.begin(); err != nil {
@@ -249,53 +271,64 @@ func (s *Store) append(b *proof.Batch) error {
 		}
 	}
 	g := s.current
-	var out []byte
-	keyAt := g.keyAt
-	if b.Delegation != g.delegation {
-		keyAt = g.size
-		out = g.frame(out, g.size, kindKey, []byte(b.Delegation))
+	out := s.out[:0]
+	newKey := b.Delegation != g.delegation
+	if newKey {
+		out = g.frame(out, kindKey, []byte(b.Delegation))
 	}
-	index := binary.BigEndian.AppendUint64(nil, uint64(b.At.UnixMilli()))
-	index = binary.BigEndian.AppendUint64(index, uint64(keyAt))
-	b.Requests(func(key uint64) { index = binary.BigEndian.AppendUint32(index, finger(key)) })
-	out = g.frame(out, g.size, kindIndex, index)
-	offset := g.size + int64(len(out))
-	out = g.frame(out, g.size, kindBatch, bare)
+	offset := g.bytes + int64(len(out))
+	out = g.frame(out, kindBatch, bare)
+	s.out = out
 	if _, err := g.f.Write(out); err != nil {
-		return errors.Join(err, g.f.Truncate(g.size)) // others need the room
+		return errors.Join(err, g.f.Truncate(g.bytes)) // others need the room
 	}
-	s.index.Lock()
-	defer s.index.Unlock()
-	g.size += int64(len(out))
-	if keyAt != g.keyAt {
-		g.keys = append(g.keys, b.Delegation)
+	s.segs.Lock()
+	defer s.segs.Unlock()
+	if newKey {
+		g.keys = append(g.keys, uint32(g.bytes))
+		g.delegation = b.Delegation
 	}
-	g.delegation, g.keyAt, g.dirty = b.Delegation, keyAt, true
-	g.add(index, offset)
+	if g.begun.IsZero() {
+		g.begun = b.At
+	}
+	g.bytes += int64(len(out))
+	g.dirty = true
+	g.entries = g.add(g.entries, b, offset)
 	return nil
 }
+
+// frame appends a sealed frame to out, which will be written where g ends.
+func (g *writing) frame(out []byte, kind byte, plain []byte) []byte {
+	at := g.bytes + int64(len(out))
+	out = binary.BigEndian.AppendUint32(out, uint32(len(plain)+seal.BoxOverhead))
+	return g.box.Seal(append(out, kind), plain, bound(kind, at))
+}
+
+// newSegment is more than a segment without batches takes, in bytes.
+const newSegment = 1 << 10
 
 // begin makes a new segment. No segment of a former run is appended to: its
 // end may be torn.
 func (s *Store) begin() error {
 	s.lastSeg = max(s.lastSeg+1, s.cfg.Now().UnixNano())
-	name := fmt.Sprintf("%019d%s", s.lastSeg, suffix)
-	box, header, err := s.cfg.Sealer.NewBox(sealContext(s.cfg.Name, name))
+	path := s.path(s.lastSeg, batchSuffix)
+	box, header, err := s.cfg.Sealer.NewBox(s.context(path))
 	if err != nil {
 		return err //nolint:wrapcheck // says what failed
 	}
-	g := &segment{path: filepath.Join(s.dir, name), box: box, size: int64(len(header))}
-	if g.f, err = os.OpenFile(g.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
+	g := &writing{box: box, header: int64(len(header)), entries: s.spare[:0]}
+	g.number, g.bytes = s.lastSeg, int64(len(header))
+	if g.f, err = os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
 		return err //nolint:wrapcheck // drain wraps
 	}
 	if _, err = g.f.Write(header); err == nil {
 		err = syncDir(s.dir)
 	}
 	if err != nil {
-		return errors.Join(err, g.f.Close(), os.Remove(g.path))
+		return errors.Join(err, g.f.Close(), os.Remove(path))
 	}
-	s.index.Lock()
-	defer s.index.Unlock()
+	s.segs.Lock()
+	defer s.segs.Unlock()
 	s.current = g
 	return nil
 }
@@ -309,137 +342,124 @@ func (s *Store) sync() error {
 	return g.f.Sync() //nolint:wrapcheck // drain wraps
 }
 
-// abandon ends the current segment; its batches stay to be found.
-func (s *Store) abandon() {
-	s.index.Lock()
-	defer s.index.Unlock()
+// end closes the current segment; its batches stay to be found. An index that
+// cannot be written now is made when somebody asks.
+func (s *Store) end() {
 	g := s.current
 	if g == nil {
 		return
 	}
-	s.current = nil
 	_ = g.f.Close() // synced, or written again elsewhere
-	g.f = nil
-	if len(g.batches) == 0 && os.Remove(g.path) == nil {
+	old := g.segment
+	old.changed = s.cfg.Now()
+	s.files.Lock() // who asks meanwhile waits for the index
+	defer s.files.Unlock()
+	removed := g.batches == 0 && os.Remove(s.path(g.number, batchSuffix)) == nil
+	s.segs.Lock()
+	s.current, s.spare = nil, g.entries
+	if !removed {
+		s.old = append(s.old, &old)
+	}
+	s.segs.Unlock()
+	if !removed {
+		s.keepIndex(&old, &contents{fence: old.fence, keys: g.keys, entries: g.entries})
+	}
+}
+
+// keepIndex writes the index of a segment. The caller holds files.
+func (s *Store) keepIndex(g *segment, c *contents) {
+	size, err := s.writeIndex(g.number, c)
+	if err != nil {
+		if !g.warned {
+			s.cfg.Logger.Warn("no index could be made of a segment of receipts: each question searches all of it until there is room",
+				"segment", s.path(g.number, batchSuffix), "error", diskError(err))
+		}
+		g.warned = true
 		return
 	}
-	s.old = append(s.old, g)
+	s.segs.Lock()
+	g.index = size
+	s.segs.Unlock()
 }
 
-// retire removes segments that are too old, and the oldest while n more bytes
-// would not fit.
-func (s *Store) retire(n int64) {
-	s.index.Lock()
-	defer s.index.Unlock()
-	total := n
-	for _, g := range s.segments() {
-		total += g.size
-	}
-	limit := s.cfg.Now().Add(-s.cfg.Age)
-	stuck := false
-	// Each by its own age: one that was written while the clock was ahead must
-	// not keep those after it.
-	s.old = slices.DeleteFunc(s.old, func(g *segment) bool {
-		if stuck || total <= s.cfg.Total && !g.last.Before(limit) {
-			return false
-		}
-		if err := os.Remove(g.path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			s.cfg.Logger.Error("old receipts cannot be removed", "segment", g.path, "error", err)
-			stuck = true
-			return false
-		}
-		total -= g.size
-		return true
-	})
-}
-
-// maxDelegations bounds what Delegations lists.
-const maxDelegations = 256
-
-// Delegations are those by which the batches kept were signed, the newest
-// segment's first.
-func (s *Store) Delegations() (all []string) {
-	s.index.RLock()
-	defer s.index.RUnlock()
-	for _, g := range slices.Backward(s.segments()) {
-		for _, k := range slices.Backward(g.keys) {
-			if len(all) < maxDelegations && !slices.Contains(all, k) {
-				all = append(all, k)
-			}
-		}
-	}
-	return all
-}
-
-// clockSkew is how much later than its id says a request may have arrived, by
-// the clock that dates batches.
-const clockSkew = 5 * time.Minute
-
-// Find returns the entry of a request, to be given to the worker; nil if there
-// is none. No batch is searched that was signed before the request arrived, as
-// its id says.
-func (s *Store) Find(requestID string) ([]byte, error) {
-	arrived, ok := proof.Arrived(requestID)
-	if !ok {
-		return nil, nil
-	}
-	want, since := finger(proof.RequestKey(requestID)), arrived.Add(-clockSkew).UnixMilli()
-	s.index.RLock()
-	defer s.index.RUnlock()
-	var damage error
-	for _, g := range slices.Backward(s.segments()) {
-		if g.last.UnixMilli() < since {
-			continue
-		}
-		for i, b := range slices.Backward(g.batches) {
-			from := 0
-			if i > 0 {
-				from = g.batches[i-1].fingers
-			}
-			if b.at < since {
-				continue
-			}
-			if _, ok := slices.BinarySearch(g.fingers[from:b.fingers], want); !ok {
-				continue
-			}
-			entry, err := g.entry(b, requestID)
-			if entry != nil {
-				return entry, nil
-			}
-			if err != nil {
-				s.found.Add(1)
-				damage = fmt.Errorf("receipts: segment %s: batch at %d: %w", g.path, b.offset, err)
-			}
-		}
-	}
-	return nil, damage
-}
-
-// entry reads one batch and looks the request up in it.
-func (g *segment) entry(b stored, requestID string) ([]byte, error) {
-	f, err := os.Open(g.path)
+func (s *Store) writeIndex(number int64, c *contents) (size int64, err error) {
+	path := s.path(number, indexSuffix)
+	box, out, err := s.cfg.Sealer.NewBox(s.context(path))
 	if err != nil {
-		return nil, err //nolint:wrapcheck // Find wraps
+		return 0, err //nolint:wrapcheck // says what failed
 	}
-	defer func() { _ = f.Close() }() // opened for reading
-	bare, err := g.open(f, b.offset, kindBatch)
+	head, pages := encodeIndex(c.fence, c.keys, c.entries)
+	out = slices.Grow(out, 4+len(head)+seal.BoxOverhead+pageStep*len(pages))
+	out = binary.BigEndian.AppendUint32(out, uint32(len(head)+seal.BoxOverhead))
+	out = box.Seal(out, head, bound(kindOutline, 0))
+	for i, page := range pages {
+		out = box.Seal(out, page, bound(kindPage, int64(i)))
+	}
+	draft := path + ".tmp"
+	if err = os.WriteFile(draft, out, 0o600); err == nil {
+		err = os.Rename(draft, path)
+	}
+	if err != nil {
+		_ = os.Remove(draft) // it may not be there
+		return 0, err        //nolint:wrapcheck // keepIndex says what failed
+	}
+	return int64(len(out)), nil
+}
+
+// index is one that was opened to be looked into.
+type index struct {
+	*file
+	*outline
+	pagesAt int64
+}
+
+// openIndex opens the index of a segment. Any error but os.ErrNotExist of the
+// segment itself means that it has to be made again.
+func (s *Store) openIndex(number int64) (*index, error) {
+	x, err := s.open(s.path(number, indexSuffix))
 	if err != nil {
 		return nil, err
 	}
-	key, err := g.open(f, b.key, kindKey)
-	if err != nil {
+	i := &index{file: x}
+	if err := i.read(); err != nil {
+		x.done()
 		return nil, err
 	}
-	batch, err := proof.ParseBatch(bare)
+	return i, nil
+}
+
+func (x *index) read() error {
+	if len(x.head) < 4 {
+		return seal.ErrTruncated
+	}
+	n := int64(binary.BigEndian.Uint32(x.head))
+	plain, err := x.take(x.at+4, n, kindOutline, 0)
 	if err != nil {
-		return nil, err //nolint:wrapcheck // Find wraps
+		return err
 	}
-	batch.Delegation = string(key)
-	entry := batch.Find(requestID)
-	if entry == nil {
-		return nil, nil
+	if x.outline, err = decodeOutline(plain); err != nil {
+		return err
 	}
-	return entry.Encode() //nolint:wrapcheck // says what failed
+	x.pagesAt = x.at + 4 + n
+	if want := x.pagesAt + int64(entrySize*x.receipts+seal.BoxOverhead*len(x.pages)); x.size != want {
+		return fmt.Errorf("%w: it has %d bytes, and %d by its outline", errIndex, x.size, want)
+	}
+	return nil
+}
+
+// find gives the offsets of the batches in which a request may be.
+func (x *index) find(want uint32) (offsets []uint32, err error) {
+	first, end := x.pagesOf(want)
+	for i := first; i < end; i++ {
+		page, err := x.take(x.pagesAt+int64(i)*pageStep, int64(x.pageBytes(i)+seal.BoxOverhead), kindPage, int64(i))
+		if err != nil {
+			return nil, err
+		}
+		if offsets, err = searchPage(offsets, page, want); err != nil {
+			return nil, err
+		}
+	}
+	return offsets, nil
 }
 
 func syncDir(dir string) error {

@@ -33,7 +33,7 @@ type Config struct {
 	Acked   func(from, number uint64) // called when a batch is on the medium; must not block
 	Total   int64                     // bytes of all segments; the oldest give way [1 GiB]
 	Age     time.Duration             // how long a batch is kept, and at most a segment's length more [24 h]
-	Segment int64                     // bytes of a segment before the next is begun [16 MiB, at most Total/8]
+	Segment int64                     // bytes of a segment before the next is begun; memory holds the index of one [16 MiB, at most Total/8 and 1 GiB]
 	Span    time.Duration             // time of a segment before the next is begun [1 h]
 	Pending int                       // bytes held in memory while the disk takes none [32 MiB]
 	Now     func() time.Time          // [time.Now]
@@ -53,9 +53,13 @@ type Store struct {
 	bytes   int // of pending
 	failing error
 
-	index   sync.RWMutex // of what follows; the writer alone changes it
+	files sync.Mutex // held to make and remove files that others may look for; taken before segs
+	out   []byte     // append's alone, reused
+
+	segs    sync.RWMutex // of what follows; the writer alone changes it
 	old     []*segment   // oldest first
-	current *segment     // nil = begin one at the next write
+	current *writing     // nil = begin one at the next write
+	spare   []entry      // the memory of the former current's
 	lastSeg int64
 	damaged int
 
@@ -67,12 +71,17 @@ type put struct {
 	raw          []byte
 }
 
-// Open reads the index of what is there and starts writing. Damage costs the
-// batches it touches, and is counted; a key that this node lacks is an error.
+// maxSegment keeps offsets within 32 bits.
+const maxSegment = 1 << 30
+
+// Open looks at what is there, makes the indexes that are missing, and starts
+// writing. Damage costs the batches it touches, and is counted; a key that this
+// node lacks is an error.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	def(&cfg.Total, 1<<30)
 	def(&cfg.Age, 24*time.Hour)
 	def(&cfg.Segment, min(16<<20, cfg.Total/8))
+	cfg.Segment = min(cfg.Segment, maxSegment)
 	def(&cfg.Span, time.Hour)
 	def(&cfg.Pending, 32<<20)
 	if cfg.Now == nil {
@@ -201,7 +210,7 @@ func (s *Store) drain() error {
 			err = s.sync()
 		}
 		if err != nil {
-			s.abandon() // unsynced batches of it are written again, to another
+			s.end() // unsynced batches of it are written again, to another
 			return diskError(err)
 		}
 		s.mu.Lock()
@@ -218,7 +227,7 @@ func (s *Store) drain() error {
 
 // Stats is a look at a Store.
 type Stats struct {
-	Bytes   int64 // of all segments
+	Bytes   int64 // of all segments and their indexes
 	Batches int   // that can be found
 	Waiting int   // bytes not on the medium yet
 	Damaged int   // batches and segments that could not be read
@@ -230,12 +239,16 @@ func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	st := Stats{Waiting: s.bytes, Failing: s.failing}
 	s.mu.Unlock()
-	s.index.RLock()
-	defer s.index.RUnlock()
+	s.segs.RLock()
+	defer s.segs.RUnlock()
 	st.Damaged = s.damaged + int(s.found.Load())
-	for _, g := range s.segments() {
-		st.Bytes += g.size
-		st.Batches += len(g.batches)
+	for _, g := range s.old {
+		st.Bytes += g.bytes + g.index
+		st.Batches += g.batches
+	}
+	if g := s.current; g != nil {
+		st.Bytes += g.bytes
+		st.Batches += g.batches
 	}
 	return st
 }
@@ -244,7 +257,7 @@ func (s *Store) Stats() Stats {
 func (s *Store) Close() error {
 	s.cancel()
 	err := errors.Join(s.group.Wait(), s.drain())
-	s.abandon()
+	s.end()
 	if err != nil {
 		return fmt.Errorf("receipts: %w", err)
 	}

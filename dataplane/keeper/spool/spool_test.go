@@ -253,7 +253,7 @@ func TestConnectionBroke(t *testing.T) {
 	r.attach(s, 1, false)
 	r.put(s, 1, 1, 10)
 	r.awaitKept(1)
-	time.Sleep(300 * time.Millisecond) // it sleeps
+	r.within("it sleeps", r.rings[1].Asleep)
 	// The wake that this one asks for goes down with the connection.
 	if wake, err := r.rings[1].Put([]byte("1.11")); err != nil || !wake {
 		t.Errorf("wake %v, %v", wake, err)
@@ -298,7 +298,7 @@ func TestGroups(t *testing.T) {
 		t.Errorf("%d wakes, about %d frames for 2000 records", wakes, frames)
 	}
 	for range 5 {
-		time.Sleep(50 * time.Millisecond) // it sleeps
+		r.within("it sleeps", w.Asleep)
 		began := time.Now()
 		r.put(s, 1, 1, 1)
 		r.awaitKept(1)
@@ -494,8 +494,8 @@ func TestBound(t *testing.T) {
 		}
 		sent++
 	}
-	if w.Room() || s.Stats().Waiting != w.Waiting() {
-		t.Errorf("%d bytes wait, %d by the spool; room %v", w.Waiting(), s.Stats().Waiting, w.Room())
+	if w.Room(0) || s.Stats().Waiting != w.Waiting() {
+		t.Errorf("%d bytes wait, %d by the spool; room %v", w.Waiting(), s.Stats().Waiting, w.Room(0))
 	}
 	if n := s.End(); n != 1 {
 		t.Errorf("%d rings wait for the disk", n)
@@ -538,8 +538,8 @@ func TestFullDisk(t *testing.T) {
 	if err := os.WriteFile(filler, make([]byte, 200<<10), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	sent := 0
-	for ; s.Stats().Failing == nil && sent < 1000; sent++ {
+	const sent = 150 // more than fits beside the filler, and less than without it
+	for range sent {
 		wake, err := w.Put(bytes.Repeat([]byte("r"), 1000))
 		if err != nil {
 			t.Fatal(err)
@@ -547,11 +547,8 @@ func TestFullDisk(t *testing.T) {
 		if wake {
 			s.Wake()
 		}
-		time.Sleep(100 * time.Microsecond)
 	}
-	if !errors.Is(s.Stats().Failing, controlplane.ErrDiskFull) {
-		t.Fatalf("after %d records: %v", sent, s.Stats().Failing)
-	}
+	r.within("the full disk is noticed", func() bool { return errors.Is(s.Stats().Failing, controlplane.ErrDiskFull) })
 	if w.Waiting() == 0 {
 		t.Error("a record that is not written was taken out of the ring")
 	}

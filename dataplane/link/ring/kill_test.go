@@ -107,7 +107,7 @@ func child(t *testing.T, role string, files ...*os.File) *exec.Cmd {
 func TestProducerKilled(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	total := uint64(0)
-	for range 40 {
+	for round := range 40 {
 		f, err := Create(16<<10, random.Uint64())
 		check(t, err)
 		c, err := OpenConsumer(again(t, f))
@@ -136,6 +136,11 @@ func TestProducerKilled(t *testing.T) {
 				taken = seq
 			}
 			check(t, c.Commit())
+		}
+		// Half of them are killed while they start, or before; how long that takes
+		// is the machine's to say.
+		for end := time.Now().Add(20 * time.Second); round%2 == 0 && taken == 0 && time.Now().Before(end); {
+			take()
 		}
 		for end := time.Now().Add(time.Duration(random.IntN(40_000)) * time.Microsecond); time.Now().Before(end); {
 			take()

@@ -19,7 +19,7 @@ func TestLooksWhileItMoves(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for !stop.Load() {
-				if !p.Room() {
+				if !p.Room(0) {
 					refused.Add(1)
 				}
 				if p.Waiting() > 32<<10 || c.Waiting() > 32<<10 {

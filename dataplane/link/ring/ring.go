@@ -206,10 +206,12 @@ func (p *Producer) Put(record []byte) (wake bool, err error) {
 	return p.m.asleep.Load() != 0 && p.m.asleep.CompareAndSwap(1, 0), nil
 }
 
-// Room is false when less than a tenth is left: begin nothing that will have
-// to be recorded.
-func (p *Producer) Room() bool {
-	return p.m.since(p.m.free) <= p.m.size/10*9
+// Room is false when less than a tenth is left, or than the owed bytes that
+// what was begun will take, up to a half: begin nothing that will have to be
+// recorded.
+func (p *Producer) Room(owed int) bool {
+	keep := min(uint64(max(0, owed)), p.m.size/2)
+	return p.m.since(p.m.free) <= min(p.m.size/10*9, p.m.size-keep)
 }
 
 // Waiting is how many bytes the reader has not kept yet.
@@ -221,6 +223,9 @@ func (p *Producer) Waiting() int {
 func (p *Producer) Nudge() bool {
 	return p.Waiting() > 0 && p.m.asleep.CompareAndSwap(1, 0)
 }
+
+// Asleep says that the reader waits to be woken.
+func (p *Producer) Asleep() bool { return p.m.asleep.Load() != 0 }
 
 // NotWoken takes wake back: the reader could not be told, so the next Put says
 // it again.

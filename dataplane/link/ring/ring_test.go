@@ -75,7 +75,7 @@ func TestOrderAndBounds(t *testing.T) {
 	room := true
 	for lap := range 50 {
 		for {
-			room = room && p.Room()
+			room = room && p.Room(0)
 			record := bytes.Repeat([]byte{byte(put)}, put*7%300)
 			if _, err := p.Put(record); errors.Is(err, ErrFull) {
 				break
@@ -84,7 +84,7 @@ func TestOrderAndBounds(t *testing.T) {
 			}
 			put++
 		}
-		if room = p.Room(); room {
+		if room = p.Room(0); room {
 			t.Fatal("there is room in a full ring")
 		}
 		if p.Waiting() != c.Waiting() || p.Waiting() < MinSize*9/10 {
@@ -104,7 +104,7 @@ func TestOrderAndBounds(t *testing.T) {
 			}
 		}
 		check(t, c.Commit())
-		room = p.Room()
+		room = p.Room(0)
 		if !room || p.Waiting() != 0 {
 			t.Fatalf("an empty ring has no room; %d bytes wait", p.Waiting())
 		}
@@ -352,8 +352,8 @@ func TestModel(t *testing.T) {
 				for _, r := range queue {
 					want += span(len(r))
 				}
-				if p.Waiting() != int(want) || c.Waiting() != int(want) || p.Room() != (want <= MinSize/10*9) {
-					t.Fatalf("%d and %d wait of %d, room %v", p.Waiting(), c.Waiting(), want, p.Room())
+				if p.Waiting() != int(want) || c.Waiting() != int(want) || p.Room(0) != (want <= MinSize/10*9) {
+					t.Fatalf("%d and %d wait of %d, room %v", p.Waiting(), c.Waiting(), want, p.Room(0))
 				}
 			},
 		})

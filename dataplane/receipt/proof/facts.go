@@ -43,7 +43,8 @@ type Confinement struct {
 // table of likely prompts can be made in advance. In JSON it is base64url.
 type Salt [SaltSize]byte
 
-// Hash is SHA-256(salt || body). In JSON it is base64url.
+// Hash is a hash of 256 bits; of a body, with its salt before it. In JSON it is
+// base64url.
 type Hash [HashSize]byte
 
 // MarshalText is base64url without padding.
@@ -93,10 +94,14 @@ type Facts struct {
 	Ended        string      `cbor:"21,keyasint,omitempty" json:"ended,omitempty"`
 	Confinement  Confinement `cbor:"22,keyasint" json:"confinement"` // of the signing node's worker, as it measured
 	RequestSalt  Salt        `cbor:"23,keyasint" json:"request_salt"`
-	Request      Hash        `cbor:"24,keyasint" json:"request_sha256"` // SHA-256(RequestSalt || the body as it arrived); zero = none was read
+	Request      Hash        `cbor:"24,keyasint" json:"request_sha256"` // SHA-256(RequestSalt || the body as it arrived); zero = not made
 	ResponseSalt Salt        `cbor:"25,keyasint" json:"response_salt"`
-	Response     Hash        `cbor:"26,keyasint" json:"response_sha256"`                 // SHA-256(ResponseSalt || the body as it was sent)
+	Response     Hash        `cbor:"26,keyasint" json:"response_sha256"`                 // SHA-256(ResponseSalt || the body as it was sent); zero = not made
 	Attestation  []byte      `cbor:"27,keyasint,omitempty" json:"attestation,omitempty"` // reserved: nothing fills it yet
+
+	// Of a large body, BLAKE3 instead of SHA-256. Where both are zero no body was read.
+	RequestBLAKE3  Hash `cbor:"28,keyasint,omitzero" json:"request_blake3,omitzero"`
+	ResponseBLAKE3 Hash `cbor:"29,keyasint,omitzero" json:"response_blake3,omitzero"`
 }
 
 // leafVersion is the first byte of every leaf.
@@ -183,6 +188,14 @@ func AppendLeaf(b []byte, f *Facts) []byte {
 	if len(f.Attestation) > 0 {
 		n++
 		b = append(appendUint(append(b, 0x18, 27), 2, uint64(len(f.Attestation))), f.Attestation...)
+	}
+	if f.RequestBLAKE3 != (Hash{}) {
+		n++
+		b = append(appendUint(append(b, 0x18, 28), 2, HashSize), f.RequestBLAKE3[:]...)
+	}
+	if f.ResponseBLAKE3 != (Hash{}) {
+		n++
+		b = append(appendUint(append(b, 0x18, 29), 2, HashSize), f.ResponseBLAKE3[:]...)
 	}
 	// The map's length is known now. Up to 23 it takes one byte, not two.
 	if n < 24 {

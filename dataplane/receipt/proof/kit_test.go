@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"lukechampine.com/blake3"
 
 	"ringmain/controlplane/identity"
 )
@@ -85,14 +86,30 @@ func someFacts(s *Signer, at time.Time, n int) *Facts {
 	return f
 }
 
+// hashed states the bodies of someFacts by another algorithm.
+func hashed(f *Facts, by Algorithm) *Facts {
+	sum := sha256.Sum256
+	if by == BLAKE3 {
+		sum = blake3.Sum256
+	}
+	f.StateRequest(Digest{by, f.RequestSalt, sum(append(f.RequestSalt[:], askedBody...))})
+	f.StateResponse(Digest{by, f.ResponseSalt, sum(append(f.ResponseSalt[:], answeredBody...))})
+	return f
+}
+
 // sealSome signs a batch of n receipts.
 func sealSome(t testing.TB, s *Signer, at time.Time, n int) *Batch {
+	t.Helper()
+	return sealHashed(t, s, at, n, SHA256)
+}
+
+func sealHashed(t testing.TB, s *Signer, at time.Time, n int, by Algorithm) *Batch {
 	t.Helper()
 	var leaves []byte
 	var ends []uint32
 	var keys []uint64
 	for i := range n {
-		f := someFacts(s, at, i)
+		f := hashed(someFacts(s, at, i), by)
 		leaves = AppendLeaf(leaves, f)
 		ends = append(ends, uint32(len(leaves)))
 		keys = append(keys, RequestKey(f.RequestID))

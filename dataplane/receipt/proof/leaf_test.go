@@ -31,6 +31,11 @@ func drawFacts(t *rapid.T) *Facts {
 		})
 	}
 	f.Confinement = Confinement{rapid.Int().Draw(t, "landlock"), rapid.Bool().Draw(t, "w"), rapid.Bool().Draw(t, "d"), rapid.Bool().Draw(t, "s")}
+	for _, h := range []*Hash{&f.Response, &f.RequestBLAKE3, &f.ResponseBLAKE3} {
+		if rapid.Bool().Draw(t, "stated") {
+			copy(h[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hash"))
+		}
+	}
 	copy(f.Request[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hash"))
 	f.Attestation = rapid.SliceOfN(rapid.Byte(), 0, 300).Draw(t, "attestation")
 	if len(f.Attestation) == 0 {
@@ -84,6 +89,27 @@ func TestLeafMendsText(t *testing.T) {
 	f, err := decodeLeaf(leaf)
 	if err != nil || f.Model != "a\uFFFDb" {
 		t.Errorf("%v: %+v", err, f)
+	}
+}
+
+// A leaf that somebody keeps must stay what it is, to the byte: its place in a
+// signed tree depends on it.
+func TestLeafIsFrozen(t *testing.T) {
+	s := &Signer{public: edKey(make(ed25519.PublicKey, 32))}
+	unread := someFacts(s, time.UnixMilli(1_795_000_000_000), 7)
+	unread.Request, unread.Attempts = Hash{}, nil
+	for name, c := range map[string]struct {
+		facts *Facts
+		want  string // SHA-256
+	}{
+		"nothing":       {&Facts{}, "3c0004c0f068423af68440876e26a32b18f2aca0bd64c18eb2e7980a9af2324b"},
+		"plain":         {someFacts(s, time.UnixMilli(1_795_000_000_000), 7), "d203f151740d4605bfbd72d3706f65c941d015f4ed254f9e260112b99642b609"},
+		"streamed":      {someFacts(s, time.UnixMilli(1_795_000_000_000), 8), "84ef1fa088aad1dcb9bcdec470fdae86d3a86a03223cfed507e7c95204ecc188"},
+		"no body, none": {unread, "6de32a39c3b3f88fe4d2fa8df7d313f29ff91968194f31c0a4981c8dcf846982"},
+	} {
+		if got := sha256.Sum256(AppendLeaf(nil, c.facts)); hex.EncodeToString(got[:]) != c.want {
+			t.Errorf("%s: %x", name, got)
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package proof
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"strings"
@@ -28,7 +27,17 @@ type Verdict struct {
 	At         string   `json:"at,omitempty"`     // when it was signed, by the node's clock; of an inline one, when the request arrived
 	Checked    []string `json:"checked,omitempty"`
 	NotChecked []string `json:"not_checked,omitempty"`
+	ByHand     []ByHand `json:"by_hand,omitempty"` // how the bodies are checked without this program
 	Facts      *Facts   `json:"facts,omitempty"`
+}
+
+// ByHand is a command that prints a body's salted hash: the receipt is for that
+// body if it prints what the node stated.
+type ByHand struct {
+	Body      string    `json:"body"` // request or response; in upper case, the name of its file in the command
+	Algorithm Algorithm `json:"algorithm"`
+	Command   string    `json:"command"`
+	Prints    string    `json:"prints"`
 }
 
 // Verify checks a receipt file, or an inline receipt's JWS, against anchors,
@@ -70,7 +79,7 @@ func (v *Verdict) file(document []byte, anchors *Anchors) error {
 	v.Kind = "receipt"
 	doc, facts, err := parseFile(document)
 	if err != nil {
-		return fmt.Errorf("this is not a receipt as a node writes it; keep the file as it was fetched: %w", err)
+		return fmt.Errorf("this is not a receipt as a node writes it; keep the file as it was fetched, and use a verifier as new as the node: %w", err)
 	}
 	jws, err := parseJWS(doc.Checkpoint, typCheckpoint)
 	if err != nil {
@@ -125,7 +134,7 @@ func (v *Verdict) inline(document []byte, anchors *Anchors) error {
 	}
 	facts := new(Facts)
 	if err := unmarshal(jws.payload, facts); err != nil {
-		return fmt.Errorf("facts: %w", err)
+		return fmt.Errorf("facts, which a verifier as new as the node might know: %w", err)
 	}
 	known := anchors.keys[jws.header.Kid]
 	if len(known) == 0 {
@@ -195,33 +204,35 @@ func (v *Verdict) stated(f *Facts, id identity.ID) error {
 }
 
 func (v *Verdict) bodies(have Bodies) error {
+	f := v.Facts
 	for _, b := range []struct {
-		name string
-		body []byte
-		salt Salt
-		want Hash
+		name   string
+		body   []byte
+		stated []Digest
 	}{
-		{"request", have.Request, v.Facts.RequestSalt, v.Facts.Request},
-		{"response", have.Response, v.Facts.ResponseSalt, v.Facts.Response},
+		{"request", have.Request, digests(f.RequestSalt, f.Request, f.RequestBLAKE3)},
+		{"response", have.Response, digests(f.ResponseSalt, f.Response, f.ResponseBLAKE3)},
 	} {
-		if b.want == (Hash{}) {
-			if b.body != nil {
-				return fmt.Errorf("the node read no %s body: the receipt states none", b.name)
-			}
+		switch {
+		case len(b.stated) == 0 && b.body != nil:
+			return fmt.Errorf("the node read no %s body: the receipt states none", b.name)
+		case len(b.stated) == 0:
 			v.NotChecked = append(v.NotChecked, "the "+b.name+" body: the node read none, and states none")
-			continue
-		}
-		if b.body == nil {
+		case b.body == nil:
 			v.NotChecked = append(v.NotChecked, "the "+b.name+" body: no file was given")
-			continue
 		}
-		h := sha256.New()
-		_, _ = h.Write(b.salt[:]) // never fails
-		_, _ = h.Write(b.body)    // never fails
-		if !bytes.Equal(h.Sum(nil), b.want[:]) {
-			return fmt.Errorf("the %s body given is not the one the receipt is for", b.name)
+		for _, d := range b.stated {
+			v.ByHand = append(v.ByHand, ByHand{
+				Body: b.name, Algorithm: d.Algorithm, Command: d.byHand(strings.ToUpper(b.name)), Prints: fmt.Sprintf("%x", d.Hash),
+			})
+			if b.body == nil {
+				continue
+			}
+			if !d.fits(b.body) {
+				return fmt.Errorf("the %s body given is not the one the receipt is for: its salted %s is another", b.name, d.Algorithm)
+			}
+			v.checked("the %s body given, %d bytes, is the one the node hashed, by its salted %s", b.name, len(b.body), d.Algorithm)
 		}
-		v.checked("the %s body given, %d bytes, is the one the node hashed", b.name, len(b.body))
 	}
 	return nil
 }

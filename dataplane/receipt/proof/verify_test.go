@@ -2,15 +2,21 @@ package proof
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"flag"
+	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"lukechampine.com/blake3"
 
 	"ringmain/controlplane/identity"
 )
@@ -27,12 +33,17 @@ type fixture struct {
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
+	return fixtureHashed(t, SHA256)
+}
+
+func fixtureHashed(t testing.TB, by Algorithm) *fixture {
+	t.Helper()
 	ca, at := newAuthority(t)
 	f := &fixture{issued: ca.node(t, "eu-fra", "eu-fra-d1")}
 	f.signer = newTestSigner(t, f.issued)
-	f.batch = sealSome(t, f.signer, at, 7)
+	f.batch = sealHashed(t, f.signer, at, 7, by)
 	f.doc = document(t, f.batch.Find(requestID(at, 4)))
-	jws, err := f.signer.Sign(someFacts(f.signer, at, 4))
+	jws, err := f.signer.Sign(hashed(someFacts(f.signer, at, 4), by))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -67,15 +78,78 @@ func TestVerify(t *testing.T) {
 }
 
 func TestBodiesMustMatch(t *testing.T) {
-	f := newFixture(t)
-	for _, doc := range [][]byte{f.doc, f.inline} {
-		for i := range askedBody {
-			if why := mustRefuse(t, doc, f.keySet, Bodies{Request: flipped([]byte(askedBody), i, 1)}); !strings.Contains(why, "request body") {
-				t.Fatal(why)
+	for _, by := range []Algorithm{SHA256, BLAKE3} {
+		f := fixtureHashed(t, by)
+		for _, doc := range [][]byte{f.doc, f.inline} {
+			mustVerify(t, doc, f.keySet, Bodies{Request: []byte(askedBody), Response: []byte(answeredBody)})
+			for i := range askedBody {
+				if why := mustRefuse(t, doc, f.keySet, Bodies{Request: flipped([]byte(askedBody), i, 1)}); !strings.Contains(why, "request body") {
+					t.Fatal(why)
+				}
+			}
+			if why := mustRefuse(t, doc, f.keySet, Bodies{Response: []byte{}}); !strings.Contains(why, "response body") || !strings.Contains(why, string(by)) {
+				t.Error(why)
 			}
 		}
-		if why := mustRefuse(t, doc, f.keySet, Bodies{Response: []byte{}}); !strings.Contains(why, "response body") {
-			t.Error(why)
+	}
+}
+
+// Where a node stated a body by both algorithms, it must be the one under both:
+// else the weaker would decide.
+func TestEachDigestCounts(t *testing.T) {
+	ca, now := newAuthority(t)
+	s := newTestSigner(t, ca.node(t, "eu-fra", "eu-fra-d1"))
+	a := anchorsKeySet(t, s.KeySet())
+	for _, c := range []struct {
+		sha, blake string
+		good       bool
+	}{{askedBody, askedBody, true}, {askedBody, "another", false}, {"another", askedBody, false}} {
+		f := someFacts(s, now, 1)
+		f.Request = sha256.Sum256(append(f.RequestSalt[:], c.sha...))
+		f.RequestBLAKE3 = blake3.Sum256(append(f.RequestSalt[:], c.blake...))
+		jws, err := s.Sign(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := Verify([]byte(jws), a, Bodies{Request: []byte(askedBody)}); v.Verified != c.good {
+			t.Errorf("%+v: %s", c, v.Reason)
+		}
+	}
+}
+
+// The commands that the verdict names find what the node stated, without us.
+func TestByHand(t *testing.T) {
+	dir := t.TempDir()
+	for name, body := range map[string]string{"REQUEST": askedBody, "RESPONSE": answeredBody} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for by, tool := range map[Algorithm]string{SHA256: "sha256sum", BLAKE3: "b3sum"} {
+		f := fixtureHashed(t, by)
+		v := mustVerify(t, f.doc, f.keySet, Bodies{})
+		if len(v.ByHand) != 2 {
+			t.Fatalf("%+v", v.ByHand)
+		}
+		for _, h := range v.ByHand {
+			if h.Algorithm != by || !strings.HasSuffix(h.Command, "| "+tool) || len(h.Prints) != 64 {
+				t.Errorf("%+v", h)
+			}
+			if _, err := exec.LookPath(tool); err != nil {
+				t.Logf("%s is not installed: its command was not run", tool)
+				continue
+			}
+			for _, shell := range []string{"sh", "bash", "dash"} {
+				path, err := exec.LookPath(shell)
+				if err != nil {
+					continue
+				}
+				cmd := exec.CommandContext(t.Context(), path, "-c", h.Command)
+				cmd.Dir = dir
+				if out, err := cmd.Output(); err != nil || !strings.HasPrefix(string(out), h.Prints) {
+					t.Errorf("%s: %s: %v\n%s\nwant %s", shell, h.Command, err, out, h.Prints)
+				}
+			}
 		}
 	}
 }
@@ -83,15 +157,17 @@ func TestBodiesMustMatch(t *testing.T) {
 // Every bit of every byte, and every byte left out or doubled. Against the key
 // set, which differs from the roots in the end of the chain only, one bit of each.
 func TestAnyChangedByteIsRefused(t *testing.T) {
-	f := newFixture(t)
+	f, large := newFixture(t), fixtureHashed(t, BLAKE3)
 	for name, c := range map[string]struct {
 		doc  []byte
 		a    *Anchors
 		step int
 	}{
-		"receipt, roots":   {f.doc, f.roots, 1},
-		"receipt, key set": {f.doc, f.keySet, 8},
-		"inline":           {f.inline, f.keySet, 1},
+		"receipt, roots":    {f.doc, f.roots, 1},
+		"receipt, key set":  {f.doc, f.keySet, 8},
+		"inline":            {f.inline, f.keySet, 1},
+		"receipt by BLAKE3": {large.doc, large.roots, 4},
+		"inline by BLAKE3":  {large.inline, large.keySet, 4},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -129,7 +205,16 @@ func rewritten(t *testing.T, e *Entry, change func(e *Entry)) []byte {
 // Somebody who writes the file anew around other facts, another place or
 // another path gets no further than somebody who flips bits in it.
 func TestConsistentChangesAreRefused(t *testing.T) {
-	f := newFixture(t)
+	for _, by := range []Algorithm{SHA256, BLAKE3} {
+		t.Run(string(by), func(t *testing.T) {
+			t.Parallel()
+			consistentChanges(t, fixtureHashed(t, by))
+		})
+	}
+}
+
+func consistentChanges(t *testing.T, f *fixture) {
+	t.Helper()
 	e := f.batch.Find(requestIDOf(t, f.doc))
 	if doc := rewritten(t, e, func(*Entry) {}); !bytes.Equal(doc, f.doc) {
 		t.Fatal("rewriting changes the document")
@@ -431,61 +516,108 @@ func TestKeySet(t *testing.T) {
 	}
 }
 
-var update = flag.Bool("update", false, "write testdata anew; receipts that customers keep are of the old form")
+var update = flag.Bool("update", false, "write what testdata does not have; what it has is what customers keep")
 
 func testdata(name string) string { return filepath.Join("testdata", name) }
 
-// Receipts that somebody keeps must verify with every later version.
+// Receipts that somebody keeps must verify with every later version: those of
+// before there was BLAKE3, and those with it.
 func TestKeptReceiptsVerify(t *testing.T) {
-	if *update {
-		f := newFixture(t)
-		for name, b := range map[string][]byte{
-			"receipt.json": f.doc, "inline.jws": f.inline, "roots.pem": f.issued.Roots, "jwks.json": f.signer.KeySet(),
-		} {
-			if err := os.WriteFile(testdata(name), b, 0o600); err != nil {
-				t.Fatal(err)
-			}
+	for dir, by := range keptSets {
+		if _, err := os.Stat(testdata(dir)); *update && errors.Is(err, fs.ErrNotExist) {
+			writeKept(t, dir, fixtureHashed(t, by))
+		}
+		k := kept(t, dir)
+		bodies := Bodies{Request: []byte(askedBody), Response: []byte(answeredBody)}
+		mustVerify(t, k.doc, k.roots, bodies)
+		mustVerify(t, k.inline, k.keySet, bodies)
+		v := mustVerify(t, k.doc, k.keySet, bodies)
+		if (v.Facts.Request == Hash{}) != (by == BLAKE3) || (v.Facts.RequestBLAKE3 == Hash{}) != (by == SHA256) {
+			t.Errorf("%s is not by %s", dir, by)
 		}
 	}
-	doc, inline, roots, keySet := kept(t)
-	bodies := Bodies{Request: []byte(askedBody), Response: []byte(answeredBody)}
-	mustVerify(t, doc, roots, bodies)
-	mustVerify(t, doc, keySet, bodies)
-	mustVerify(t, inline, keySet, bodies)
 }
 
-func kept(t testing.TB) (doc, inline []byte, roots, keySet *Anchors) {
+// keptSets are the directories of testdata with receipts, and what hashed their bodies.
+var keptSets = map[string]Algorithm{".": SHA256, "blake3": BLAKE3}
+
+func writeKept(t *testing.T, dir string, f *fixture) {
+	t.Helper()
+	if err := os.Mkdir(testdata(dir), 0o750); err != nil {
+		t.Fatal(err)
+	}
+	for name, b := range map[string][]byte{
+		"receipt.json": f.doc, "inline.jws": f.inline, "roots.pem": f.issued.Roots, "jwks.json": f.signer.KeySet(),
+	} {
+		if err := os.WriteFile(filepath.Join(testdata(dir), name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// kept reads one set; of its fixture, what signs is not there any more.
+func kept(t testing.TB, dir string) *fixture {
 	t.Helper()
 	read := func(name string) []byte {
-		b, err := os.ReadFile(testdata(name))
+		b, err := os.ReadFile(filepath.Join(testdata(dir), name))
 		if err != nil {
 			t.Fatal(err)
 		}
 		return b
 	}
-	return read("receipt.json"), read("inline.jws"), anchorsPEM(t, read("roots.pem")), anchorsKeySet(t, read("jwks.json"))
+	return &fixture{
+		doc: read("receipt.json"), inline: read("inline.jws"),
+		roots: anchorsPEM(t, read("roots.pem")), keySet: anchorsKeySet(t, read("jwks.json")),
+	}
 }
 
 func FuzzVerify(f *testing.F) {
-	doc, inline, roots, keySet := kept(f)
-	f.Add(doc)
-	f.Add(inline)
-	var parts file
-	if err := json.Unmarshal(doc, &parts); err != nil {
-		f.Fatal(err)
-	}
-	for _, s := range []string{parts.Checkpoint, parts.Key, "{}", "..", `{"format":"ringmain-receipt/1"}`} {
-		f.Add([]byte(s))
+	var sets []*fixture
+	for dir := range keptSets {
+		k := kept(f, dir)
+		sets = append(sets, k)
+		f.Add(k.doc)
+		f.Add(k.inline)
+		var parts file
+		if err := json.Unmarshal(k.doc, &parts); err != nil {
+			f.Fatal(err)
+		}
+		for _, s := range []string{parts.Checkpoint, parts.Key, "{}", "..", `{"format":"ringmain-receipt/1"}`} {
+			f.Add([]byte(s))
+		}
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, a := range []*Anchors{roots, keySet} {
-			v := Verify(b, a, Bodies{})
-			if !v.Verified {
-				continue
+		trimmed := bytes.TrimRight(b, "\r\n")
+		for _, k := range sets {
+			for _, a := range []*Anchors{k.roots, k.keySet} {
+				if !Verify(b, a, Bodies{}).Verified {
+					continue
+				}
+				if !bytes.Equal(trimmed, bytes.TrimRight(k.doc, "\n")) && !bytes.Equal(trimmed, k.inline) {
+					t.Fatalf("verified, and nobody signed it: %q", b)
+				}
 			}
-			trimmed := bytes.TrimRight(b, "\r\n")
-			if !bytes.Equal(trimmed, bytes.TrimRight(doc, "\n")) && !bytes.Equal(trimmed, inline) {
-				t.Fatalf("verified, and nobody signed it: %q", b)
+		}
+	})
+}
+
+// FuzzBodies: no bodies fit a receipt but those that were hashed.
+func FuzzBodies(f *testing.F) {
+	var sets []*fixture
+	for dir := range keptSets {
+		sets = append(sets, kept(f, dir))
+	}
+	f.Add([]byte(askedBody), []byte(answeredBody))
+	f.Add([]byte(answeredBody), []byte(askedBody))
+	f.Add(append([]byte(askedBody), 0), []byte{})
+	f.Fuzz(func(t *testing.T, request, response []byte) {
+		right := string(request) == askedBody && string(response) == answeredBody
+		bodies := Bodies{append([]byte{}, request...), append([]byte{}, response...)} // given, if empty
+		for _, k := range sets {
+			for _, doc := range [][]byte{k.doc, k.inline} {
+				if v := Verify(doc, k.keySet, bodies); v.Verified != right {
+					t.Fatalf("%q and %q: verified %t", request, response, v.Verified)
+				}
 			}
 		}
 	})
