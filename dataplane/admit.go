@@ -18,6 +18,25 @@ func (w *Worker) admit() bool { return w.gate.Arrive() }
 
 func (w *Worker) leave() { w.gate.Leave() }
 
+// arrive finds out who asks, takes a place, which departs gives back, and finds
+// out what the caller may do.
+func (x *exchange) arrive() *dialect.Error {
+	if e := x.meet(); e != nil {
+		return e
+	}
+	if x.placed = x.w.admit(); !x.placed {
+		return errShed
+	}
+	return x.decide()
+}
+
+func (x *exchange) departs() {
+	if x.placed {
+		x.placed = false
+		x.w.leave()
+	}
+}
+
 // welcome decides by importance, as soon as it is known who asks.
 func (x *exchange) welcome() bool {
 	p := admission.PriorityOf(x.caller.Org.Org.Plan, x.decision.Batch, x.caller.Key.Class == apikey.ClassTest)

@@ -118,8 +118,8 @@ func (x *exchange) deliver(res *relay.Result, status int, b []byte) {
 	h := x.rw.Header()
 	h[hContentType] = x.answerType(res)
 	h[hContentLen] = x.value(strconv.Itoa(len(b)))
+	x.begun(len(b))
 	x.prove(h, status, b)
-	x.written = true
 	x.rw.WriteHeader(status)
 	if x.put(b) != nil {
 		res.Taint()
@@ -133,22 +133,24 @@ const quickWrite = 2 << 10
 const slice = 64 << 10
 
 // put writes a whole body. A client that takes nothing does not keep its place.
+// The last quickWrite bytes stay in the server's buffer until the handler
+// returns, so that whoever has the whole answer finds its receipt.
 func (x *exchange) put(b []byte) error {
-	if len(b) <= quickWrite {
-		_, err := x.send(b)
-		return err
-	}
-	control := http.NewResponseController(x.rw)
-	for len(b) > 0 {
-		_ = control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
-		n, err := x.send(b[:min(len(b), slice)])
-		if err != nil {
-			return err
+	rest := b[max(0, len(b)-quickWrite):]
+	if b = b[:len(b)-len(rest)]; len(b) > 0 {
+		control := http.NewResponseController(x.rw)
+		for len(b) > 0 {
+			_ = control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
+			n, err := x.send(b[:min(len(b), slice)])
+			if err != nil {
+				return err
+			}
+			b = b[n:]
 		}
-		b = b[n:]
+		x.unbound(control)
 	}
-	x.unbound(control)
-	return nil
+	_, err := x.send(rest)
+	return err
 }
 
 // unbound takes the write deadline back: the connection may be used again. Over

@@ -3,6 +3,7 @@ package dataplane
 import (
 	"context"
 	"net/http"
+	"slices"
 	"strconv"
 	"time"
 
@@ -55,9 +56,10 @@ func signOf(o breaker.Outcome, status int) admission.Sign {
 }
 
 // again reports whether others were asked for this request before, here or at
-// the entry node.
+// the entry node; or an upstream would have been, had it been there.
 func (x *exchange) again() bool {
-	return x.attempts > 0 || !x.front && x.r.Header.Get(relay.HeaderRetry) == "true"
+	return x.attempts > 0 || slices.ContainsFunc(x.tried, func(a receipt.Attempt) bool { return a.Upstream != "" }) ||
+		!x.front && x.r.Header.Get(relay.HeaderRetry) == "true"
 }
 
 // attempt asks l, or says why not.
@@ -127,9 +129,11 @@ func (x *exchange) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts
 	}
 	l.asked = true
 	x.w.metrics.attempt(name, res.Outcome)
-	x.tried = append(x.tried, receipt.Attempt{Region: l.Region, Node: x.w.setup.Node, Upstream: name, Outcome: res.Outcome.String()})
-	x.attempts++
+	if res.Reached || res.Outcome != breaker.ClientGone { // who left before anybody was asked tried nobody
+		x.tried = append(x.tried, receipt.Attempt{Region: l.Region, Node: x.w.setup.Node, Upstream: name, Outcome: res.Outcome.String()})
+	}
 	if res.Reached {
+		x.attempts++
 		x.left--
 	}
 	if res.Status != 0 {
@@ -178,7 +182,7 @@ func (x *exchange) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *r
 	if x.plan.Route.Model != x.model {
 		h[relay.HeaderModel] = []string{x.plan.Route.Model}
 	}
-	if x.attempts > 0 {
+	if x.again() {
 		h[relay.HeaderRetry] = x.w.fixed.yes
 	}
 	res := x.w.client.Peer(ctx, &relay.AskPeer{

@@ -110,8 +110,9 @@ func (p *bodyPool) grow(b *body, buf []byte, want int64) ([]byte, *dialect.Error
 }
 
 // read fills b with the request's body, before anybody upstream is asked: an
-// answer that overtakes its request breaks streams.
-func (p *bodyPool) read(b *body, r *http.Request) *dialect.Error {
+// answer that overtakes its request breaks streams. seen is given each part as
+// it comes, while it is in the processor's cache; nil = nobody looks.
+func (p *bodyPool) read(b *body, r *http.Request, seen io.Writer) *dialect.Error {
 	if r.ContentLength > maxBody {
 		return errTooLarge
 	}
@@ -135,6 +136,9 @@ func (p *bodyPool) read(b *body, r *http.Request) *dialect.Error {
 		}
 		n, err := r.Body.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
+		if seen != nil && n > 0 {
+			_, _ = seen.Write(buf[len(buf)-n:]) // never fails
+		}
 		switch {
 		case len(buf) > maxBody:
 			return errTooLarge

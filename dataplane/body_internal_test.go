@@ -29,8 +29,12 @@ func TestLargeBodiesAreLentAgain(t *testing.T) {
 			for _, declared := range []bool{true, false} {
 				c := byte('a' + (round*len(sizes)+i)%26)
 				b := p.get()
-				if e := p.read(b, post(n, c, declared)); e != nil {
+				var seen bytes.Buffer
+				if e := p.read(b, post(n, c, declared), &seen); e != nil {
 					t.Fatalf("%d bytes: %v", n, e)
+				}
+				if !bytes.Equal(seen.Bytes(), b.bytes()) {
+					t.Fatalf("%d bytes: whoever looked on saw %d", n, seen.Len())
 				}
 				if got := b.bytes(); len(got) != n || bytes.Count(got, []byte{c}) != n {
 					t.Fatalf("%d bytes: read %d, of which %d are right", n, len(got), bytes.Count(got, []byte{c}))
@@ -46,7 +50,7 @@ func TestLargeBodiesAreLentAgain(t *testing.T) {
 		}
 	}
 	b := p.get()
-	if e := p.read(b, post(maxBody+1, 'x', false)); e != errTooLarge {
+	if e := p.read(b, post(maxBody+1, 'x', false), nil); e != errTooLarge {
 		t.Errorf("one byte more than may be: %v", e)
 	}
 	b.hold.Release()

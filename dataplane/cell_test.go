@@ -62,6 +62,10 @@ type ring struct {
 	ttl time.Duration
 	// documents that the operator supplies.
 	documents []link.Document
+	// receiptHash is the only hash of bodies in receipts; empty = as it suits.
+	receiptHash string
+	// standardHTTP2: clients are served by net/http's HTTP/2.
+	standardHTTP2 bool
 }
 
 // cell is one region's worker.
@@ -232,7 +236,7 @@ func (r *ring) startNode(region, jurisdiction, name string, pools []string, capa
 		Setup: link.Setup{
 			Cluster: cluster, Region: region, Jurisdiction: jurisdiction, Node: c.node,
 			APICert: server.Chain, APIKey: server.Key, NodeCert: node.Chain, NodeKey: node.Key, Roots: node.Roots,
-			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents,
+			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents, ReceiptHash: r.receiptHash, StandardHTTP2: r.standardHTTP2,
 		},
 		Room: func() bool { return !c.full.Load() }, Confined: c.confined,
 		Peers: c.peers, Emit: c.emit, Verdict: c.verdict, AskReceipt: r.askReceipt,

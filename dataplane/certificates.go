@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane/identity"
+	"ringmain/dataplane/edge"
 	"ringmain/dataplane/link"
 )
 
@@ -35,8 +36,8 @@ func openCertificates(s *link.Setup) (*certificates, error) {
 	return &certificates{api: api, node: node, now: *s}, nil
 }
 
-// Renew takes the certificates, keys and roots of a newer setup, without
-// touching a connection, and ignores all else in it. Of the API's and the
+// Renew takes the certificates, keys, roots and limits of the edge of a newer
+// setup, without touching a connection, and ignores all else in it. Of the API's and the
 // node's each is taken alone; one that cannot be used is an error, and what
 // was in use stays.
 func (w *Worker) Renew(s *link.Setup) error {
@@ -44,6 +45,11 @@ func (w *Worker) Renew(s *link.Setup) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var errs []error
+	if s.Edge != c.now.Edge {
+		w.guard.Set(edge.Limits(s.Edge))
+		c.now.Edge = s.Edge
+		w.log.Info("the limits of the edge are changed")
+	}
 	if !bytes.Equal(s.APICert, c.now.APICert) || !bytes.Equal(s.APIKey, c.now.APIKey) {
 		if err := c.api.Replace(s.APICert, s.APIKey, time.Now()); err != nil {
 			errs = append(errs, fmt.Errorf("certificate of the API: %w", err))

@@ -90,6 +90,8 @@ func misshapen(r *http.Request) *dialect.Error {
 		return dialect.Fail(dialect.InvalidRequest, "This endpoint does not speak WebSocket, nor any other protocol to upgrade to: use HTTP streaming (`stream: true`).")
 	case r.URL.Host != "":
 		return dialect.Fail(dialect.InvalidRequest, "The request's target is a whole URL, as a proxy takes it: this is an API, send the path alone.")
+	case strings.ContainsAny(r.Host, "/?#@\\"):
+		return dialect.Fail(dialect.InvalidRequest, "The request's host is no host: send a name, or an address, and a port.")
 	case len(r.URL.Path) == 0 || r.URL.Path[0] != '/':
 		return dialect.Fail(dialect.InvalidRequest, "The request's target is no path: send the path of an endpoint, such as /v1/chat/completions.")
 	}
@@ -112,12 +114,8 @@ func (w *Worker) refuseShape(rw http.ResponseWriter, r *http.Request, e *dialect
 // storage answers the endpoints that exist to keep something. None is offered;
 // whoever must not store is told so.
 func (x *exchange) storage() {
-	if !x.w.admit() {
-		x.fail(errShed, 0)
-		return
-	}
-	defer x.w.leave()
-	e := x.identify()
+	defer x.departs()
+	e := x.arrive()
 	if e == nil && x.decision.ZeroRetention {
 		e = dialect.StorageRefusal(x.endpoint, nil, x.r.Header)
 	}

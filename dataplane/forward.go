@@ -61,7 +61,7 @@ func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
 	x.body = w.bodies.get()
 	defer x.body.hold.Release()
 	defer x.leaveUpstream()
-	if e := w.bodies.read(x.body, r); e != nil {
+	if e := w.bodies.read(x.body, r, nil); e != nil {
 		outcome := relay.OutcomeFinal
 		if e == errShed {
 			outcome = relay.OutcomeFailed

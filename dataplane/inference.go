@@ -13,11 +13,7 @@ import (
 
 // inference serves one request that an upstream answers.
 func (x *exchange) inference() {
-	if !x.w.admit() {
-		x.fail(errShed, 0)
-		return
-	}
-	defer x.w.leave()
+	defer x.departs()
 	if e := x.enter(); e != nil {
 		x.refuse(e, 0)
 		return
@@ -26,11 +22,11 @@ func (x *exchange) inference() {
 	defer x.body.hold.Release()
 	defer x.leaveUpstream()
 	defer x.account()
-	if e := x.w.bodies.read(x.body, x.r); e != nil {
+	if e := x.w.bodies.read(x.body, x.r, x.hashBody()); e != nil {
 		x.refuse(e, 0)
 		return
 	}
-	x.hashBody()
+	x.stateBody()
 	if e := x.reconsider(); e != nil {
 		x.refuse(e, 0)
 		return
@@ -45,7 +41,7 @@ func (x *exchange) inference() {
 
 // enter decides all that can be decided before the body is read.
 func (x *exchange) enter() *dialect.Error {
-	if e := x.identify(); e != nil {
+	if e := x.arrive(); e != nil {
 		return e
 	}
 	switch {

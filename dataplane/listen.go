@@ -15,6 +15,7 @@ import (
 
 	"ringmain/controlplane/identity"
 	"ringmain/dataplane/edge"
+	"ringmain/dataplane/h2"
 )
 
 // serverLog takes what net/http logs: about clients that break off mostly,
@@ -30,6 +31,11 @@ func (l serverLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// strangers is what clients may ask over HTTP/2 before one of them has shown a
+// good key: at about 30 KiB each. What is asked then is not read until there is
+// room, which for a good key's first request is at once.
+var strangers = h2.Strangers{Each: 4, All: 512, Open: 32}
+
 // serve starts both servers and the probes.
 func (w *Worker) serve(ctx context.Context) {
 	ctx, w.stop = context.WithCancel(ctx)
@@ -44,6 +50,10 @@ func (w *Worker) serve(ctx context.Context) {
 		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ConnContext: w.guard.ConnContext,
 		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+	}
+	if !w.setup.StandardHTTP2 {
+		w.api.HTTP2.WriteByteTimeout = w.tunables.WriteStall
+		h2.ConfigureWary(w.api, strangers)
 	}
 	only2 := new(http.Protocols)
 	door := edge.New(edge.Limits{}) // strangers reach the listener for peers too, if they cannot shake hands

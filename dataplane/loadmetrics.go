@@ -26,12 +26,14 @@ var (
 	descShed     = loadDesc("ringmain_shed_total", "Requests shed, by priority; full: at capacity, before it was known whose they were.", "priority")
 	descLimit    = loadDesc("ringmain_upstream_limit", "Adaptive limit of requests at once.", "upstream", "model")
 	descConns    = loadDesc("ringmain_connections", "Open client connections; silent: that have not sent a request yet.", "state")
+	descWrong    = loadDesc("ringmain_wrong_keys_total", "Requests with keys of nobody: answered at once (prompt), made to wait (late), without an answer as too many waited (dropped).", "answer")
+	descWaiting  = loadDesc("ringmain_wrong_keys_waiting", "Refusals of wrong keys that wait at the moment.")
 	descTurned   = loadDesc("ringmain_connections_refused_total", "Client connections reset at the door (source), or broken for breaking off requests (resets).", "reason")
 )
 
 // Describe implements prometheus.Collector.
 func (l *loadMetrics) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{descInflight, descStep, descForced, descServed, descShed, descLimit, descConns, descTurned} {
+	for _, d := range []*prometheus.Desc{descInflight, descStep, descForced, descServed, descShed, descLimit, descConns, descTurned, descWrong, descWaiting} {
 		ch <- d
 	}
 }
@@ -59,4 +61,8 @@ func (l *loadMetrics) Collect(ch chan<- prometheus.Metric) {
 	gauge(descConns, float64(c.Silent), "silent")
 	counter(descTurned, c.Turned, "source")
 	counter(descTurned, c.Expelled, "resets")
+	counter(descWrong, c.Wrong.Prompt, "prompt")
+	counter(descWrong, c.Wrong.Late, "late")
+	counter(descWrong, c.Wrong.Dropped, "dropped")
+	gauge(descWaiting, float64(c.Wrong.Waiting))
 }

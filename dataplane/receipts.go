@@ -34,15 +34,22 @@ type proof struct {
 	ended   meter.End
 }
 
-// hashBody notes the hash of the request's body as it arrived.
-func (x *exchange) hashBody() {
-	if !x.front {
-		return
-	}
+// hashBody starts to hash the request's body as it arrives.
+func (x *exchange) hashBody() *receipt.Hasher {
 	h := x.hasher()
-	h.Begin()
-	_, _ = h.Write(x.body.bytes()) // never fails
-	x.proof.facts.RequestSalt, x.proof.facts.Request = h.Sum()
+	h.Begin(x.algorithm(int(max(0, x.r.ContentLength))))
+	return h
+}
+
+// stateBody notes the hash of the request's body, which is whole.
+func (x *exchange) stateBody() { x.proof.facts.StateRequest(x.proof.hash.Sum()) }
+
+// algorithm is how a body of that many bytes is hashed; 0 = not known.
+func (x *exchange) algorithm(size int) receipt.Algorithm {
+	if x.w.setup.ReceiptHash == string(receipt.SHA256) {
+		return receipt.SHA256
+	}
+	return receipt.Fastest(size)
 }
 
 func (x *exchange) hasher() *receipt.Hasher {
@@ -61,12 +68,20 @@ func (x *exchange) leaf() string {
 	return x.proof.leaf
 }
 
-// reserve names the receipt in the answer's head, and starts to hash the answer.
+// reserve names the receipt in the answer's head.
 func (x *exchange) reserve(h http.Header) {
 	if leaf := x.leaf(); leaf != "" {
-		x.hasher().Begin()
 		h[hReceipt] = x.value(leaf)
 	}
+}
+
+// begun says that the head of an answer of size bytes goes out now, and starts
+// to hash what follows; 0 = its size is not known.
+func (x *exchange) begun(size int) {
+	if x.proof.leaf != "" {
+		x.hasher().Begin(x.algorithm(size))
+	}
+	x.written = true
 }
 
 // prove signs the receipt of a whole answer at once, if the client wants that.
@@ -107,7 +122,7 @@ func (x *exchange) state(status int) {
 	}
 	p.summed = true
 	f := &p.facts
-	f.ResponseSalt, f.Response = p.hash.Sum()
+	f.StateResponse(p.hash.Sum())
 	f.RequestID, f.At, f.Endpoint = x.id, x.arrived.UnixMilli(), x.path
 	f.Key, f.Org, f.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
 	f.Model, f.Served = x.model, x.served
@@ -150,12 +165,8 @@ var (
 
 // receipt answers GET /v1/receipts/{request-id}.
 func (x *exchange) receipt(id string) {
-	if !x.w.admit() {
-		x.fail(errShed, 0)
-		return
-	}
-	defer x.w.leave()
-	if e := x.identify(); e != nil {
+	defer x.departs()
+	if e := x.arrive(); e != nil {
 		x.fail(e, 0)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/receipt/proof"
 	"ringmain/drills/simmodel"
 )
@@ -145,6 +146,92 @@ func TestInlineReceipts(t *testing.T) {
 		t.Errorf("a stream's receipt cannot be signed before its end: %s", leaf)
 	}
 	r.us.receiptOf(r.key, reply, ask("home", true))
+}
+
+// TestReceiptsOfLargeBodies: a large body is stated by BLAKE3 where this machine
+// computes that faster, a small one and one of unknown size by SHA-256, and all
+// of them by SHA-256 where the operator wants that.
+func TestReceiptsOfLargeBodies(t *testing.T) {
+	for _, only := range []string{"", "sha-256"} {
+		r := newRing(t)
+		r.receiptHash = only
+		r.upstream("up", "us-east", "openai", provider(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
+			asked, _ := io.ReadAll(q.Body)
+			words := 1
+			if strings.Contains(string(asked), "at length") {
+				words = 20_000
+			}
+			w.Header().Set("content-type", "application/json")
+			_, _ = io.WriteString(w, strings.Replace(plainAnswer, "hi", strings.Repeat("word ", words), 1))
+		})))
+		r.route("m", registry.Target{Upstream: "up", Model: "m"})
+		key, _ := r.org("acme", "any", "verified", "live")
+		c := r.start("us-east", "us", patient)
+		r.load()
+		long := ask("m", false, `,"user":"`+strings.Repeat("much text ", 30_000)+`"`)
+		want := func(size int) receipt.Algorithm {
+			if only != "" {
+				return receipt.SHA256
+			}
+			return receipt.Fastest(size)
+		}
+		by := func(sha, blake proof.Hash) (a receipt.Algorithm) {
+			switch {
+			case sha != proof.Hash{} && blake == proof.Hash{}:
+				return receipt.SHA256
+			case sha == proof.Hash{} && blake != proof.Hash{}:
+				return receipt.BLAKE3
+			}
+			return "neither, or both"
+		}
+		for _, h2 := range []bool{false, true} {
+			for _, in := range []call{
+				{body: ask("m", false)}, {body: long}, {body: ask("m", false, `,"user":"at length"`)},
+				{body: long, header: map[string]string{"idc-receipt": "inline"}},
+				{body: "[" + long, header: map[string]string{"idc-receipt": "inline"}}, // refused
+			} {
+				in.path, in.key = chat, key
+				reply := c.do(c.client(h2), in)
+				if jws := reply.header.Get("idc-receipt"); in.header != nil {
+					keys := c.do(c.client(true), call{path: "/.well-known/jwks.json"})
+					anchors, err := proof.AnchorsOfKeySet([]byte(keys.body))
+					if err != nil {
+						t.Fatal(err)
+					}
+					v := proof.Verify([]byte(jws), anchors, proof.Bodies{Request: []byte(in.body), Response: []byte(reply.body)})
+					if !v.Verified {
+						t.Fatal(v.Reason)
+					}
+					reply.header.Set("idc-receipt", v.Facts.Leaf)
+				}
+				f := c.receiptOf(key, reply, in.body)
+				if got := by(f.Request, f.RequestBLAKE3); got != want(len(in.body)) {
+					t.Errorf("a request of %d bytes, %q alone: %s", len(in.body), only, got)
+				}
+				if got := by(f.Response, f.ResponseBLAKE3); got != want(len(reply.body)) {
+					t.Errorf("an answer of %d bytes, %q alone: %s", len(reply.body), only, got)
+				}
+			}
+			// Of a length that nobody declared.
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://"+c.api+chat, struct{ io.Reader }{strings.NewReader(long)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("authorization", "Bearer "+key)
+			resp, err := c.client(h2).Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			if _ = resp.Body.Close(); err != nil {
+				t.Fatal(err)
+			}
+			f := c.receiptOf(key, &reply{status: resp.StatusCode, header: resp.Header, body: string(b)}, long)
+			if got := by(f.Request, f.RequestBLAKE3); got != receipt.SHA256 {
+				t.Errorf("a request of unknown size: %s", got)
+			}
+		}
+	}
 }
 
 // TestReceiptsOfWhatEndedEarly state what was sent, and that it was not all.

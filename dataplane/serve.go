@@ -35,6 +35,7 @@ type exchange struct {
 	entryRegion []string
 	entryNode   string
 
+	placed   bool // among the requests under way
 	caller   caller.Caller
 	known    bool // caller is set: what happens is recorded
 	asked    policy.Asked
@@ -114,8 +115,8 @@ func (x *exchange) write(status int, contentType []string, b []byte) {
 	h := x.rw.Header()
 	h[hContentType] = contentType
 	h[hContentLen] = x.value(strconv.Itoa(len(b)))
+	x.begun(len(b))
 	x.prove(h, status, b)
-	x.written = true
 	x.rw.WriteHeader(status)
 	_ = x.put(b) // a client that left is noticed elsewhere
 }
@@ -136,10 +137,20 @@ func (x *exchange) counted(code string, status int) {
 
 // identify finds out who asks and what they may do, before the body is read.
 func (x *exchange) identify() *dialect.Error {
-	key, refused := caller.Presented(x.r.Header)
-	var who caller.Caller
-	if refused == nil {
-		who, refused = x.w.checker.Check(x.view, key, x.r.RemoteAddr)
+	if e := x.meet(); e != nil {
+		return e
+	}
+	return x.decide()
+}
+
+// meet finds out who asks. It comes before a place among the requests under
+// way: whoever has no key to show competes with his like alone.
+func (x *exchange) meet() *dialect.Error {
+	x.w.meeting.Add(1)
+	defer x.w.meeting.Add(-1)
+	who, refused := x.check()
+	if refused != nil && refused.Stranger && !x.known {
+		who, refused = x.atone(refused)
 	}
 	if refused != nil {
 		if refused.Jurisdiction != "" {
@@ -147,7 +158,18 @@ func (x *exchange) identify() *dialect.Error {
 		}
 		return dialect.Fail(dialect.Code(refused.Code), refused.Message)
 	}
+	if !x.known {
+		edge.Known(x.r.Context())
+		if c, ok := x.rw.(interface{ Trust() }); ok { // HTTP/2's, see h2.Strangers
+			c.Trust()
+		}
+	}
 	x.caller, x.known = who, true
+	return nil
+}
+
+// decide finds out what the caller may do.
+func (x *exchange) decide() *dialect.Error {
 	asked, bad := policy.Parse(x.r.Header)
 	if bad == nil {
 		x.asked = asked
@@ -167,6 +189,40 @@ func (x *exchange) identify() *dialect.Error {
 	}
 	x.decided = true
 	return nil
+}
+
+func (x *exchange) check() (caller.Caller, *caller.Refusal) {
+	key, refused := caller.Presented(x.r.Header)
+	if refused != nil {
+		return caller.Caller{}, refused
+	}
+	return x.w.checker.Check(x.view, key, x.r.RemoteAddr)
+}
+
+// atone makes a source that presents many wrong keys wait for its refusals.
+// Over the bound of those that wait there is no answer at all. Where the state
+// moved meanwhile the key is judged again: it may be one that was new.
+func (x *exchange) atone(refused *caller.Refusal) (caller.Caller, *caller.Refusal) {
+	ctx := x.r.Context()
+	wait, ok := x.w.guard.Wrong(ctx, time.Now())
+	if !ok {
+		panic(http.ErrAbortHandler)
+	}
+	if wait <= 0 {
+		return caller.Caller{}, refused
+	}
+	pause := time.NewTimer(wait)
+	select {
+	case <-pause.C:
+	case <-ctx.Done():
+	}
+	pause.Stop()
+	x.w.guard.Waited(ctx)
+	if v := x.w.cfg.Store.View(); v != x.view {
+		x.view = v
+		return x.check()
+	}
+	return caller.Caller{}, refused
 }
 
 // turnAway refuses a request whose body must not come here: the right host is

@@ -86,7 +86,7 @@ func (x *exchange) head() {
 	h := x.stampAnswer(relay.OutcomeAnswer)
 	f := &x.w.fixed
 	h[hContentType], h["Cache-Control"], h["X-Accel-Buffering"] = f.sseType, f.noCache, f.noBuffer
-	x.written = true
+	x.begun(0)
 	x.rw.WriteHeader(http.StatusOK)
 	x.timed()
 }

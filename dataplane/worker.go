@@ -78,7 +78,7 @@ type Tunables struct {
 	Overload      time.Duration          // goroutines that could run wait longer than this: the least important requests are shed [20 ms]
 	Bodies        int64                  // bytes of large request bodies held at once; more are shed [1 GiB]
 	Upstreams     breaker.Rules          // per (upstream, model)
-	Edge          edge.Limits            // of the listener for clients
+	Edge          edge.Limits            // of the listener for clients [Setup.Edge]
 	Limits        admission.LimitsConfig // of requests at once, per upstream
 	Retries       breaker.BudgetRules    // per upstream
 	PeerNodes     breaker.Rules          // per peer node [2 failures in a row, 2 s rest]
@@ -126,6 +126,7 @@ type Worker struct {
 	limits   *admission.Limits // per upstream
 	budgets  *breaker.Budgets  // of retries, likewise
 	guard    *edge.Guard
+	meeting  atomic.Int64 // requests whose key is being checked
 	draining atomic.Bool
 
 	api, peer *http.Server
@@ -150,7 +151,7 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	w.gate = admission.NewGate(admission.GateConfig{Capacity: int64(w.setup.Capacity), Target: w.tunables.Overload})
 	w.limits = admission.NewLimits(w.tunables.Limits)
 	w.budgets = breaker.NewBudgets(w.tunables.Retries)
-	w.guard = edge.New(cfg.Tunables.Edge)
+	w.guard = edge.New(cmp.Or(cfg.Tunables.Edge, edge.Limits(w.setup.Edge)))
 	var err error
 	if w.certs, err = openCertificates(&w.setup); err != nil {
 		return nil, err
@@ -260,7 +261,7 @@ func (w *Worker) Close() error {
 	w.stop()
 	err := w.group.Wait()
 	// Handlers end with their connections' contexts; none may outlive the worker.
-	for start := time.Now(); w.gate.InFlight() > 0; time.Sleep(time.Millisecond) {
+	for start := time.Now(); w.gate.InFlight() > 0 || w.meeting.Load() > 0; time.Sleep(time.Millisecond) {
 		if time.Since(start) > closeWait {
 			err = errors.Join(err, fmt.Errorf("dataplane: %d requests do not end", w.gate.InFlight()))
 			break

@@ -33,16 +33,20 @@ type Refusal struct {
 	Message string
 	// Jurisdiction, with wrong_jurisdiction, is where the key may be used.
 	Jurisdiction string
+	// Stranger: nothing shows that a customer asks. Whoever makes up keys gets
+	// such refusals only, so a source that gets many may be made to wait.
+	Stranger bool
 }
 
 // One text for a key that is missing, wrong, revoked or expired: which of them
 // it is helps nobody but a thief.
 var (
-	errInvalid    = &Refusal{Code: "invalid_api_key", Message: "The API key is missing or not valid: send a current key as `Authorization: Bearer idc_...` or `x-api-key`."}
+	errInvalid    = &Refusal{Code: "invalid_api_key", Stranger: true, Message: "The API key is missing or not valid: send a current key as `Authorization: Bearer idc_...` or `x-api-key`."}
 	errNotReady   = &Refusal{Code: "not_ready", Message: "This node cannot judge the API key yet: retry shortly."}
-	errBusy       = &Refusal{Code: "capacity_shed", Message: "Too many keys are being checked for the first time: retry shortly."}
-	errBudget     = &Refusal{Code: "rate_limit_exceeded", Message: "Too many failed attempts with this key id from your address: check the key, and retry later."}
-	errTwoKeys    = &Refusal{Code: "invalid_header", Message: "`authorization` and `x-api-key` must each be given at most once, and agree: send one key."}
+	errUnheard    = &Refusal{Code: "not_ready", Stranger: true, Message: errNotReady.Message}
+	errBusy       = &Refusal{Code: "capacity_shed", Stranger: true, Message: "Too many keys are being checked for the first time: retry shortly."}
+	errBudget     = &Refusal{Code: "rate_limit_exceeded", Stranger: true, Message: "Too many failed attempts with this key id: check the key, and retry later."}
+	errTwoKeys    = &Refusal{Code: "invalid_header", Stranger: true, Message: "`authorization` and `x-api-key` must each be given at most once, and agree: send one key."}
 	errSuspended  = &Refusal{Code: "account_suspended", Message: "The organisation of this key is suspended: ask its owner to contact support."}
 	errUnverified = &Refusal{Code: "account_unverified", Message: "The organisation of this key is not verified yet: complete verification, or use a test key."}
 )
@@ -54,7 +58,7 @@ const (
 )
 
 // grace is how much older than the state a key may be and still not have
-// arrived here.
+// arrived here, and how old the state may be for a secret to be wrong by it.
 const grace = time.Minute
 
 // Config of a Checker.
@@ -166,7 +170,9 @@ func (c *Checker) Check(v *view.View, key, remote string) (Caller, *Refusal) {
 		return Caller{}, errInvalid
 	}
 	if p.Jurisdiction != controlplane.JurisdictionAny && p.Jurisdiction != c.cfg.Jurisdiction {
-		return Caller{}, WrongJurisdiction(p.Jurisdiction)
+		refused := WrongJurisdiction(p.Jurisdiction)
+		refused.Stranger = true // what a key says of itself is easily made up
+		return Caller{}, refused
 	}
 	if !v.Loaded() || v.SafetyUnknown() {
 		return Caller{}, errNotReady
@@ -179,7 +185,19 @@ func (c *Checker) Check(v *view.View, key, remote string) (Caller, *Refusal) {
 	if ref.Class != p.Class || ref.Revoked != 0 || ref.Expires != 0 && now.UnixMilli() >= ref.Expires {
 		return Caller{}, errInvalid
 	}
-	if refused := c.secret(&ref, key, remote, now); refused != nil {
+	refused := c.secret(&ref, key, remote, now)
+	if refused == errInvalid {
+		// It may be a new secret whose record came while the former was hashed,
+		// or one whose record has no way here at the moment.
+		latest := c.cfg.Store.View()
+		if is, ok := latest.Key(ref.ID); ok && is.Revision != ref.Revision {
+			return c.Check(latest, key, remote)
+		}
+		if now.After(latest.AsOf(p.Jurisdiction).Add(grace)) {
+			return Caller{}, errUnheard
+		}
+	}
+	if refused != nil {
 		return Caller{}, refused
 	}
 	return resolve(v, ref)
@@ -202,7 +220,7 @@ func (c *Checker) unknown(v *view.View, p apikey.Parsed, now time.Time) *Refusal
 		return errInvalid // nobody can have issued it, by no clock
 	}
 	if asOf.IsZero() || created.After(asOf.Add(-grace)) {
-		return errNotReady
+		return errUnheard
 	}
 	return errInvalid
 }

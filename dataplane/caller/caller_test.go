@@ -170,14 +170,15 @@ func TestWrongSecretsAreHashedOnce(t *testing.T) {
 		b.want(wrong, "invalid_api_key", 0, 1)
 	}
 	// Distinct guesses run into the budget of this source, and only of it.
-	for range failBurst - 1 {
+	burst := int64(first[0].burst)
+	for range burst - 1 {
 		b.check(b.another())
 	}
-	b.want(b.another(), "rate_limit_exceeded", 0, failBurst)
+	b.want(b.another(), "rate_limit_exceeded", 0, burst)
 	if _, refused := b.checker.Check(b.store.View(), b.another(), "198.51.100.7:1"); refused == nil || refused.Code != "invalid_api_key" {
 		t.Errorf("another source: %v", refused)
 	}
-	b.now.Add(failEvery.Milliseconds())
+	b.now.Add(first[0].every.Milliseconds())
 	if got := b.check(b.another()); got != "invalid_api_key" {
 		t.Errorf("the budget does not come back: %q", got)
 	}

@@ -14,16 +14,18 @@ import (
 )
 
 // slowLane is where bcrypt runs: a bounded pool behind a single flight, with
-// memory of what failed.
+// memory of what failed and budgets for what may fail.
 type slowLane struct {
 	slots   chan struct{}
 	queue   int64
 	waiting atomic.Int64
 	flights singleflight.Group
 
-	mu       sync.Mutex
-	failures map[string]bucket  // by id and source
-	wrong    map[wrongKey]int64 // until, Unix milliseconds
+	mu    sync.Mutex
+	wrong map[wrongKey]int64 // until, Unix milliseconds
+	first purse              // for keys that are presented for the first time
+	again purse              // for keys that come again after they found first empty
+	asked repeats
 }
 
 // wrongKey is a key known to be wrong at one revision of its record.
@@ -32,25 +34,20 @@ type wrongKey struct {
 	revision uint64
 }
 
-// bucket is a failure budget: it holds failBurst and regains one each failEvery.
-type bucket struct {
-	spent float64
-	at    time.Time
-}
-
 const (
-	failBurst  = 10
-	failEvery  = 6 * time.Second
 	wrongFor   = time.Minute
 	maxEntries = 1 << 14 // of each table
 )
 
-var errQueueFull = errors.New("too many hashes wait")
+var (
+	errQueueFull = errors.New("too many hashes wait")
+	errSpent     = errors.New("too many hashes of this key id failed")
+)
 
 func newSlowLane(workers, queue int) *slowLane {
 	return &slowLane{
-		slots: make(chan struct{}, workers), queue: int64(queue),
-		failures: make(map[string]bucket), wrong: make(map[wrongKey]int64),
+		slots: make(chan struct{}, workers), queue: int64(queue), wrong: make(map[wrongKey]int64),
+		first: newPurse(first), again: newPurse(again),
 	}
 }
 
@@ -67,12 +64,10 @@ const (
 // caller whose client leaves meanwhile still waits: the queue bounds how long.
 func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGrace bool, now time.Time) *Refusal {
 	wrong := wrongKey{mac, ref.Revision}
-	budget := ref.ID + " " + source(remote)
-	if known, spent := c.slow.judge(wrong, budget, now); known {
+	if c.slow.knows(wrong, now) {
 		return errInvalid
-	} else if spent {
-		return errBudget
 	}
+	by := payerOf(ref.ID, c.orgOf(ref), source(remote))
 	hash, prev := ref.Hash, ref.PrevHash
 	if !inGrace {
 		prev = nil
@@ -81,16 +76,20 @@ func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGra
 	flight := strconv.AppendUint(append([]byte(ref.ID), mac[:]...), ref.Revision, 10)
 	flight = strconv.AppendBool(flight, inGrace)
 	got, err, _ := c.slow.flights.Do(string(flight), func() (any, error) {
-		m, err := c.slow.compare(hash, prev, key)
-		if m == matchNone && err == nil {
-			c.slow.failed(wrong, budget, now)
+		paid, err := c.slow.pay(wrong, by, now)
+		if err != nil {
+			return matchNone, err
 		}
+		m, err := c.slow.compare(hash, prev, key)
+		c.slow.settle(paid, wrong, by, m == matchNone && err == nil, now)
 		if !errors.Is(err, errQueueFull) {
 			c.cfg.Counted(resultName(m, err))
 		}
 		return m, err
 	})
 	switch {
+	case errors.Is(err, errSpent):
+		return errBudget
 	case err != nil:
 		return errBusy
 	case got == matchCurrent:
@@ -101,6 +100,14 @@ func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGra
 		return nil
 	}
 	return errInvalid
+}
+
+// orgOf is whose the key is; empty while the record of its project is on its way.
+func (c *Checker) orgOf(ref *view.KeyRef) string {
+	if project, ok := c.cfg.Store.View().Project(ref.Project); ok {
+		return project.Project.Org
+	}
+	return ""
 }
 
 func resultName(m match, err error) string {
@@ -142,31 +149,41 @@ func (s *slowLane) compare(hash, prev []byte, key string) (match, error) {
 	}
 }
 
-// judge says whether the key is known to be wrong, or the budget is spent.
-func (s *slowLane) judge(wrong wrongKey, budget string, now time.Time) (known, spent bool) {
+// knows says whether the key is known to be wrong.
+func (s *slowLane) knows(wrong wrongKey, now time.Time) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if until, ok := s.wrong[wrong]; ok && now.UnixMilli() < until {
-		return true, false
+	until, ok := s.wrong[wrong]
+	return ok && now.UnixMilli() < until
+}
+
+// pay takes the price of a hash that fails out of a purse: before it runs, so
+// that no more run at once than may fail. A key that comes again has a purse of
+// its own, since whoever guesses does not try the same twice, but the owner of a
+// key that nobody remembers does, and is not to be kept out by guesses at it.
+func (s *slowLane) pay(wrong wrongKey, by payer, now time.Time) (*purse, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	err := s.first.take(by, now)
+	if err == nil {
+		return &s.first, nil
 	}
-	return false, s.failures[budget].regained(now).spent >= failBurst
+	if s.asked.again(wrong, now) && s.again.take(by, now) == nil {
+		return &s.again, nil
+	}
+	return nil, err
 }
 
-// regained is b with what it regained until now.
-func (b bucket) regained(now time.Time) bucket {
-	back := float64(now.Sub(b.at)) / float64(failEvery)
-	return bucket{max(0, b.spent-back), now}
-}
-
-func (s *slowLane) failed(wrong wrongKey, budget string, now time.Time) {
+// settle gives the price back unless the key was wrong.
+func (s *slowLane) settle(paid *purse, wrong wrongKey, by payer, failed bool, now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !failed {
+		paid.give(by)
+		return
+	}
 	evict(s.wrong, func(until int64) bool { return now.UnixMilli() >= until })
-	evict(s.failures, func(b bucket) bool { return b.regained(now).spent == 0 })
 	s.wrong[wrong] = now.Add(wrongFor).UnixMilli()
-	b := s.failures[budget].regained(now)
-	b.spent++
-	s.failures[budget] = b
 }
 
 // evict keeps m bounded: of a full map what is over goes first, else any one.

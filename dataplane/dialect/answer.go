@@ -2,7 +2,6 @@ package dialect
 
 import (
 	"strings"
-	"unicode/utf8"
 )
 
 // Usage is what a provider says an answer cost. The zero Usage says nothing.
@@ -56,7 +55,7 @@ func ReadAnswer(ep *Endpoint, contentType string, body []byte) (a Answer, ok boo
 	}
 	r := answerReader{cursor: c, ep: ep}
 	r.object(r.member)
-	if !r.end() || r.failed && !r.declined || !utf8.Valid(body) {
+	if !r.end() || r.failed && !r.declined {
 		return Answer{}, false
 	}
 	r.answer.Refused = r.answer.Refused || r.declined

@@ -3,7 +3,6 @@ package dialect
 import (
 	"math/bits"
 	"mime"
-	"unicode/utf8"
 )
 
 // Span is a byte range of a body; the zero Span means "not there".
@@ -219,7 +218,7 @@ func ScanRequest(ep *Endpoint, contentType string, body []byte) (Request, *Error
 		s.field(f)
 	})
 	switch {
-	case !s.end() || !utf8.Valid(body):
+	case !s.end():
 		return s.q, Fail(InvalidJSON, "The request body is not valid JSON: check it with a JSON parser, encode it in UTF-8 and nest it at most 128 deep.")
 	case s.refused != nil:
 		return s.q, s.refused

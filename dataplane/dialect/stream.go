@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"math/bits"
 	"strconv"
-	"unicode/utf8"
 )
 
 // Kind says what one event of a stream is, to the one who forwards it.
@@ -303,7 +302,7 @@ func (s *Stream) chunk(data []byte) Kind {
 		}
 	})
 	switch {
-	case !c.end() || !utf8.Valid(data):
+	case !c.end():
 		return KindGarbage
 	case failed:
 		s.declined(data)

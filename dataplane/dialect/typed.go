@@ -1,7 +1,5 @@
 package dialect
 
-import "unicode/utf8"
-
 // quoted takes a string and gives its range, quotes included.
 func (c *cursor) quoted() Span {
 	c.space()
@@ -75,7 +73,7 @@ func (s *Stream) message(name, data []byte) Kind {
 		}
 	})
 	kind, ok := typeOf(name, given)
-	if !c.end() || !utf8.Valid(data) || !ok {
+	if !c.end() || !ok {
 		return KindGarbage
 	}
 	if failed || string(kind) == "error" {
@@ -243,7 +241,7 @@ func (s *Stream) response(name, data []byte) Kind {
 		}
 	})
 	kind, ok := typeOf(name, given)
-	if !c.end() || !utf8.Valid(data) || !ok {
+	if !c.end() || !ok {
 		return KindGarbage
 	}
 	if failed || string(kind) == "error" {

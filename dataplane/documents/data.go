@@ -31,9 +31,11 @@ var receiptFields = map[string]string{
 	"attempts":        "Each provider or node that was asked: region, node, upstream, outcome.",
 	"confinement":     "What kept the process that saw the content from writing files, as it measured itself.",
 	"request_salt":    "Random bytes hashed before the request's body.",
-	"request_sha256":  "SHA-256 of that salt and the request's body.",
+	"request_sha256":  "SHA-256 of that salt and the request's body; zero if there is another hash of it, or no body was read.",
+	"request_blake3":  "BLAKE3 of that salt and the request's body, if it is large.",
 	"response_salt":   "Random bytes hashed before the answer's body.",
-	"response_sha256": "SHA-256 of that salt and the answer's body.",
+	"response_sha256": "SHA-256 of that salt and the answer's body; zero if there is another hash of it.",
+	"response_blake3": "BLAKE3 of that salt and the answer's body, if it is large.",
 	"attestation":     "Reserved; nothing fills it yet.",
 }
 

@@ -28,10 +28,16 @@ import (
 type Limits struct {
 	Conns     int           // open connections of one source [16384]
 	Silent    int           // of those, how many may not have sent a request yet [512]
-	PerSecond float64       // new connections of one source, and twice that at once [1000]
+	PerSecond int           // new connections of one source, and twice that at once [1000]
 	Total     int           // open connections of all sources [131072]; if half of that are silent, the oldest of them makes room for a new one
 	Aborts    int           // requests that one connection may break off in 10 s, if that is more than half of what it asked: then it is told to go, at ten times as many broken [200]
 	Age       time.Duration // when a connection is told to go, give or take a quarter [10 min]
+	Wrong     int           // refused keys of one source in a second, and twice that at once, that are answered without delay [20]; below 0 all are
+	Late      time.Duration // how long a refusal beyond that waits at most [500 ms]
+	Held      int           // refusals of one source that wait at once [64]; one more has no answer, and its connection ends
+	HeldTotal int           // refusals of all sources that wait at once [1024], at about 30 KiB each
+
+	WrongTotal int // refused keys of all sources in a second, and twice that at once; beyond that all refusals wait Late, as many as seven eighths of HeldTotal [1000]
 }
 
 func (l Limits) withDefaults() Limits {
@@ -41,6 +47,11 @@ func (l Limits) withDefaults() Limits {
 	l.Total = cmp.Or(l.Total, 131072)
 	l.Aborts = cmp.Or(l.Aborts, 200)
 	l.Age = cmp.Or(l.Age, 10*time.Minute)
+	l.Wrong = cmp.Or(l.Wrong, 20)
+	l.Late = cmp.Or(l.Late, 500*time.Millisecond)
+	l.Held = cmp.Or(l.Held, 64)
+	l.HeldTotal = cmp.Or(l.HeldTotal, 1024)
+	l.WrongTotal = cmp.Or(l.WrongTotal, 1000)
 	return l
 }
 
@@ -51,18 +62,23 @@ type Counts struct {
 	Sources  int    // at the moment
 	Turned   uint64 // connections refused so far: too many, or too fast
 	Expelled uint64 // connections broken so far, for breaking off requests
+	Wrong    Refusals
 }
 
 // Guard watches one listener. It is safe for concurrent use.
 type Guard struct {
-	limits Limits
+	limits atomic.Pointer[Limits]
 
 	mu      sync.Mutex
 	sources map[netip.Addr]*source
-	sweepAt int // sources, from which on those without connections are looked for
+	sweepAt int    // sources, from which on those without connections are looked for
+	swept   uint64 // sources that were looked at for that so far
 	open    int64
 	silent  int64
 	quiet   list.List // of *conn: those that are silent, the oldest first
+	wrong   Refusals
+	debt    debt // of all sources
+	deaf    int  // connections that are not read from, until they end
 
 	turned   atomic.Uint64
 	expelled atomic.Uint64
@@ -74,18 +90,29 @@ type source struct {
 	open, silent int
 	bucket       float64 // connections it may open at once
 	filled       time.Time
+	debt         debt
+	held         int // refusals that wait
 }
 
 // New makes a Guard.
 func New(l Limits) *Guard {
-	return &Guard{limits: l.withDefaults(), sources: make(map[netip.Addr]*source), sweepAt: sweepAt}
+	g := &Guard{sources: make(map[netip.Addr]*source), sweepAt: sweepAt}
+	g.Set(l)
+	return g
+}
+
+// Set changes the limits. What is open stays, also beyond a limit, and keeps
+// the age it was given.
+func (g *Guard) Set(l Limits) {
+	l = l.withDefaults()
+	g.limits.Store(&l)
 }
 
 // Counts gives the present counts.
 func (g *Guard) Counts() Counts {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return Counts{Open: g.open, Silent: g.silent, Sources: len(g.sources), Turned: g.turned.Load(), Expelled: g.expelled.Load()}
+	return Counts{Open: g.open, Silent: g.silent, Sources: len(g.sources), Turned: g.turned.Load(), Expelled: g.expelled.Load(), Wrong: g.wrong}
 }
 
 // Listen wraps l: a connection over a limit is reset at once, before any
@@ -152,8 +179,9 @@ func addressOf(a net.Addr) netip.Addr {
 // count counts nc, if it is within the limits, and finds who must go for it.
 // The caller holds mu.
 func (g *Guard) count(nc net.Conn, now time.Time) (c, oldest *conn) {
-	addr := addressOf(nc.RemoteAddr())
-	most := 2 * g.limits.PerSecond
+	addr, limits := addressOf(nc.RemoteAddr()), g.limits.Load()
+	perSecond := float64(limits.PerSecond)
+	most := 2 * perSecond
 	s := g.sources[addr]
 	if s == nil {
 		if len(g.sources) >= g.sweepAt {
@@ -162,12 +190,12 @@ func (g *Guard) count(nc net.Conn, now time.Time) (c, oldest *conn) {
 		s = &source{bucket: most, filled: now}
 		g.sources[addr] = s
 	}
-	s.bucket = min(most, s.bucket+now.Sub(s.filled).Seconds()*g.limits.PerSecond)
+	s.bucket = min(most, s.bucket+now.Sub(s.filled).Seconds()*perSecond)
 	s.filled = now
-	if s.bucket < 1 || s.open >= g.limits.Conns || s.silent >= g.limits.Silent || g.open >= int64(g.limits.Total) {
+	if s.bucket < 1 || s.open >= limits.Conns || s.silent >= limits.Silent || g.open >= int64(limits.Total) {
 		return nil, nil
 	}
-	if first := g.quiet.Front(); first != nil && g.silent >= int64(g.limits.Total/2) {
+	if first := g.quiet.Front(); first != nil && g.silent >= int64(limits.Total/2) {
 		oldest, _ = first.Value.(*conn)
 		oldest.speak() // no more of the silent ones
 	}
@@ -176,8 +204,8 @@ func (g *Guard) count(nc net.Conn, now time.Time) (c, oldest *conn) {
 	s.silent++
 	g.open++
 	g.silent++
-	quarter := int64(g.limits.Age / 4)
-	age := g.limits.Age - time.Duration(quarter) + time.Duration(rand.Int64N(2*quarter+1)) //nolint:gosec // jitter
+	quarter := int64(limits.Age / 4)
+	age := limits.Age - time.Duration(quarter) + time.Duration(rand.Int64N(2*quarter+1)) //nolint:gosec // jitter
 	c = &conn{Conn: sock.Direct(nc), guard: g, source: s, aged: now.Add(age), window: now}
 	c.silent = g.quiet.PushBack(c)
 	return c, oldest
@@ -191,8 +219,10 @@ const sweepAt = 4096
 // there are twice as many as it left, so that a new source costs no more the
 // more there are. The caller holds mu.
 func (g *Guard) sweep(now time.Time) {
+	wrong := g.limits.Load().Wrong
+	g.swept += uint64(len(g.sources))
 	for addr, s := range g.sources {
-		if s.open == 0 && now.Sub(s.filled) > 2*time.Second { // its bucket is full
+		if s.open == 0 && now.Sub(s.filled) > 2*time.Second && s.debt.left(wrong, now) == 0 { // its bucket is full
 			delete(g.sources, addr)
 		}
 	}
@@ -207,9 +237,12 @@ type conn struct {
 	aged   time.Time
 
 	once   sync.Once
-	silent *list.Element // guarded by guard.mu; nil = it has sent a request
-	spoke  atomic.Bool   // silent is nil
-	told   atomic.Bool   // to go
+	silent *list.Element                 // guarded by guard.mu; nil = it has sent a request
+	spoke  atomic.Bool                   // silent is nil
+	told   atomic.Bool                   // to go
+	known  atomic.Bool                   // somebody known has asked on it
+	deaf   atomic.Pointer[chan struct{}] // not nil = nothing more is read; closed when the connection is
+	closed bool                          // guarded by guard.mu
 
 	mu              sync.Mutex
 	window          time.Time // start of the present 10 s
@@ -225,6 +258,11 @@ func (c *conn) Close() error {
 		c.source.open--
 		g.open--
 		c.speak()
+		c.closed = true
+		if ended := c.deaf.Load(); ended != nil {
+			g.deaf--
+			close(*ended)
+		}
 	})
 	return c.Conn.Close() //nolint:wrapcheck // the server compares it
 }
@@ -307,7 +345,7 @@ func Asked(ctx context.Context, brokenOff bool, now time.Time) bool {
 	if brokenOff {
 		c.brokeOff++
 	}
-	most, mostly := c.guard.limits.Aborts, 2*c.brokeOff > c.asked
+	most, mostly := c.guard.limits.Load().Aborts, 2*c.brokeOff > c.asked
 	if mostly && c.brokeOff > most {
 		c.told.Store(true)
 	}

@@ -194,19 +194,21 @@ func TestRateOfNewConnections(t *testing.T) {
 }
 
 func TestSourcesAreForgotten(t *testing.T) {
-	g := New(Limits{})
-	now := time.Unix(1_800_000_000, 0)
-	for i := range 3 * sweepAt {
-		now = now.Add(time.Millisecond)
-		a, b := net.Pipe()
-		c := g.admit(&from{a, net.IPv4(10, byte(i>>16), byte(i>>8), byte(i))}, now)
-		if c == nil {
-			t.Fatal("turned away")
+	for _, limits := range []Limits{{}, {Wrong: -1}} {
+		g := New(limits)
+		now := time.Unix(1_800_000_000, 0)
+		for i := range 3 * sweepAt {
+			now = now.Add(time.Millisecond)
+			a, b := net.Pipe()
+			c := g.admit(&from{a, net.IPv4(10, byte(i>>16), byte(i>>8), byte(i))}, now)
+			if c == nil {
+				t.Fatal("turned away")
+			}
+			_, _ = c.Close(), b.Close()
 		}
-		_, _ = c.Close(), b.Close()
-	}
-	if n := g.Counts().Sources; n > sweepAt {
-		t.Errorf("%d sources are kept without a connection", n)
+		if n := g.Counts().Sources; n > sweepAt {
+			t.Errorf("%+v: %d sources are kept without a connection", limits, n)
+		}
 	}
 }
 

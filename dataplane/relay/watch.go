@@ -137,17 +137,18 @@ func (a *attempt) outcome(err error) breaker.Outcome {
 
 // why is err, of an own connection, in this package's terms.
 func (a *attempt) why(err error) error {
+	why := err
 	switch {
 	case errors.Is(err, h1.ErrTimeout):
-		var d *dialError
-		if errors.As(err, &d) {
-			return &dialError{Err: a.cause}
-		}
-		return a.cause
+		why = a.cause
 	case errors.Is(err, h1.ErrCanceled) && a.client.Err() != nil:
-		return a.client.Err() //nolint:wrapcheck // the context's own word
+		why = a.client.Err()
 	}
-	return err
+	var d *dialError
+	if why != err && errors.As(err, &d) { //nolint:errorlint // it was replaced or not
+		return &dialError{Err: why} // nobody saw the request, whatever the reason
+	}
+	return why
 }
 
 // ownBody is the answer that comes over an attempt's own connection.

@@ -38,6 +38,7 @@ var allowed = map[string][]string{
 	"dataplane/dialect": {},
 	"dataplane/breaker": {},
 	"dataplane/sock":    {},
+	"dataplane/h2":      {},
 	"dataplane/edge":    {"dataplane/sock"},
 	"dataplane/splice":  {"dataplane/dialect"},
 	"dataplane/receipt": {"controlplane", "controlplane/identity"},

@@ -60,7 +60,8 @@ var (
 	errNothing net.Error = waited{"nothing has come"}
 )
 
-// DialError marks a failure to connect: the other side saw no request.
+// DialError marks a failure to connect, or one before that: the other side saw
+// nothing of the request.
 type DialError struct{ Err error }
 
 func (e *DialError) Error() string { return e.Err.Error() }
@@ -191,10 +192,10 @@ func (p *Pool) Do(ctx context.Context, req *Request, due time.Time) (*Response, 
 		return nil, ErrHTTP2
 	}
 	if ctx.Err() != nil {
-		return nil, ErrCanceled
+		return nil, &DialError{ErrCanceled}
 	}
 	if !req.valid() {
-		return nil, ErrField
+		return nil, &DialError{ErrField}
 	}
 	if c := p.take(); c != nil {
 		resp, err := c.ask(ctx, req, due)

@@ -52,7 +52,19 @@ type Config struct {
 	Regions     []Region     `yaml:"regions"`      // in order; the first is home of the global shard
 	Pools       []string     `yaml:"pools"`        // data; empty = standard and zero-retention
 	Documents   Documents    `yaml:"documents"`    // data; each may be empty: then clients are told that there is none
+	Receipts    Receipts     `yaml:"receipts"`     // data
+	HTTP2       string       `yaml:"http2"`        // data: empty = our own server side for clients; standard = net/http's, at half again the CPU
 	Tunables    Tunables     `yaml:"tunables"`
+
+	load func() (*Config, error)
+}
+
+// Again reads anew what the configuration was loaded from.
+func (c *Config) Again() (*Config, error) {
+	if c.load == nil {
+		return c, nil
+	}
+	return c.load()
 }
 
 // Listen holds host:port addresses.
@@ -86,6 +98,14 @@ type Documents struct {
 	DPA         string `yaml:"dpa"`          // at /legal/dpa
 	AUP         string `yaml:"aup"`          // at /legal/aup
 	Compliance  string `yaml:"compliance"`   // at /legal/compliance
+}
+
+// Receipts says how a data node states what passed through it.
+type Receipts struct {
+	// Hash of bodies: sha-256 for all of them, where evidence must be made with
+	// what FIPS 140 approves; empty = BLAKE3 for those of 64 KiB and more, which
+	// takes 40 % of the time. Receipts name the hash of each body.
+	Hash string `yaml:"hash"`
 }
 
 // AdminToken is one bearer token of /admin/v1, by its hash.
@@ -126,8 +146,28 @@ type Tunables struct {
 	RecordMemory uint32        `yaml:"record_memory"` // data: bytes of metadata records held while the disk takes none, before requests are refused; 0 = 32 MiB
 	RecordDisk   uint64        `yaml:"record_disk"`   // data: bytes of metadata records kept on disk, before requests are refused; 0 = 4 GiB
 	RecordAge    time.Duration `yaml:"record_age"`    // data: metadata records older than this are removed; 0 = 720h
-	ReceiptDisk  uint64        `yaml:"receipt_disk"`  // data: bytes of signed receipts kept on disk, the oldest give way; 0 = 1 GiB
+	ReceiptDisk  uint64        `yaml:"receipt_disk"`  // data: bytes of signed receipts kept on disk, the oldest give way (a 404 from then on, however young); 0 = 1 GiB
 	ReceiptAge   time.Duration `yaml:"receipt_age"`   // data: receipts older than this are removed; 0 = 24h
+	Edge         Edge          `yaml:"edge"`          // data
+}
+
+// Edge bounds what strangers may do at the listener for clients. A change in
+// the file is in force within half a minute, or at SIGHUP; connections that are
+// open stay. A source is an IPv4 address, or the /64 of an IPv6 address. Behind
+// a balancer that hides its clients all of them are one source: then the limits
+// of a source must be as wide as those of the node, and a flood of wrong keys
+// makes everybody's wrong keys wait.
+type Edge struct {
+	Conns       uint32        `yaml:"conns"`             // open connections of a source; 0 = 16384
+	Silent      uint32        `yaml:"silent"`            // of those, how many may not have sent a request yet; 0 = 512. Too few turn away customers behind one address who connect at once
+	NewConns    uint32        `yaml:"new_conns"`         // new connections of a source a second, and twice that at once; 0 = 1000. Each costs a handshake
+	TotalConns  uint32        `yaml:"total_conns"`       // open connections in all; 0 = 131072, at about 50 KiB each: memory
+	Aborts      uint32        `yaml:"aborts"`            // requests a connection may break off in 10 s, if they are most of it; 0 = 200
+	ConnAge     time.Duration `yaml:"conn_age"`          // after which a connection is told to go; 0 = 10m. Short ones cost handshakes, long ones stay with a node that is no longer the nearest
+	WrongKeys   uint32        `yaml:"wrong_keys"`        // refused keys of a source a second that are answered without delay; 0 = 20
+	WrongDelay  time.Duration `yaml:"wrong_delay"`       // the longest that a refused key beyond that waits; 0 = 500ms, at most 10s
+	WrongHeld   uint32        `yaml:"wrong_held"`        // refused keys of a source that wait at once; 0 = 64. One more ends its connection
+	WrongHeldBy uint32        `yaml:"wrong_held_by_all"` // of all sources; 0 = 1024, at about 30 KiB each
 }
 
 var (
@@ -164,6 +204,7 @@ func Load(file string, environ []string) (*Config, error) {
 		}
 		return nil, fmt.Errorf("configuration %s: %w", file, locate(b, err))
 	}
+	c.load = func() (*Config, error) { return Load(file, environ) }
 	return c, nil
 }
 
@@ -185,14 +226,23 @@ func variable(field string) string {
 	return "RINGMAIN_" + strings.ToUpper(strings.ReplaceAll(field, ".", "_"))
 }
 
+// durations names the fields of t that are durations, those of structs in it too.
+func durations(prefix string, t reflect.Type) (fields []string) {
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch name := prefix + f.Tag.Get("yaml"); {
+		case f.Type == reflect.TypeFor[time.Duration]():
+			fields = append(fields, name)
+		case f.Type.Kind() == reflect.Struct:
+			fields = append(fields, durations(name+".", f.Type)...)
+		}
+	}
+	return fields
+}
+
 // wrongDuration finds the first duration in file that is none.
 func wrongDuration(file []byte) error {
-	t := reflect.TypeFor[Tunables]()
-	for i := range t.NumField() {
-		if t.Field(i).Type != reflect.TypeFor[time.Duration]() {
-			continue
-		}
-		field := "tunables." + t.Field(i).Tag.Get("yaml")
+	for _, field := range durations("tunables.", reflect.TypeFor[Tunables]()) {
 		path, err := yaml.PathString("$." + field)
 		if err != nil {
 			continue
@@ -236,6 +286,9 @@ func overlay(v reflect.Value, prefix string, environ []string) error {
 	for i := range v.NumField() {
 		name := prefix + "_" + strings.ToUpper(v.Type().Field(i).Tag.Get("yaml"))
 		f := v.Field(i)
+		if !f.CanSet() {
+			continue
+		}
 		if f.Kind() == reflect.Struct && f.Type() != reflect.TypeFor[time.Time]() {
 			if err := overlay(f, name, environ); err != nil {
 				return err
@@ -352,6 +405,12 @@ func (c *Config) Validate() error {
 	default:
 		return bad("log_level", "want debug, info, warn or error, got %q", c.LogLevel)
 	}
+	if c.HTTP2 != "" && c.HTTP2 != "standard" {
+		return bad("http2", "want standard or nothing, got %q", c.HTTP2)
+	}
+	if h := c.Receipts.Hash; h != "" && h != "sha-256" {
+		return bad("receipts.hash", "want sha-256 or nothing, got %q", h)
+	}
 	for i, pool := range c.Pools {
 		org, dedicated := strings.CutPrefix(pool, "dedicated:")
 		if pool != "standard" && pool != "zero-retention" && (!dedicated || !strings.HasPrefix(org, "org_")) {
@@ -361,10 +420,14 @@ func (c *Config) Validate() error {
 	for _, f := range []struct {
 		field string
 		value time.Duration
-	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge}} {
+	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge},
+		{"tunables.edge.conn_age", c.Tunables.Edge.ConnAge}, {"tunables.edge.wrong_delay", c.Tunables.Edge.WrongDelay}} {
 		if f.value < 0 {
 			return bad(f.field, "is negative: want a duration such as 24h, or 0s for the default")
 		}
+	}
+	if c.Tunables.Edge.WrongDelay > 10*time.Second {
+		return bad("tunables.edge.wrong_delay", "want 10s at most: whoever waits holds memory")
 	}
 	for i, t := range c.AdminTokens {
 		if h, err := hex.DecodeString(t.SHA256); err != nil || len(h) != 32 {

@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 const good = `cluster: dev-1
@@ -48,10 +49,35 @@ func TestGoodFileLoads(t *testing.T) {
 	}
 }
 
+// TestAgain: the file is read anew as it was at first, environment included.
+func TestAgain(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "node.yaml")
+	write := func(text string) {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(good)
+	c, err := Load(file, []string{"RINGMAIN_TUNABLES_EDGE_WRONG_KEYS=7"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(good + "tunables:\n  edge: {conns: 5, wrong_keys: 9, wrong_delay: 250ms}\n")
+	again, err := c.Again()
+	if err != nil || again.Tunables.Edge != (Edge{Conns: 5, WrongKeys: 7, WrongDelay: 250 * time.Millisecond}) {
+		t.Fatalf("%+v %v", again, err)
+	}
+	write("nonsense: true\n")
+	if _, err := again.Again(); err == nil {
+		t.Error("a broken file is taken")
+	}
+}
+
 func TestMistakesNameFieldAndLine(t *testing.T) {
 	for name, tc := range map[string]struct{ from, to, want string }{
 		"unknown field":    {"seal_key_file: s", "seal_key_fil: s", "[9:1]"},
 		"role":             {"role: control", "role: boss", "line 4: role: want control or data"},
+		"http2":            {"cluster_secret_file: cs", "cluster_secret_file: cs\nhttp2: fast", `line 11: http2: want standard or nothing, got "fast"`},
 		"missing":          {"data_dir: /x/data", "data_dir: ''", "line 5: data_dir: is missing"},
 		"metrics exposed":  {"127.0.0.1:3", "0.0.0.0:3", "listen.metrics: is plain HTTP"},
 		"same address":     {"127.0.0.1:2", "127.0.0.1:1", "is the same address as"},
@@ -61,10 +87,16 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 		"plain endpoint":   {"https://127", "http://127", "line 14: regions[0].endpoint"},
 		"bad pool":         {"cluster_secret_file: cs", "cluster_secret_file: cs\npools: [standard, gold]", `line 11: pools[1]: want standard, zero-retention or dedicated:`},
 		"pool of a name":   {"cluster_secret_file: cs", "cluster_secret_file: cs\npools: [\"dedicated:acme\"]", `line 11: pools[0]: want`},
+		"another hash":     {"cluster_secret_file: cs", "cluster_secret_file: cs\nreceipts:\n  hash: md5", `line 12: receipts.hash: want sha-256 or nothing, got "md5"`},
 		"negative time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_age: -1h", "line 12: tunables.receipt_age: is negative"},
 		"no duration":      {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: soon", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "soon"`},
 		"bare duration":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: 5", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "5"`},
 		"no number":        {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_disk: 1GiB", "[12:17] want a whole number, 0 or more"},
+		"edge, no number":  {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_keys: few", "[13:17] want a whole number, 0 or more"},
+		"edge, no time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_delay: soon", `line 13: tunables.edge.wrong_delay: want a duration such as 30s or 24h, got "soon"`},
+		"edge, negative":   {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    conn_age: -1m", "line 13: tunables.edge.conn_age: is negative"},
+		"edge, too long":   {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_delay: 1m", "line 13: tunables.edge.wrong_delay: want 10s at most"},
+		"edge, unknown":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_kees: 1", "[13:5]"},
 		"bad jurisdiction": {"jurisdiction: us", "jurisdiction: any", "line 13: regions[0].jurisdiction"},
 	} {
 		t.Run(name, func(t *testing.T) {

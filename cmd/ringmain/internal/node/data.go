@@ -147,6 +147,18 @@ func RunData(ctx context.Context, env Env) (err error) {
 		defer cancel()
 		return errors.Join(err, k.Close(stop), room.Close(), metrics.Close())
 	}
+	renew.also = func() error {
+		again, err := cfg.Again()
+		if err != nil {
+			return err
+		}
+		if limits := edgeOf(again); limits != setup.Edge {
+			setup.Edge = limits
+			k.Renew(setup)
+			env.Logger.Info("the limits of the edge are changed")
+		}
+		return nil
+	}
 	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
 	mux := debugMux(k.MetricsHandler())
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
@@ -174,11 +186,21 @@ func poolsOf(pools []string, c link.Confinement) []string {
 	return slices.DeleteFunc(slices.Clone(pools), func(p string) bool { return p == policy.PoolZeroRetention })
 }
 
+// edgeOf is the part of a configuration that is in force as soon as it changes.
+func edgeOf(cfg *config.Config) link.Edge {
+	e := cfg.Tunables.Edge
+	return link.Edge{
+		Conns: int(e.Conns), Silent: int(e.Silent), PerSecond: int(e.NewConns), Total: int(e.TotalConns), Aborts: int(e.Aborts), Age: e.ConnAge,
+		Wrong: int(e.WrongKeys), Late: e.WrongDelay, Held: int(e.WrongHeld), HeldTotal: int(e.WrongHeldBy),
+	}
+}
+
 // workerSetup reads the files that the worker must not open.
 func workerSetup(cfg *config.Config) (link.Setup, error) {
 	s := link.Setup{
 		Cluster: cfg.Cluster, Region: cfg.Region, Jurisdiction: cfg.Own().Jurisdiction, Node: cfg.Node,
-		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity,
+		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity, ReceiptHash: cfg.Receipts.Hash, StandardHTTP2: cfg.HTTP2 == "standard",
+		Edge: edgeOf(cfg),
 	}
 	if len(s.Pools) == 0 {
 		s.Pools = []string{policy.PoolStandard, policy.PoolZeroRetention}

@@ -1,8 +1,11 @@
 package node
 
 import (
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -15,6 +18,45 @@ import (
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// TestEdgeOfConfig: each field of the configuration is one of the worker's.
+func TestEdgeOfConfig(t *testing.T) {
+	cfg := new(config.Config)
+	fields := reflect.ValueOf(&cfg.Tunables.Edge).Elem()
+	for i := range fields.NumField() {
+		if f := fields.Field(i); f.CanUint() {
+			f.SetUint(uint64(i) + 1)
+		} else {
+			f.SetInt(int64(i) + 1)
+		}
+	}
+	got := reflect.ValueOf(edgeOf(cfg))
+	if got.NumField() != fields.NumField() {
+		t.Fatalf("%d fields of %d", got.NumField(), fields.NumField())
+	}
+	for i := range got.NumField() {
+		if n := got.Field(i).Int(); n != int64(i)+1 {
+			t.Errorf("%s is %d, want %d", got.Type().Field(i).Name, n, i+1)
+		}
+	}
+}
+
+// TestConfigurationIsLookedAtAgain: what is wrong with it is logged once, and
+// again only after it was well.
+func TestConfigurationIsLookedAtAgain(t *testing.T) {
+	var log strings.Builder
+	wrong := errors.New("line 3: no")
+	r := &renewal{logger: slog.New(slog.NewTextHandler(&log, nil)), also: func() error { return wrong }}
+	r.lookElsewhere()
+	r.lookElsewhere()
+	wrong = nil
+	r.lookElsewhere()
+	wrong = errors.New("line 3: no")
+	r.lookElsewhere()
+	if n := strings.Count(log.String(), "line 3: no"); n != 2 {
+		t.Errorf("logged %d times: %s", n, log.String())
+	}
+}
 
 // TestDocumentsAreCheckedBeforeTheStart: a node does not start with a document
 // that it could not publish, and names the field and the file.

@@ -71,6 +71,9 @@ func apiFiles(cfg *config.Config, api *identity.PublicCert, then func(cert, key 
 type renewal struct {
 	sets   []*certFiles
 	logger *slog.Logger
+	also   func() error // looks at what else may change while the node runs; nil = nothing does
+
+	failed string // what also said last, so that it is logged once
 }
 
 // openRenewal registers when the certificates in use expire.
@@ -84,7 +87,7 @@ func openRenewal(env Env, sets ...*certFiles) (*renewal, error) {
 			return nil, fmt.Errorf("register metrics: %w", err)
 		}
 	}
-	return &renewal{sets, env.Logger.With("room", "certificates")}, nil
+	return &renewal{sets: sets, logger: env.Logger.With("room", "certificates")}, nil
 }
 
 // follow looks at once, then at each interval and on SIGHUP, until ctx ends.
@@ -96,6 +99,7 @@ func (r *renewal) follow(ctx context.Context, every time.Duration) {
 		for _, s := range r.sets {
 			s.look(r.logger)
 		}
+		r.lookElsewhere()
 		// Apart by chance, so that a cluster's nodes do not look all at once.
 		wait := time.NewTimer(every - every/10 + rand.N(every/5)) //nolint:gosec // G404: no secret
 		select {
@@ -108,6 +112,20 @@ func (r *renewal) follow(ctx context.Context, every time.Duration) {
 		case <-wait.C:
 		}
 	}
+}
+
+func (r *renewal) lookElsewhere() {
+	if r.also == nil {
+		return
+	}
+	said := ""
+	if err := r.also(); err != nil {
+		said = err.Error()
+	}
+	if said != "" && said != r.failed {
+		r.logger.Error("the configuration cannot be used, and what is in use stays: mend the file, it is looked at again", "error", said)
+	}
+	r.failed = said
 }
 
 // look takes what the files hold if it is not in use yet. What is refused is

@@ -76,6 +76,9 @@ day: they are verified as of the time the receipt states, not as of now. An
 inline receipt carries no certificates, so it needs --jwks of the node that
 answered.
 
+Bodies are stated by a salted SHA-256, large ones by a salted BLAKE3. For each,
+a command is printed that checks it with standard tools: sha256sum, b3sum.
+
 A receipt proves who signed it, not what software ran: nothing attests that yet.
 Exit status: 0 verified, 1 refused or unreadable, 2 called wrongly.`,
 		Example: `  ringmain receipt verify receipt.json --jwks jwks.json
@@ -236,6 +239,12 @@ func printWords(out io.Writer, v *proof.Verdict) error {
 	for _, s := range v.NotChecked {
 		line("  - %s", clean(s))
 	}
+	if len(v.ByHand) > 0 {
+		line("\nthe bodies by hand, in a directory with the files REQUEST and RESPONSE:")
+	}
+	for _, h := range v.ByHand {
+		line("  $ %s\n  %s", clean(h.Command), clean(h.Prints))
+	}
 	line("\nwhat the node states:")
 	fact := func(name, value string) {
 		if value != "" {
@@ -266,6 +275,9 @@ func printWords(out io.Writer, v *proof.Verdict) error {
 			where += " > " + a.Upstream
 		}
 		fact("attempt "+strconv.Itoa(i+1), where+": "+a.Outcome)
+	}
+	for _, h := range v.ByHand {
+		fact(h.Body+" body", "salted "+string(h.Algorithm)+" "+h.Prints)
 	}
 	fact("confinement", fmt.Sprintf("landlock ABI %d, no file write: %t, no dump: %t, no swap: %t", c.Landlock, c.NoFileWrite, c.NoDump, c.NoSwap))
 	return w.Flush() //nolint:wrapcheck // verify wraps

@@ -19,7 +19,10 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-const kept = "../../../../dataplane/receipt/proof/testdata/"
+const (
+	kept  = "../../../../dataplane/receipt/proof/testdata/"
+	large = kept + "blake3/" // bodies hashed as large ones are
+)
 
 func run(t *testing.T, stdin string, args ...string) (string, error) {
 	t.Helper()
@@ -60,12 +63,18 @@ func TestVerify(t *testing.T) {
 		{"verify", kept + "receipt.json", "--jwks", kept + "jwks.json", "--request", request, "--response", response},
 		{"verify", kept + "inline.jws", "--jwks", kept + "jwks.json", "--request", request, "--response", response},
 		{"verify", kept + "inline.jws", "--jwks", kept + "jwks.json", "--ca", kept + "roots.pem", "--request", request, "--response", response},
+		{"verify", large + "receipt.json", "--ca", large + "roots.pem", "--request", request, "--response", response},
+		{"verify", large + "inline.jws", "--jwks", large + "jwks.json", "--request", request, "--response", response},
 	} {
 		out, err := run(t, "", args...)
 		if err != nil {
 			t.Fatal(args, err)
 		}
-		for _, want := range []string{"VERIFIED: req_", "request body given", "response body given", "who signed, not what ran", "eu-fra/eu-fra-d1", "zero-retention", "landlock ABI 7", "attempt 2"} {
+		tool, algorithm := "| sha256sum\n", "salted sha-256 "
+		if strings.Contains(args[1], "blake3") {
+			tool, algorithm = "| b3sum\n", "salted blake3 "
+		}
+		for _, want := range []string{tool, algorithm, `$ { printf %b '\0`, "VERIFIED: req_", "request body given", "response body given", "who signed, not what ran", "eu-fra/eu-fra-d1", "zero-retention", "landlock ABI 7", "attempt 2"} {
 			if !strings.Contains(out, want) {
 				t.Errorf("%v: no %q in\n%s", args, want, out)
 			}

@@ -1,0 +1,186 @@
+package h2
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"io"
+	"net"
+	"net/http"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// unread is a connection whose client has said hello and has read nothing, not
+// even what a socket would hold.
+func unread(t *testing.T, h http.Handler) (c *conn, far net.Conn, fr *http2.Framer, block func(fields ...string) []byte) {
+	t.Helper()
+	near, far := net.Pipe()
+	hs := &http.Server{MaxHeaderBytes: 32 << 10, HTTP2: &http.HTTP2Config{}}
+	s := &server{hs: hs, limits: limitsOf(hs), conns: make(map[*conn]struct{})}
+	c = newConn(t.Context(), s, near, near, new(tls.ConnectionState), h)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.serve()
+	}()
+	t.Cleanup(func() { _ = far.Close(); <-ended })
+	_ = far.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	_, _ = io.WriteString(far, http2.ClientPreface)
+	fr = http2.NewFramer(far, far)
+	_ = fr.WriteSettings()
+	var buf bytes.Buffer
+	enc := hpack.NewEncoder(&buf)
+	return c, far, fr, func(fields ...string) []byte {
+		buf.Reset()
+		for i := 0; i < len(fields); i += 2 {
+			_ = enc.WriteField(hpack.HeaderField{Name: fields[i], Value: fields[i+1]})
+		}
+		return bytes.Clone(buf.Bytes())
+	}
+}
+
+func (c *conn) waits() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return cap(c.out.frames)
+}
+
+// TestUnreadHeads: heads need no window, and wait in bounded memory nevertheless.
+func TestUnreadHeads(t *testing.T) {
+	c, _, fr, block := unread(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Some", strings.Repeat("x", 500))
+		w.WriteHeader(http.StatusNoContent)
+	}))
+	get := block(":method", "GET", ":scheme", "https", ":authority", "h", ":path", "/")
+	for i := range uint32(20000) {
+		if fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 2*i + 1, EndStream: true, EndHeaders: true, BlockFragment: get}) != nil {
+			return // nothing more is read
+		}
+		if n := c.waits(); n > 1<<20 {
+			t.Fatalf("%d bytes wait after %d requests", n, i)
+		}
+	}
+	t.Error("20,000 requests were taken of a client that takes no answer")
+}
+
+// TestUnreadUpdates: a client whose window is almost used up is told of every
+// byte that it may send more. One that does not read that is cut off.
+func TestUnreadUpdates(t *testing.T) {
+	c, _, fr, block := unread(t, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/wait" {
+			<-r.Context().Done()
+			return
+		}
+		_, _ = io.Copy(io.Discard, r.Body)
+	}))
+	for i, path := range []string{"/wait", "/read"} {
+		head := block(":method", "POST", ":scheme", "https", ":authority", "h", ":path", path)
+		_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 1), EndHeaders: true, BlockFragment: head})
+	}
+	for left := c.limits.connWindow - 2; left > 0; left -= maxFrame {
+		_ = fr.WriteData(1, false, make([]byte, min(left, maxFrame)))
+	}
+	ready := func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.intake.left == 2 || c.err != nil
+	}
+	for i := range 100000 {
+		for !ready() {
+			runtime.Gosched()
+		}
+		if fr.WriteData(3, false, []byte{1}) != nil {
+			return // cut off
+		}
+		if n := c.waits(); n > 1<<20 {
+			t.Fatalf("%d bytes wait after %d frames", n, i)
+		}
+	}
+	t.Error("it goes on")
+}
+
+// TestNoWindow: a handler without a deadline of its own waits no longer than a
+// stall for a client that opens no window.
+func TestNoWindow(t *testing.T) {
+	ended := make(chan struct{})
+	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		context.AfterFunc(r.Context(), func() { close(ended) })
+		_, _ = io.WriteString(w, "no")
+	}), func(s *http.Server) { s.HTTP2.WriteByteTimeout = 200 * time.Millisecond })
+	p := dial(t, ts)
+	p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	p.ask(1, true, "/")
+	select {
+	case <-ended:
+	case <-time.After(5 * time.Second):
+		t.Error("the handler waits")
+	}
+}
+
+// TestSlowToTheEnd: a client that is slow to take its last answer gets all of
+// it, though its connection is to end.
+func TestSlowToTheEnd(t *testing.T) {
+	const size = 60 << 10
+	over := make(chan struct{})
+	c, _, fr, block := unread(t, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(make([]byte, size))
+		close(over)
+	}))
+	get := block(":method", "GET", ":scheme", "https", ":authority", "h", ":path", "/")
+	_ = fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, EndStream: true, EndHeaders: true, BlockFragment: get})
+	<-over
+	c.retire()
+	time.Sleep(lingerWait + lingerWait/2) // whoever takes it so late must get it nevertheless
+	got, last := 0, false
+	for !last {
+		f, err := fr.ReadFrame()
+		if err != nil {
+			t.Fatalf("%d bytes, then %v", got, err)
+		}
+		if d, ok := f.(*http2.DataFrame); ok {
+			got, last = got+len(d.Data()), d.StreamEnded()
+		}
+	}
+	if got != size {
+		t.Errorf("%d bytes", got)
+	}
+}
+
+// TestGoAwayNeverTakesBack: a second GOAWAY names no later stream than the
+// first, else the client would not ask again what was never served.
+func TestGoAwayNeverTakesBack(t *testing.T) {
+	ts, _ := start(t, true, stageHandler(), nil)
+	p := dial(t, ts)
+	p.hello()
+	p.ask(1, true, "/wait")
+	_ = p.fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+	p.ask(3, true, "/wait")
+	p.raw(http2.FramePing, 0, 1, "12345678") // an error
+	var named []uint32
+	for {
+		f, err := p.fr.ReadFrame()
+		if err != nil {
+			break
+		}
+		if g, ok := f.(*http2.GoAwayFrame); ok {
+			named = append(named, g.LastStreamID)
+		}
+	}
+	if !slices.Equal(named, []uint32{1, 1}) {
+		t.Error(named)
+	}
+}
+
+// TestFullDuplex: handlers may ask for what HTTP/2 always is, as with net/http.
+func TestFullDuplex(t *testing.T) {
+	if err := http.NewResponseController(new(stream)).EnableFullDuplex(); err != nil {
+		t.Error(err)
+	}
+}

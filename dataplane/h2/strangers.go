@@ -1,0 +1,81 @@
+package h2
+
+import (
+	"net/http"
+
+	"golang.org/x/net/http2"
+)
+
+// Strangers bounds what connections may cost until a handler trusts who asks on
+// them. Nothing is refused that waits for a bound of requests: it is not read
+// meanwhile. So a handler that needs more of its connection than its request's
+// head must call Trust, or have written a head, before it waits for that.
+type Strangers struct {
+	Each int // requests of one connection without an answer; 0 = nothing here is bounded
+	All  int // such requests of all those connections; when there are as many, one of each connection's
+	Open int // streams of one connection, those with answers that its client does not take included; more are refused, and can be sent again
+}
+
+// ConfigureWary is Configure with bounds for strangers.
+func ConfigureWary(srv *http.Server, few Strangers) { configure(srv).strangers = few }
+
+// Trust lifts the bounds for strangers from the connection. The handlers'
+// http.ResponseWriter has it.
+func (s *stream) Trust() {
+	c := s.c
+	if c.trusted.Load() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.trusted.Swap(true) {
+		c.server.unanswered.Add(-int64(c.unanswered))
+		c.fewer.Signal()
+	}
+}
+
+// asked counts a request that has no answer yet. The caller holds mu.
+func (c *conn) asked(s *stream) {
+	s.waits = true
+	c.unanswered++
+	if !c.trusted.Load() {
+		c.server.unanswered.Add(1)
+	}
+}
+
+// answered ends that: a head was sent, or the handler is over or never ran. The
+// caller holds mu.
+func (c *conn) answered(s *stream) {
+	if !s.waits {
+		return
+	}
+	s.waits = false
+	c.unanswered--
+	if !c.trusted.Load() {
+		c.server.unanswered.Add(-1)
+		c.fewer.Signal()
+	}
+}
+
+// crowded reports whether nothing more is to be read for now. The caller holds mu.
+func (c *conn) crowded() bool {
+	few := &c.server.strangers
+	switch {
+	case c.err != nil:
+		return false
+	case len(c.out.frames) >= 2*enough: // bodies wait at half of it: heads, to a client that does not read
+		return true
+	case few.Each == 0 || c.trusted.Load():
+		return false
+	}
+	return c.unanswered >= few.Each || c.unanswered > 0 && c.server.unanswered.Load() >= int64(few.All)
+}
+
+// full refuses a stream of a stranger who has too many. The caller holds mu.
+func (c *conn) full(id uint32) error {
+	few := &c.server.strangers
+	if few.Each == 0 || c.trusted.Load() || len(c.streams) < few.Open {
+		return nil
+	}
+	return streamError(id, http2.ErrCodeRefusedStream)
+}
