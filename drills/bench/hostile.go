@@ -2,315 +2,221 @@ package main
 
 import (
 	"context"
-	crand "crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
-	"ringmain/controlplane/apikey"
 	"ringmain/drills/bench/rig"
+	"ringmain/drills/bench/storm"
 )
 
-// goodRate is how many good requests a second are sent, whatever else happens.
-const goodRate = 100
+// goodRate is how many good requests a second are sent, whatever else happens:
+// a window of 2 s has 1,000, of which a p99 can be told.
+const goodRate = 500
 
-// attack is one kind of hostile client, run until its context ends. It counts
-// what it did by how it was answered.
+// attack is one kind of hostile client.
 type attack struct {
-	name string
-	run  func(ctx context.Context, r *run, c *rig.Contender, seen *tally)
+	name  string // for -attack
+	title string
+	plan  storm.Plan
+	sink  bool // it can be made upon nothing, too
 }
 
-// tally counts answers by what they were.
-type tally struct {
-	mu sync.Mutex
-	n  map[string]int
-}
-
-func (t *tally) add(what string) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	t.n[what]++
-}
-
-func (t *tally) String() string {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var parts []string
-	for what, n := range t.n {
-		parts = append(parts, fmt.Sprintf("%s: %d", what, n))
-	}
-	slices.Sort(parts)
-	return strings.Join(parts, ", ")
-}
-
-func attacks() []attack {
+func attacks(key string) []attack {
+	const other = "127.0.0.2" // good requests come from 127.0.0.1
 	return []attack{
-		{"wrong keys for a known id, 10,000/s", wrongKeys},
-		{"500 connections that send a byte a second", slowWriters},
-		{"200 streams read a byte a second", slowReaders},
-		{"heads of 1 MiB, 100/s", headerBombs},
+		{"keys", "wrong keys for a known id, 10,000/s, from one source", storm.Plan{Kind: storm.WrongKeys, Rate: 10_000, Conns: 16, From: other, Key: key}, true},
+		{"keys-nat", "wrong keys, 10,000/s, from the good caller's own source", storm.Plan{Kind: storm.WrongKeys, Rate: 10_000, Conns: 16, From: "127.0.0.1", Key: key}, false},
+		{"keys-many", "wrong keys, 10,000/s, from 1,000 sources", storm.Plan{Kind: storm.WrongKeys, Rate: 10_000, Sources: 1000, Key: key}, true},
+		{"slow-writers", "500 connections that send a byte a second", storm.Plan{Kind: storm.SlowWriters, Conns: 500, From: other}, false},
+		{"slow-readers", "200 streams read a byte a second", storm.Plan{Kind: storm.SlowReaders, Conns: 200, From: other, Key: key, Body: rig.Request("burst")}, false},
+		{"head-bombs", "heads of 1 MiB, 100/s", storm.Plan{Kind: storm.HeadBombs, Rate: 100, From: other}, true},
 	}
 }
 
-// measureHostile sends good requests at a steady rate, with and without each
-// attack, in turn. The attackers share the machine's cores with everything else.
+// condition is what goes on beside the good requests.
+type condition struct {
+	name    string
+	target  string // of the attack
+	path    string
+	attacks bool
+	windows []window
+	ratios  []float64 // p99 of p99 when quiet, round by round
+	seen    storm.Tally
+}
+
+// measureHostile sends good requests to ringmain at a steady rate, in turn with
+// nothing beside them, with each attack upon ringmain, and, to tell the node's
+// doing from the machine's, with the same attack upon others: nginx, which
+// answers each with a constant 401, and a sink, which reads and says nothing.
+// All share the machine's cores.
 func measureHostile(ctx context.Context, r *run, o options) error {
 	at := slices.IndexFunc(r.Contenders, func(c *rig.Contender) bool { return c.Name == rig.Ringmain })
 	c := r.Contenders[at]
 	c.HTTP = r.client(false)
 	defer c.HTTP.CloseIdleConnections()
-	for _, a := range attacks() {
-		var quiet, during []window
-		var ratios []float64
-		seen := &tally{n: map[string]int{}}
-		for range o.rounds + 1 {
-			calm, err := r.steady(ctx, c, o.span)
-			if err != nil {
-				return err
-			}
-			hostile, stop := context.WithCancel(ctx)
-			var all sync.WaitGroup
-			all.Go(func() { a.run(hostile, r, c, seen) })
-			time.Sleep(500 * time.Millisecond)
-			stormy, err := r.steady(ctx, c, o.span)
-			stop()
-			all.Wait()
-			if err != nil {
-				return fmt.Errorf("%s: %w", a.name, err)
-			}
-			quiet, during = append(quiet, calm), append(during, stormy)
-			ratios = append(ratios, stormy.values[1].value/calm.values[1].value)
+	chosen := strings.Split(o.attacks, ",")
+	for _, a := range attacks(c.Key) {
+		if o.attacks != "" && !slices.Contains(chosen, a.name) {
+			continue
 		}
-		ratios = ratios[1:] // the first round warms up
-		slices.Sort(ratios)
-		progress("%s: %s; p99 during / before: %.2f (%.2f-%.2f)", a.name, seen, ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
-		r.add("Good requests, 100/s, before: "+a.name, c.Name, quiet[1:])
-		r.add("Good requests, 100/s, during: "+a.name, c.Name, during[1:])
+		conditions := []*condition{{name: "quiet"}}
+		if a.sink {
+			conditions = append(conditions, &condition{name: "machine alone: upon a sink", attacks: true, path: rig.RefusedPath})
+		}
+		if i := slices.IndexFunc(r.Contenders, func(c *rig.Contender) bool { return c.Name == rig.Nginx }); i >= 0 {
+			conditions = append(conditions, &condition{name: "machine alone: upon nginx", attacks: true, target: r.Contenders[i].Addr, path: rig.RefusedPath})
+		}
+		conditions = append(conditions, &condition{name: "upon ringmain", attacks: true, target: c.Addr, path: "/v1/chat/completions"})
+		for round := range o.rounds + 1 {
+			var quiet float64
+			got := make([]window, len(conditions))
+			for k := range conditions {
+				i := (k + round) % len(conditions)
+				w, err := r.beside(ctx, c, a, conditions[i], o, round == 0)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", a.title, conditions[i].name, err)
+				}
+				got[i] = w
+				if i == 0 {
+					quiet = w.values[1].value
+				}
+			}
+			if round == 0 { // it warms up
+				continue
+			}
+			for i, cond := range conditions {
+				cond.windows = append(cond.windows, got[i])
+				cond.ratios = append(cond.ratios, got[i].values[1].value/quiet)
+			}
+			progress("%s, round %d of %d", a.title, round, o.rounds)
+		}
+		for _, cond := range conditions {
+			r.addHostile(a, cond)
+		}
 	}
 	return nil
 }
 
-// add makes a row of windows of one contender.
-func (r *run) add(part, name string, ws []window) {
-	out := row{Part: part, Protocol: "HTTP/1.1", Callers: goodRate, Contender: name}
-	for i, v := range ws[0].values {
-		median, low, high := middle(ws, func(w window) float64 { return w.values[i].value })
-		out.Figures = append(out.Figures, figure{Name: v.name, Value: median, Low: low, High: high})
+// beside measures one window of good requests beside an attack, or beside nothing.
+func (r *run) beside(ctx context.Context, c *rig.Contender, a attack, cond *condition, o options, warmUp bool) (w window, err error) {
+	span := o.span
+	if warmUp {
+		span = o.span / 4
 	}
-	for _, w := range ws {
+	if !cond.attacks {
+		w, err := r.steady(ctx, c, span)
+		if err == nil && w.values[2].value > 0 {
+			err = errors.New("good requests failed with nothing beside them")
+		}
+		return w, err
+	}
+	plan := a.plan
+	plan.Target, plan.Path = cond.target, cond.path
+	plan.Roots = []string{filepath.Join(r.Dir, "server.pem"), r.Cluster.CAFile}
+	plan.Pair = [2]string{filepath.Join(r.Dir, "server.pem"), filepath.Join(r.Dir, "server.key")}
+	exe, err := os.Executable()
+	if err != nil {
+		return window{}, err
+	}
+	s, err := storm.Start(ctx, plan, exe, "-as-attacker")
+	if err != nil {
+		return window{}, err
+	}
+	time.Sleep(300 * time.Millisecond) // until it is as it goes on
+	w, err = r.steady(ctx, c, span)
+	tally, cpu, stopErr := s.Stop()
+	if err == nil {
+		err = stopErr
+	}
+	if err != nil {
+		return window{}, err
+	}
+	if !warmUp {
+		if cond.seen == nil {
+			cond.seen = storm.Tally{}
+		}
+		cond.seen.Add(tally)
+	}
+	w.values = append(w.values, value{"CPU s of the attacker", cpu.Seconds(), false})
+	time.Sleep(200 * time.Millisecond) // what it left is cleaned up
+	return w, nil
+}
+
+// addHostile makes a row of one condition.
+func (r *run) addHostile(a attack, cond *condition) {
+	out := row{Part: "Good requests, 500/s, beside: " + a.title, Protocol: "HTTP/1.1", Callers: goodRate, Contender: cond.name}
+	slices.Sort(cond.ratios)
+	out.Figures = append(out.Figures, figure{Name: "p99 / quiet", Value: cond.ratios[len(cond.ratios)/2], Low: cond.ratios[0], High: cond.ratios[len(cond.ratios)-1], Spread: true})
+	for i, v := range cond.windows[0].values {
+		median, low, high := middle(cond.windows, func(w window) float64 { return w.values[i].value })
+		out.Figures = append(out.Figures, figure{Name: v.name, Value: median, Low: low, High: high, Spread: true})
+	}
+	for _, w := range cond.windows {
 		out.N += w.n
 	}
 	r.rows = append(r.rows, out)
+	if cond.attacks {
+		progress("%s, %s: %s", a.title, cond.name, cond.seen)
+	}
 }
 
 // steady sends good requests in an open loop and gives their latencies, counted
-// from when each was due, and the node's resident memory.
+// from when each was due, and what the node took for all that went on.
 func (r *run) steady(ctx context.Context, c *rig.Contender, span time.Duration) (window, error) {
+	if err := rig.ResetPeak(c.PIDs...); err != nil {
+		return window{}, err
+	}
+	before, err := rig.UsageOf(c.PIDs...)
+	if err != nil {
+		return window{}, err
+	}
 	var (
 		mu    sync.Mutex
 		total outcome
-		first error
+		fails = map[string]int{}
 		all   sync.WaitGroup
 	)
-	tick := time.NewTicker(time.Second / goodRate)
-	defer tick.Stop()
-	for began := time.Now(); time.Since(began) < span && ctx.Err() == nil; {
-		due := <-tick.C
+	began := time.Now()
+	for due := began; due.Sub(began) < span && ctx.Err() == nil; due = due.Add(time.Second / goodRate) {
+		time.Sleep(time.Until(due))
 		all.Go(func() {
 			var mine outcome
 			err := plain(ctx, c, rig.Request("plain"), &mine)
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil && first == nil {
-				first = err
+			if err != nil {
+				fails[err.Error()]++
+				return
 			}
 			total.n++
 			total.times = append(total.times, time.Since(due))
 		})
 	}
 	all.Wait()
-	if first != nil {
-		return window{}, fmt.Errorf("a good request failed: %w", first)
+	wall := time.Since(began)
+	failed := 0
+	for what, n := range fails {
+		progress("%d good requests failed: %s", n, what)
+		failed += n
 	}
-	usage, err := rig.UsageOf(c.PIDs...)
+	after, err := rig.UsageOf(c.PIDs...)
+	if err != nil {
+		return window{}, err
+	}
+	peak, err := rig.Peak(c.PIDs...)
 	if err != nil {
 		return window{}, err
 	}
 	slices.Sort(total.times)
 	return window{n: total.n, values: []value{
 		{"p50 ms", ms(quantile(total.times, .5)), false}, {"p99 ms", ms(quantile(total.times, .99)), false},
-		{"RSS MiB", float64(usage.RSS) / (1 << 20), false}}}, nil
-}
-
-// hostileClient comes from an address of its own.
-func (r *run) hostileClient(h2 bool) *http.Client {
-	c := r.client(h2)
-	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
-	c.Transport.(*http.Transport).DialContext = d.DialContext //nolint:forcetypeassert // made by client
-	return c
-}
-
-// wrongKeys presents secrets that are wrong, but well formed, for the id of the
-// good caller's own key.
-func wrongKeys(ctx context.Context, r *run, c *rig.Contender, seen *tally) {
-	parsed, err := apikey.Parse(c.Key)
-	if err != nil {
-		seen.add(err.Error())
-		return
-	}
-	const workers = 64
-	hc := r.hostileClient(true)
-	defer hc.CloseIdleConnections()
-	var all sync.WaitGroup
-	var sent atomic.Int64
-	began := time.Now()
-	for range workers {
-		all.Go(func() {
-			for ctx.Err() == nil {
-				if ahead := float64(sent.Add(1))/10_000 - time.Since(began).Seconds(); ahead > 0 {
-					time.Sleep(time.Duration(ahead * float64(time.Second)))
-				}
-				wrong, err := apikey.NewSecretFor(parsed, crand.Reader)
-				if err != nil {
-					seen.add(err.Error())
-					return
-				}
-				req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.Addr+"/v1/chat/completions", strings.NewReader(`{"model":"x"}`))
-				if err != nil {
-					seen.add(err.Error())
-					return
-				}
-				req.Header.Set("Authorization", "Bearer "+wrong.Reveal())
-				req.Header.Set("Content-Type", "application/json")
-				resp, err := hc.Do(req)
-				if err != nil {
-					if ctx.Err() == nil {
-						seen.add("connection error")
-					}
-					continue
-				}
-				_, _ = io.Copy(io.Discard, resp.Body)
-				_ = resp.Body.Close() // read side
-				seen.add(resp.Status)
-			}
-		})
-	}
-	all.Wait()
-}
-
-// dial opens a TLS connection from the hostile address, speaking HTTP/1.1 by hand.
-func (r *run) dial(ctx context.Context, c *rig.Contender) (*tls.Conn, error) {
-	d := tls.Dialer{
-		NetDialer: &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}, Timeout: 5 * time.Second},
-		Config:    &tls.Config{RootCAs: r.Roots, MinVersion: tls.VersionTLS13},
-	}
-	conn, err := d.DialContext(ctx, "tcp", c.Addr)
-	if err != nil {
-		return nil, err
-	}
-	t, ok := conn.(*tls.Conn)
-	if !ok {
-		return nil, errors.New("not TLS")
-	}
-	return t, nil
-}
-
-// many runs f on n connections at once, each dialled again when it ends.
-func (r *run) many(ctx context.Context, c *rig.Contender, n int, seen *tally, f func(ctx context.Context, conn net.Conn) string) {
-	var all sync.WaitGroup
-	for range n {
-		all.Go(func() {
-			for ctx.Err() == nil {
-				conn, err := r.dial(ctx, c)
-				if err != nil {
-					if ctx.Err() == nil {
-						seen.add("not connected")
-						time.Sleep(100 * time.Millisecond)
-					}
-					continue
-				}
-				stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
-				what := f(ctx, conn)
-				stop()
-				_ = conn.Close() // over
-				if ctx.Err() == nil {
-					seen.add(what)
-				}
-			}
-		})
-	}
-	all.Wait()
-}
-
-func slowWriters(ctx context.Context, r *run, c *rig.Contender, seen *tally) {
-	r.many(ctx, c, 500, seen, func(ctx context.Context, conn net.Conn) string {
-		head := "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-Slow: " + strings.Repeat("a", 100)
-		for i := range len(head) {
-			if _, err := conn.Write([]byte(head[i : i+1])); err != nil {
-				return "cut off"
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
-		return "let to finish"
-	})
-}
-
-func slowReaders(ctx context.Context, r *run, c *rig.Contender, seen *tally) {
-	body := rig.Request("burst")
-	r.many(ctx, c, 200, seen, func(ctx context.Context, conn net.Conn) string {
-		_, err := fmt.Fprintf(conn, "POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s", c.Key, len(body), body)
-		if err != nil {
-			return "cut off"
-		}
-		one := make([]byte, 1)
-		for ctx.Err() == nil {
-			if _, err := conn.Read(one); err != nil {
-				return "cut off"
-			}
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
-		}
-		return "over"
-	})
-}
-
-func headerBombs(ctx context.Context, r *run, c *rig.Contender, seen *tally) {
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	bomb := []byte("GET /v1/models HTTP/1.1\r\nHost: x\r\nX-Bomb: " + strings.Repeat("b", 1<<20) + "\r\n\r\n")
-	var all sync.WaitGroup
-	for ctx.Err() == nil {
-		<-tick.C
-		all.Go(func() {
-			conn, err := r.dial(ctx, c)
-			if err != nil {
-				return
-			}
-			defer conn.Close()
-			_ = conn.SetDeadline(time.Now().Add(5 * time.Second))
-			go func() { _, _ = conn.Write(bomb) }() // the server stops reading
-			answer := make([]byte, 64)
-			n, _ := io.ReadAtLeast(conn, answer, 12) // what came is counted
-			if line, _, ok := strings.Cut(string(answer[:n]), "\r\n"); ok {
-				seen.add(line)
-			} else {
-				seen.add("closed")
-			}
-		})
-	}
-	all.Wait()
+		{"failed", float64(failed), false},
+		{"cores of the node", (after.CPU - before.CPU).Seconds() / wall.Seconds(), false},
+		{"peak RSS MiB", float64(peak) / (1 << 20), false}}}, nil
 }

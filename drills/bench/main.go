@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"ringmain/drills/bench/rig"
+	"ringmain/drills/bench/storm"
 )
 
 // options are the flags.
@@ -35,8 +36,12 @@ type options struct {
 	without  string
 	soak     time.Duration
 	load     float64
+	receipts uint64
+	verdict  string
 	proxyFor string
 	proxyDir string
+	attacks  string
+	attacker bool
 }
 
 func main() {
@@ -46,6 +51,7 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 3, "windows per contender, protocol and concurrency; one more warms up")
 	flag.DurationVar(&o.span, "window", 2*time.Second, "length of one window; streams take twice as long")
 	flag.StringVar(&o.only, "only", "idle,json,stream,first,big", "parts to run; hostile, which is not among them by default, sends good requests beside bad ones")
+	flag.StringVar(&o.attacks, "attack", "", "with hostile: some of keys, keys-nat, keys-many, slow-writers, slow-readers, head-bombs; empty = all")
 	flag.StringVar(&o.without, "without", "", "contenders to leave out, such as haproxy,proxy")
 	flag.StringVar(&o.output, "o", "markdown", "markdown or json")
 	flag.IntVar(&o.idle, "idle", 1000, "idle streams to hold open")
@@ -53,14 +59,19 @@ func main() {
 	flag.BoolVar(&o.upH2, "upstream-h2", false, "let the provider speak HTTP/2 with those who can (nginx and HAProxy do not)")
 	flag.DurationVar(&o.soak, "soak", 0, "instead: run at -load with faults on for this long, such as 2m, and check what is left behind")
 	flag.Float64Var(&o.load, "load", 0.8, "soak: share of the measured capacity")
+	flag.Uint64Var(&o.receipts, "receipts", 64, "soak: MiB of receipts the node keeps on disk (its receipt_disk): few enough to be full for most of the time")
+	flag.StringVar(&o.verdict, "verdict", "bin/soak.json", "soak: the file that its verdict is left in, as JSON")
 	flag.StringVar(&o.proxyFor, "as-proxy", "", "internal: run the plain proxy in front of these URLs")
 	flag.StringVar(&o.proxyDir, "proxy-dir", "", "internal: where the certificate is")
+	flag.BoolVar(&o.attacker, "as-attacker", false, "internal: run the attack that standard input says")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	var err error
 	switch {
 	case o.proxyFor != "":
 		err = rig.RunProxy(ctx, strings.Split(o.proxyFor, ","), o.proxyDir, o.upH2)
+	case o.attacker:
+		err = storm.Serve(ctx, os.Stdin, os.Stdout)
 	case o.soak > 0:
 		err = soak(ctx, o)
 	default:
@@ -117,6 +128,7 @@ type figure struct {
 	Value   float64 `json:"value"`
 	Low     float64 `json:"low"`
 	High    float64 `json:"high"`
+	Spread  bool    `json:"-"` // low and high are shown
 	OfNginx float64 `json:"of_nginx,omitempty"`
 	OfProxy float64 `json:"of_proxy,omitempty"`
 }
@@ -215,7 +227,7 @@ func (r *run) report(how string) error {
 		fmt.Fprintf(&b, "| %s | %d | %s |", row.Protocol, row.Callers, row.Contender)
 		for _, f := range row.Figures {
 			fmt.Fprintf(&b, " %s", short(f.Value))
-			if f.Cost && f.Value > 0 {
+			if (f.Cost || f.Spread) && f.Value > 0 {
 				fmt.Fprintf(&b, " (%s-%s)", short(f.Low), short(f.High))
 			}
 			if f.Cost {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -10,17 +11,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"os"
-	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/goccy/go-yaml"
-
-	"ringmain/controlplane/seal"
-	"ringmain/dataplane/keeper"
-	"ringmain/dataplane/meter"
 	"ringmain/drills/bench/rig"
 	"ringmain/drills/simmodel"
 )
@@ -30,7 +26,6 @@ const (
 	faultShare  = 0.02 // of the provider's answers
 	leaveShare  = 0.01 // of the clients leave a stream in the middle
 	settleTime  = 2 * time.Minute
-	minSlope    = 5 * time.Minute // in a shorter soak the bounded memory of receipts is still filling up
 )
 
 // soakFaults are what the provider does instead of a good answer.
@@ -40,18 +35,43 @@ var soakFaults = []string{
 	"sim-chat:bad=4", simmodel.QuirkHugeHeaders, simmodel.QuirkSlowHead,
 }
 
-// faulty lets a provider fail now and then, whatever was asked.
+// faulty lets a provider fail now and then, whatever was asked, and counts how
+// often each request came.
 type faulty struct {
 	http.Handler
 	on atomic.Bool
 	n  atomic.Uint64
+
+	mu    sync.Mutex
+	asked []uint8 // by the request's serial number
+	torn  int     // requests whose body broke off
+}
+
+// came notes that a request was read.
+func (f *faulty) came(body []byte) {
+	_, rest, _ := bytes.Cut(body, []byte(rig.Prompt+" "))
+	digits, _, _ := bytes.Cut(rest, []byte{'"'})
+	serial, err := strconv.Atoi(string(digits))
+	if err != nil {
+		return // not of the mix
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if more := serial + 1 - len(f.asked); more > 0 {
+		f.asked = append(f.asked, make([]uint8, more)...)
+	}
+	f.asked[serial]++
 }
 
 func (f *faulty) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
+		f.mu.Lock()
+		f.torn++
+		f.mu.Unlock()
 		return
 	}
+	f.came(body)
 	if f.on.Load() && rand.Float64() < faultShare { //nolint:gosec // G404: spreads faults, guards nothing
 		fault := soakFaults[f.n.Add(1)%uint64(len(soakFaults))]
 		body = bytes.Replace(body, []byte(`"sim-chat"`), []byte(`"`+fault+`"`), 1)
@@ -85,13 +105,18 @@ var soakKinds = []struct {
 type soaking struct {
 	*run
 	c        *rig.Contender
+	provider *faulty
 	serial   atomic.Uint64
 	mu       sync.Mutex
-	answered map[string]int // request id -> status
-	failed   int            // requests without any answer
-	broken   int            // answers that broke off or ended with an error event
+	answered map[string]reply // by request id
+	failed   int              // requests without any answer
+	broken   int              // answers that broke off or ended with an error event
 	last     error
+	shown    sample // what the worker showed last
 }
+
+// reply is an answer that came.
+type reply struct{ serial, status int }
 
 // once asks one of the mix and notes what came back.
 func (s *soaking) once(ctx context.Context, _ *rig.Contender, out *outcome) error {
@@ -114,7 +139,7 @@ func (s *soaking) once(ctx context.Context, _ *rig.Contender, out *outcome) erro
 	}
 	defer resp.Body.Close()
 	s.mu.Lock()
-	s.answered[resp.Header.Get("idc-request-id")] = resp.StatusCode
+	s.answered[resp.Header.Get("idc-request-id")] = reply{int(n), resp.StatusCode}
 	s.mu.Unlock()
 	out.n++
 	if kind.stream && rand.Float64() < leaveShare { //nolint:gosec // G404: spreads departures, guards nothing
@@ -130,21 +155,69 @@ func (s *soaking) once(ctx context.Context, _ *rig.Contender, out *outcome) erro
 	return nil
 }
 
-// sample is one look at the node.
+// sample is one look at the node. Memory is resident, in MiB.
 type sample struct {
 	at         time.Duration
-	rss        float64 // MiB, keeper and worker
+	keeper     float64
+	worker     float64
 	goroutines float64 // of both
+	stored     float64 // MiB of receipts on disk
+	recent     float64 // MiB of receipts in the worker's memory
 }
 
-func (s *soaking) look(ctx context.Context, began time.Time) (sample, error) {
-	u, err := rig.UsageOf(s.c.PIDs...)
-	if err != nil {
-		return sample{}, err
+func (p *sample) rss() float64 { return p.keeper + p.worker }
+
+// look reads what the system and the node's own metrics say. A worker that is
+// too busy for its metrics shows what it showed last.
+func (s *soaking) look(ctx context.Context, began time.Time) (p sample, err error) {
+	for i, into := range []*float64{&p.keeper, &p.worker} {
+		u, err := rig.UsageOf(s.c.PIDs[i])
+		if err != nil {
+			return p, err
+		}
+		*into = float64(u.RSS) / mib
 	}
-	g, err := metric(ctx, http.DefaultClient, s.Node().Metrics, "go_goroutines")
-	return sample{time.Since(began), float64(u.RSS) / (1 << 20), g}, err
+	page, err := s.scrape(ctx)
+	if err != nil {
+		return p, err
+	}
+	workers, recent := "ringmain_worker_go_goroutines", "ringmain_receipt_memory_bytes"
+	if n, ok := page[workers]; ok {
+		s.shown.goroutines, s.shown.recent = n, page[recent]/mib
+	}
+	p.goroutines, p.recent, p.stored = page["go_goroutines"]+s.shown.goroutines, s.shown.recent, page["ringmain_receipts_bytes"]/mib
+	p.at = time.Since(began)
+	return p, nil
 }
+
+// scrape reads the node's metrics that have no labels.
+func (s *soaking) scrape(ctx context.Context) (map[string]float64, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Node().Metrics, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	page := map[string]float64{}
+	lines := bufio.NewScanner(resp.Body)
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil {
+			page[name] = v
+		}
+	}
+	for _, name := range []string{"go_goroutines", "ringmain_receipts_bytes"} {
+		if _, ok := page[name]; !ok {
+			return nil, errors.Join(lines.Err(), fmt.Errorf("%s shows no %s", s.Node().Metrics, name))
+		}
+	}
+	return page, lines.Err()
+}
+
+const mib = 1 << 20
 
 // soak measures the node's capacity, runs o.load of it for o.soak with faults
 // on, and fails where something is left behind or not recorded exactly once.
@@ -154,6 +227,10 @@ func soak(ctx context.Context, o options) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, r.Stop()) }()
+	// The store of receipts is to be full, and in its steady state, for most of the time.
+	if err := os.Setenv("RINGMAIN_TUNABLES_RECEIPT_DISK", strconv.FormatUint(o.receipts<<20, 10)); err != nil {
+		return err
+	}
 	sim := simmodel.New(simmodel.Config{Name: "soak"})
 	provider := &faulty{Handler: sim}
 	addr, err := rig.ServeTLS(ctx, "127.0.0.1:0", pair, o.upH2, provider)
@@ -164,7 +241,7 @@ func soak(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	s := &soaking{run: &run{Rig: r}, c: c, answered: map[string]int{}}
+	s := &soaking{run: &run{Rig: r}, c: c, provider: provider, answered: map[string]reply{}}
 	c.HTTP = s.client(false)
 	w, err := s.window(ctx, c, soakCallers, 5*time.Second, "request", 1000, s.once)
 	if err != nil {
@@ -176,7 +253,7 @@ func soak(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
-	progress("soak: capacity %.0f requests/s of the mix, running %.0f for %v; quiet: %.0f MiB, %.0f goroutines", float64(w.n)/5, rate, o.soak, quiet.rss, quiet.goroutines)
+	progress("soak: capacity %.0f requests/s of the mix, running %.0f for %v; quiet: %.0f MiB, %.0f goroutines", float64(w.n)/5, rate, o.soak, quiet.rss(), quiet.goroutines)
 
 	provider.on.Store(true)
 	samples, late, err := s.keep(ctx, o.soak, rate)
@@ -189,11 +266,13 @@ func soak(ctx context.Context, o options) (err error) {
 	if err != nil {
 		return err
 	}
+	progress("soak: reading the records of %d answers", len(s.answered))
 	books, err := s.books()
 	if err != nil {
 		return err
 	}
-	return s.verdict(o, rate, late, samples, quiet, after, books, sim.Counts().Total)
+	v := s.judge(o, rate, late, samples, quiet, after, books, sim.Counts().Total)
+	return v.give(o)
 }
 
 // keep keeps the rate with callers of their own schedules; late is the share of
@@ -226,8 +305,9 @@ func (s *soaking) keep(ctx context.Context, d time.Duration, rate float64) (samp
 			break
 		}
 		samples = append(samples, one)
-		if len(samples)%30 == 0 {
-			progress("soak: %v, %.0f MiB, %.0f goroutines", one.at.Round(time.Second), one.rss, one.goroutines)
+		if len(samples)%10 == 0 {
+			progress("soak: %v of %v, %d requests, keeper %.1f MiB, worker %.1f MiB, %.0f goroutines, %.0f MiB of receipts on disk",
+				one.at.Round(time.Second), d, sent.Load(), one.keeper, one.worker, one.goroutines, one.stored)
 		}
 	}
 	all.Wait()
@@ -255,133 +335,4 @@ func (s *soaking) quiet(ctx context.Context, want float64) (last sample, err err
 		last = now
 	}
 	return last, nil
-}
-
-// bookkeeping is what the node's records say.
-type bookkeeping struct {
-	missing, double, unasked int
-	records, attempts        int
-	complete                 int
-}
-
-// books reads the node's records until every answered request has one.
-func (s *soaking) books() (b bookkeeping, err error) {
-	n := s.Node()
-	var conf struct {
-		Cluster, Node string
-		SealKeyFile   string `yaml:"seal_key_file"`
-	}
-	text, err := os.ReadFile(filepath.Join(filepath.Dir(n.DataDir), "node.yaml"))
-	if err == nil {
-		err = yaml.Unmarshal(text, &conf)
-	}
-	if err != nil {
-		return b, err
-	}
-	holder, err := seal.OpenFileHolder(conf.SealKeyFile)
-	if err != nil {
-		return b, err
-	}
-	for range 10 {
-		b = bookkeeping{}
-		seen := map[string]int{}
-		if err := keeper.ReadSpool(n.DataDir, conf.Cluster, conf.Node, seal.New(holder), func(raw []byte) error {
-			rec, err := meter.Decode(raw)
-			if err != nil {
-				return err
-			}
-			seen[rec.RequestID]++
-			b.records++
-			b.attempts += rec.Attempts
-			if rec.Ended == meter.EndComplete {
-				b.complete++
-			}
-			return nil
-		}); err != nil {
-			return b, err
-		}
-		for id := range s.answered {
-			if seen[id] == 0 {
-				b.missing++
-			}
-		}
-		for id, n := range seen {
-			if n > 1 {
-				b.double++
-			}
-			if _, ok := s.answered[id]; !ok {
-				b.unasked++
-			}
-		}
-		if b.missing == 0 {
-			break
-		}
-		time.Sleep(time.Second)
-	}
-	return b, nil
-}
-
-// slope fits a line to the resident memory of the samples after the first
-// third, in MiB an hour, with its standard error.
-func slope(samples []sample) (perHour, standardError float64) {
-	samples = samples[len(samples)/3:]
-	n := float64(len(samples))
-	var sx, sy, sxx, sxy float64
-	for _, p := range samples {
-		x := p.at.Hours()
-		sx, sy, sxx, sxy = sx+x, sy+p.rss, sxx+x*x, sxy+x*p.rss
-	}
-	perHour = (n*sxy - sx*sy) / (n*sxx - sx*sx)
-	at := (sy - perHour*sx) / n
-	var rest float64
-	for _, p := range samples {
-		d := p.rss - at - perHour*p.at.Hours()
-		rest += d * d
-	}
-	return perHour, math.Sqrt(rest / (n - 2) / (sxx - sx*sx/n))
-}
-
-func (s *soaking) verdict(o options, rate, late float64, samples []sample, quiet, after sample, b bookkeeping, served simmodel.ModelCounts) error {
-	if len(samples) < 9 {
-		return errors.New("-soak: too short for a slope; want 10s or more")
-	}
-	perHour, se := slope(samples)
-	third, end := samples[len(samples)/3], samples[len(samples)-1]
-	statuses := map[int]int{}
-	for _, status := range s.answered {
-		statuses[status]++
-	}
-	fmt.Fprintf(os.Stdout, `Soak: %v at %.0f requests/s (%.0f %% of capacity), %.0f %% of the provider's answers faulty; %.1f %% of requests began late.
-
-| what | value |
-| --- | --- |
-| answered requests, by status | %d, %v |
-| without any answer (connection failed) | %d |
-| broken off or ended by an error event | %d |
-| records missing / double / of requests nobody saw answered | %d / %d / %d |
-| attempts recorded, requests counted by the provider | %d, %d |
-| answers recorded as complete, by the provider | %d, %d |
-| resident memory quiet before, at a third, at the end, quiet after | %.1f, %.1f, %.1f, %.1f MiB |
-| slope over the last two thirds | %+.1f MiB/h, standard error %.1f |
-| goroutines quiet before, at the end, quiet after | %.0f, %.0f, %.0f |
-`, o.soak, rate, 100*o.load, 100*faultShare, 100*late, len(s.answered), statuses, s.failed, s.broken, b.missing, b.double, b.unasked,
-		b.attempts, served.Requests, b.complete, served.Completed, quiet.rss, third.rss, end.rss, after.rss, perHour, se,
-		quiet.goroutines, end.goroutines, after.goroutines)
-	var err error
-	if b.missing+b.double > 0 {
-		err = errors.Join(err, errors.New("not every answered request was recorded exactly once"))
-	}
-	if s.failed > 0 {
-		err = errors.Join(err, fmt.Errorf("%d requests got no answer at all, the last: %w", s.failed, s.last))
-	}
-	if after.goroutines > quiet.goroutines+5 {
-		err = errors.Join(err, fmt.Errorf("%.0f goroutines were left behind", after.goroutines-quiet.goroutines))
-	}
-	switch grown := end.rss - third.rss; {
-	case o.soak < minSlope:
-		progress("soak: under %v bounded memory is still filling up: its growth is not judged", minSlope)
-	case perHour > 3*se && grown > 0.02*third.rss:
-		err = errors.Join(err, fmt.Errorf("resident memory grew by %.1f MiB", grown))
-	}
-	return err
 }

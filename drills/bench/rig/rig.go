@@ -263,6 +263,9 @@ func (r *Rig) await(ctx context.Context, name, addr string, ended chan struct{},
 	return fmt.Errorf("%s does not answer at %s", name, addr)
 }
 
+// RefusedPath is where nginx answers everything with the same 401.
+const RefusedPath = "/bench/refused"
+
 func nginxConfig(dir, addr string, providers []string) string {
 	var servers, temps strings.Builder
 	for _, p := range providers {
@@ -286,6 +289,7 @@ listen %[5]s ssl http2 backlog=4096;
 ssl_certificate %[2]s/server.pem; ssl_certificate_key %[2]s/server.key; ssl_protocols TLSv1.3;
 keepalive_requests 1000000000; keepalive_timeout 1h; http2_max_concurrent_streams 250;
 client_max_body_size 64m; client_body_buffer_size 8m;
+location = `+RefusedPath+` { return 401 '{"error":{"message":"The API key is missing or not valid.","type":"authentication_error","param":null,"code":"invalid_api_key"}}'; }
 location / {
 proxy_pass https://provider; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_buffering off; proxy_read_timeout 1h;
 proxy_ssl_protocols TLSv1.3; proxy_ssl_verify on; proxy_ssl_trusted_certificate %[2]s/server.pem; proxy_ssl_server_name on; proxy_ssl_name localhost;
