@@ -203,8 +203,13 @@ func TestKillsNobodyElse(t *testing.T) {
 			}
 			second := again(t, first.Process.Pid)
 			w.kill()
-			time.Sleep(50 * time.Millisecond)
-			if state := processState(t, w.pid); state != "S" {
+			// Killed it would stay a zombie, until it is waited for below.
+			state := ""
+			for end := time.Now().Add(10 * time.Second); state != "S" && state != "Z" && time.Now().Before(end); {
+				time.Sleep(50 * time.Millisecond)
+				state = processState(t, w.pid)
+			}
+			if state != "S" {
 				t.Errorf("another process with its id is in state %s", state)
 			}
 			_ = second.Process.Kill()
