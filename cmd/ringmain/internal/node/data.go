@@ -191,7 +191,7 @@ func edgeOf(cfg *config.Config) link.Edge {
 	e := cfg.Tunables.Edge
 	return link.Edge{
 		Conns: int(e.Conns), Silent: int(e.Silent), PerSecond: int(e.NewConns), Total: int(e.TotalConns), Aborts: int(e.Aborts), Age: e.ConnAge,
-		Wrong: int(e.WrongKeys), Late: e.WrongDelay, Held: int(e.WrongHeld), HeldTotal: int(e.WrongHeldBy),
+		Wrong: int(e.WrongKeys), Late: e.WrongDelay, Held: int(e.WrongHeld), HeldTotal: int(e.WrongHeldBy), WrongTotal: int(e.WrongByAll),
 	}
 }
 
