@@ -44,6 +44,7 @@ type Config struct {
 	Identity Identity `yaml:"identity"`
 
 	SealKeyFile       string `yaml:"seal_key_file"`       // the region's key-encryption key; losing it loses everything at rest
+	BackupKeyFile     string `yaml:"backup_key_file"`     // control: the key that backups are sealed under; empty = seal_key_file
 	ClusterSecretFile string `yaml:"cluster_secret_file"` // 32 bytes shared by all nodes; derives the verdict keys
 	UpstreamCAFile    string `yaml:"upstream_ca_file"`    // data: extra roots for providers; empty = the system's only
 	ServerCAFile      string `yaml:"server_ca_file"`      // control: extra roots for other regions' client listeners; empty = the system's only
@@ -52,7 +53,17 @@ type Config struct {
 	Regions     []Region     `yaml:"regions"`      // in order; the first is home of the global shard
 	Pools       []string     `yaml:"pools"`        // data; empty = standard and zero-retention
 	Documents   Documents    `yaml:"documents"`    // data; each may be empty: then clients are told that there is none
+	Takeover    Takeover     `yaml:"takeover"`     // control
 	Tunables    Tunables     `yaml:"tunables"`
+}
+
+// Takeover says what a region does about shards whose home is lost.
+type Takeover struct {
+	// AutomaticAfter is how long the home must have been published as down
+	// before another member takes its shards over by itself; shards with fewer
+	// than three members are taken over by hand only. Too short a time makes a
+	// takeover of every short cut. 0 = never.
+	AutomaticAfter time.Duration `yaml:"automatic_after"`
 }
 
 // Listen holds host:port addresses.
@@ -187,12 +198,7 @@ func variable(field string) string {
 
 // wrongDuration finds the first duration in file that is none.
 func wrongDuration(file []byte) error {
-	t := reflect.TypeFor[Tunables]()
-	for i := range t.NumField() {
-		if t.Field(i).Type != reflect.TypeFor[time.Duration]() {
-			continue
-		}
-		field := "tunables." + t.Field(i).Tag.Get("yaml")
+	for _, field := range append(durations("tunables", reflect.TypeFor[Tunables]()), durations("takeover", reflect.TypeFor[Takeover]())...) {
 		path, err := yaml.PathString("$." + field)
 		if err != nil {
 			continue
@@ -206,6 +212,16 @@ func wrongDuration(file []byte) error {
 		}
 	}
 	return nil
+}
+
+// durations names the fields of t, which is at name in the file, that are durations.
+func durations(name string, t reflect.Type) (fields []string) {
+	for i := range t.NumField() {
+		if t.Field(i).Type == reflect.TypeFor[time.Duration]() {
+			fields = append(fields, name+"."+t.Field(i).Tag.Get("yaml"))
+		}
+	}
+	return fields
 }
 
 var wrongType = regexp.MustCompile(`cannot unmarshal (\S+) into Go (?:struct field \S+|value) of type (\S+)(?: \( overflow \))?`)
@@ -361,7 +377,7 @@ func (c *Config) Validate() error {
 	for _, f := range []struct {
 		field string
 		value time.Duration
-	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge}} {
+	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge}, {"takeover.automatic_after", c.Takeover.AutomaticAfter}} {
 		if f.value < 0 {
 			return bad(f.field, "is negative: want a duration such as 24h, or 0s for the default")
 		}

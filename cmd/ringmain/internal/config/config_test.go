@@ -64,6 +64,8 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 		"negative time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_age: -1h", "line 12: tunables.receipt_age: is negative"},
 		"no duration":      {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: soon", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "soon"`},
 		"bare duration":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: 5", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "5"`},
+		"soon to take":     {"cluster_secret_file: cs", "cluster_secret_file: cs\ntakeover:\n  automatic_after: 5", `line 12: takeover.automatic_after: want a duration such as 30s or 24h, got "5"`},
+		"never to take":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntakeover:\n  automatic_after: -1m", "line 12: takeover.automatic_after: is negative"},
 		"no number":        {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_disk: 1GiB", "[12:17] want a whole number, 0 or more"},
 		"bad jurisdiction": {"jurisdiction: us", "jurisdiction: any", "line 13: regions[0].jurisdiction"},
 	} {
