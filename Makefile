@@ -7,7 +7,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 DEVFLAGS := $(if $(FRESH),--fresh) $(if $(REGIONS),--regions $(REGIONS)) $(if $(DIR),--dir $(DIR))
 
-.PHONY: help build run test verify fmt vet lint layering race bench e2e clean
+.PHONY: help build run test verify fmt vet lint layering race bench soak e2e clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -49,6 +49,12 @@ race:
 
 bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy
 	$(GO) run ./drills/bench -ringmain $(BIN)/ringmain
+
+soak: build ## long runs: the data node at 80 % load with faults, the control plane under a nemesis, the ownership check's wide bounds
+	$(GO) run ./drills/bench -ringmain $(BIN)/ringmain -soak 10m -load 0.8
+	$(GO) test ./drills/history -run TestCluster -for 10m -timeout 20m -count=1
+	HOMES_SCHEDULES=2000 $(GO) test ./controlplane/homes -run TestSchedules -timeout 30m -count=1
+	$(GO) test ./controlplane/ownership/check -run TestWide -wide . -timeout 0 -count=1
 
 e2e: build ## official SDKs, a real model and a drill, against make run
 	./e2e/run

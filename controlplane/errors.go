@@ -13,6 +13,10 @@ var (
 	ErrNoLeader = errors.New("the region has no leader at the moment: retry in a second")
 	// ErrNotHome: another region writes this shard; forward to it.
 	ErrNotHome = errors.New("another region is the home of this shard: forward to it")
+	// ErrNoHome: the shard's home is sealed, or not confirmed yet; retry after a second. Nothing was written.
+	ErrNoHome = errors.New("the shard's home is being changed or confirmed: retry in a second")
+	// ErrTailFull: the other regions must confirm before more is written; see to their connection. Nothing was written.
+	ErrTailFull = errors.New("too many writes wait for other regions to confirm them: restore the connection to those, then retry")
 	// ErrUncertain: the write may or may not have been committed; read before retrying.
 	ErrUncertain = errors.New("the write may or may not have been committed: read before retrying")
 	// ErrUnreachable: the region that must answer cannot be reached; retry later.

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -522,27 +523,36 @@ func canaryRun(t *testing.T, bin string, port int) (found map[string]string) {
 	return found
 }
 
-// planted builds ringmain with a line of its source changed: the leak that the
+// edit changes one place of a source file, or adds a file where before is empty.
+type edit struct{ file, before, after string }
+
+// planted builds ringmain with its source changed, such as by the leak that a
 // scan must find.
-func planted(t *testing.T, file, before, after string) string {
+func planted(t *testing.T, edits ...edit) string {
 	t.Helper()
-	path, err := filepath.Abs(filepath.Join("..", file))
-	if err != nil {
-		t.Fatal(err)
-	}
-	source, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if n := strings.Count(string(source), before); n != 1 {
-		t.Fatalf("%s holds the place of the leak %d times: %s", file, n, before)
-	}
 	dir := t.TempDir()
-	changed := filepath.Join(dir, "changed.go")
-	if err := os.WriteFile(changed, []byte(strings.Replace(string(source), before, after, 1)), 0o600); err != nil {
-		t.Fatal(err)
+	replace := map[string]string{}
+	for i, e := range edits {
+		path, err := filepath.Abs(filepath.Join("..", e.file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		source := []byte(e.after)
+		if e.before != "" {
+			if source, err = os.ReadFile(cmp.Or(replace[path], path)); err != nil {
+				t.Fatal(err)
+			}
+			if n := strings.Count(string(source), e.before); n != 1 {
+				t.Fatalf("%s holds the place to change %d times: %s", e.file, n, e.before)
+			}
+			source = []byte(strings.Replace(string(source), e.before, e.after, 1))
+		}
+		replace[path] = filepath.Join(dir, fmt.Sprintf("changed%d.go", i))
+		if err := os.WriteFile(replace[path], source, 0o600); err != nil {
+			t.Fatal(err)
+		}
 	}
-	overlay, err := json.Marshal(map[string]map[string]string{"Replace": {path: changed}})
+	overlay, err := json.Marshal(map[string]map[string]string{"Replace": replace})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -551,7 +561,7 @@ func planted(t *testing.T, file, before, after string) string {
 	}
 	bin := filepath.Join(dir, "ringmain")
 	if out, err := exec.Command("go", "build", "-overlay", filepath.Join(dir, "overlay.json"), "-o", bin, "ringmain/cmd/ringmain").CombinedOutput(); err != nil {
-		t.Fatalf("build with a planted leak: %v\n%s", err, out)
+		t.Fatalf("build with changed source: %v\n%s", err, out)
 	}
 	return bin
 }
@@ -573,7 +583,7 @@ func TestContentIsKeptNowhere(t *testing.T) {
 		}
 	})
 	t.Run("with planted leaks", func(t *testing.T) {
-		bin := planted(t, leakFile, leakBefore, leakAfter)
+		bin := planted(t, edit{leakFile, leakBefore, leakAfter})
 		found := canaryRun(t, bin, 27440)
 		for _, want := range []string{"node.log: prompt", "a system call that writes: prompt", "a metadata record: prompt"} {
 			seen := false

@@ -8,6 +8,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -32,11 +33,19 @@ import (
 type Store interface {
 	// View runs f with the node's own copy, which f must only read, and not keep.
 	View(f func(*registry.State))
-	// Propose commits changes to a shard. Only the leader of the shard's home
+	// ProposeLevel commits changes to a shard. Only the leader of the shard's home
 	// succeeds; others get ErrNotLeader, ErrNotHome or ErrNoLeader.
-	Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error)
+	// The level is what the writer asked for; it is kept with what may yet be undone.
+	ProposeLevel(ctx context.Context, shard controlplane.Shard, level registry.Level, changes []registry.Change) (registry.Outcome, error)
+	// ProposeCommand commits what is no entry of this region's.
+	ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error)
 	// Wait returns once this node's copy of the shard has reached point.
 	Wait(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error
+	// Read returns once this copy holds every write acknowledged before the
+	// call. Only the leader can tell.
+	Read(ctx context.Context) error
+	// Contact is when this copy was last known to be current.
+	Contact() time.Time
 	// IsLeader reports whether this node leads its region.
 	IsLeader() bool
 	// Leader is the region's leader and its internal address, if there is one.
@@ -84,6 +93,10 @@ type Config struct {
 	Tokens        []Token // empty: every request is refused
 	ClusterSecret []byte  // derives the verdict keys; 32 bytes
 
+	Homes       Homes                             // optional: nil acknowledges "region" and moves no shard
+	ConfirmIn   time.Duration                     // optional: how long an answer waits for other regions to confirm a write [3 s]
+	HeldIn      time.Duration                     // optional: how long the answer to a revocation waits for regions and data nodes on their way to it [2 s]
+	Operations  Operations                        // optional: the region's Raft and its backup
 	Verdicts    VerdictSink                       // optional
 	Revocations RevocationSink                    // optional
 	Nodes       func() []api.Node                 // optional: what gossip knows
@@ -104,7 +117,7 @@ const (
 	visibleIn   = time.Second      // how long a forwarded write waits for the local copy
 	leaderIn    = time.Second      // how long a follower waits for its leader's answer to a read
 	maxAnswer   = 64 << 20         // bytes of another node's answer
-	writeTries  = 4                // of an unconditional update that others overtake
+	writeTries  = 16               // of an unconditional update that others overtake
 	defaultPage = 100
 	maxPage     = 500
 )
@@ -114,6 +127,8 @@ type API struct {
 	cfg     Config
 	mux     *http.ServeMux
 	hashing chan struct{} // places for bcrypt
+	onceKey []byte
+	firsts  firsts
 	audit   Audit
 	metrics *metrics
 }
@@ -136,12 +151,19 @@ func New(cfg Config) (*API, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	cfg.ConfirmIn = cmp.Or(cfg.ConfirmIn, 3*time.Second)
+	cfg.HeldIn = cmp.Or(cfg.HeldIn, 2*time.Second)
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, err
 	}
+	key, err := onceKey(cfg.ClusterSecret)
+	if err != nil {
+		return nil, fmt.Errorf("admin: the cluster secret cannot be used: %w", err)
+	}
 	a := &API{
-		cfg: cfg, mux: http.NewServeMux(), audit: Audit{cfg.Logger.With("log", "audit")}, metrics: m,
+		onceKey: key,
+		cfg:     cfg, mux: http.NewServeMux(), audit: Audit{cfg.Logger.With("log", "audit")}, metrics: m,
 		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)),
 	}
 	if err := a.register(); err != nil {

@@ -42,6 +42,9 @@ func (a Audit) KeyCreated(actor, id, project string, shard controlplane.Shard, p
 	a.fact(actor, "key_created", id, slog.String("project", project), at(shard, point))
 }
 
+// KeyShownAgain says that actor repeated the request that made a secret, and was shown it again.
+func (a Audit) KeyShownAgain(actor, id string) { a.fact(actor, "key_shown_again", id) }
+
 // KeyRotated says that a key's secret was replaced and shown to actor; the old one ends after grace.
 func (a Audit) KeyRotated(actor, id string, grace time.Duration, shard controlplane.Shard, point controlplane.Point) {
 	a.fact(actor, "key_rotated", id, slog.Duration("grace", grace), at(shard, point))
@@ -53,6 +56,32 @@ func (a Audit) KeyRevocationPushed(actor, id string) { a.fact(actor, "key_revoca
 // KeyRevoked says that a key's revocation is committed.
 func (a Audit) KeyRevoked(actor, id string, shard controlplane.Shard, point controlplane.Point) {
 	a.fact(actor, "key_revoked", id, at(shard, point))
+}
+
+// ShardMoveAsked says that actor asked for region to become the home of a shard whose home answers.
+func (a Audit) ShardMoveAsked(actor, shard, region string) {
+	a.fact(actor, "shard_move_asked", shard, slog.String("region", region))
+}
+
+// ShardTakeoverAsked says that actor asked for region to become the shard's
+// home: from a home that lives, if live is set, and without the lost regions.
+func (a Audit) ShardTakeoverAsked(actor, shard, region string, live bool, lost []string) {
+	a.fact(actor, "shard_takeover_asked", shard, slog.String("region", region), slog.Bool("live", live), slog.Any("lost", lost))
+}
+
+// ShardMoved says that region became the shard's home.
+func (a Audit) ShardMoved(actor, shard, region string, epoch controlplane.Epoch, lossless bool) {
+	a.fact(actor, "shard_moved", shard, slog.String("region", region), slog.String("epoch", epoch.String()), slog.Bool("lossless", lossless))
+}
+
+// QuarantineReplayed says that the entry formerly at old was written anew at point.
+func (a Audit) QuarantineReplayed(actor string, shard controlplane.Shard, old, point controlplane.Point) {
+	a.fact(actor, "quarantine_replayed", api.FormatPosition(shard, old), at(shard, point))
+}
+
+// QuarantineResolved says that an entry left this region's quarantine, replayed or discarded.
+func (a Audit) QuarantineResolved(actor string, replayed bool, shard controlplane.Shard, old controlplane.Point) {
+	a.fact(actor, "quarantine_resolved", api.FormatPosition(shard, old), slog.Bool("replayed", replayed))
 }
 
 // AccessRefused says that somebody came without a valid token; name is the

@@ -19,8 +19,8 @@ func all(kind registry.Kind) func(*registry.State, string, int) []*registry.Reco
 }
 
 // global gives the id and shard of a new upstream or route.
-func (a *API) global(kind registry.Kind) registry.Meta {
-	return registry.Meta{ID: registry.NewID(kind.Prefix(), "", a.cfg.Now(), a.cfg.Random), Shard: controlplane.ShardGlobal}
+func (a *API) global(ctx context.Context, kind registry.Kind) registry.Meta {
+	return registry.Meta{ID: a.newID(ctx, kind, "", controlplane.ShardGlobal), Shard: controlplane.ShardGlobal}
 }
 
 // UpstreamPath names an upstream in a path.
@@ -84,14 +84,14 @@ func (a *API) upstreams(h huma.API) {
 		return &answer[api.UpstreamList]{Body: list}, err
 	})
 	add(a, h, operation{
-		id: "create-upstream", method: http.MethodPost, path: "/upstreams", tag: tag, summary: "Create an upstream", status: http.StatusCreated, place: inGlobal,
+		id: "create-upstream", method: http.MethodPost, path: "/upstreams", tag: tag, summary: "Create an upstream", status: http.StatusCreated, makes: true, place: inGlobal,
 		description: "The credential can be written and never read: answers say only whether there is one, and its fingerprint.",
 	}, func(ctx context.Context, in *struct{ Body api.UpstreamInput }) (*answer[api.Upstream], error) {
-		w, err := a.created(ctx, &registry.Record{Kind: registry.KindUpstream, Meta: a.global(registry.KindUpstream), Upstream: upstreamOf(in.Body, nil)})
+		w, err := a.created(ctx, &registry.Record{Kind: registry.KindUpstream, Meta: a.global(ctx, registry.KindUpstream), Upstream: upstreamOf(in.Body, nil)})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/upstreams/"+w.rec.Meta.ID, showUpstream(ackedMeta(w.rec), w.rec.Upstream)), nil
+		return wrote(w, "/admin/v1/upstreams/"+w.rec.Meta.ID, showUpstream(meta(w.rec), w.rec.Upstream)), nil
 	})
 	add(a, h, operation{
 		id: "get-upstream", method: http.MethodGet, path: "/upstreams/{upstream}", tag: tag, summary: "Read an upstream, without its credential", place: inGlobal,
@@ -117,7 +117,7 @@ func (a *API) upstreams(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showUpstream(ackedMeta(w.rec), w.rec.Upstream)), nil
+		return wrote(w, "", showUpstream(meta(w.rec), w.rec.Upstream)), nil
 	})
 	add(a, h, operation{
 		id: "delete-upstream", method: http.MethodDelete, path: "/upstreams/{upstream}", tag: tag, summary: "Delete an upstream that no route uses", place: inGlobal,
@@ -168,13 +168,13 @@ func (a *API) catalog(h huma.API) {
 		return &answer[api.RouteList]{Body: list}, err
 	})
 	add(a, h, operation{
-		id: "create-route", method: http.MethodPost, path: "/routes", tag: tag, summary: "Create the route of a model", status: http.StatusCreated, place: inGlobal,
+		id: "create-route", method: http.MethodPost, path: "/routes", tag: tag, summary: "Create the route of a model", status: http.StatusCreated, makes: true, place: inGlobal,
 	}, func(ctx context.Context, in *struct{ Body api.RouteInput }) (*answer[api.Route], error) {
-		w, err := a.created(ctx, &registry.Record{Kind: registry.KindRoute, Meta: a.global(registry.KindRoute), Route: routeOf(in.Body)})
+		w, err := a.created(ctx, &registry.Record{Kind: registry.KindRoute, Meta: a.global(ctx, registry.KindRoute), Route: routeOf(in.Body)})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/routes/"+w.rec.Meta.ID, showRoute(ackedMeta(w.rec), w.rec.Route)), nil
+		return wrote(w, "/admin/v1/routes/"+w.rec.Meta.ID, showRoute(meta(w.rec), w.rec.Route)), nil
 	})
 	add(a, h, operation{
 		id: "get-route", method: http.MethodGet, path: "/routes/{route}", tag: tag, summary: "Read a route", place: inGlobal,
@@ -199,7 +199,7 @@ func (a *API) catalog(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showRoute(ackedMeta(w.rec), w.rec.Route)), nil
+		return wrote(w, "", showRoute(meta(w.rec), w.rec.Route)), nil
 	})
 	add(a, h, operation{
 		id: "delete-route", method: http.MethodDelete, path: "/routes/{route}", tag: tag, summary: "Delete a route: its model is unknown then", place: inGlobal,
@@ -273,5 +273,5 @@ func (a *API) putRegion(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "", a.showRegion(ackedMeta(w.rec), w.rec.Region)), nil
+	return wrote(w, "", a.showRegion(meta(w.rec), w.rec.Region)), nil
 }

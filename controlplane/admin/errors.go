@@ -57,6 +57,8 @@ var sentinels = []struct {
 	{controlplane.ErrOverloaded, api.CodeOverloaded, "Too many writes are waiting. Nothing was written: repeat the request in a second."},
 	{controlplane.ErrDiskFull, api.CodeDiskFull, "The disk of the control node is full. Nothing was written: free space, then repeat the request."},
 	{controlplane.ErrUnreachable, api.CodeUnreachable, "The region that must answer cannot be reached. Nothing was written: repeat the request later."},
+	{controlplane.ErrTailFull, api.CodeTailFull, "Too many writes wait for other regions to confirm them. Nothing was written: restore the connection to those, then repeat the request."},
+	{controlplane.ErrNoHome, api.CodeNoLeader, "The shard's home is being changed or confirmed. Nothing was written: repeat the request in a second."},
 	{controlplane.ErrNotHome, api.CodeNoLeader, "The shard's home is changing. Nothing was written: repeat the request in a second."},
 	{controlplane.ErrNotLeader, api.CodeNoLeader, "Leadership is changing. Nothing was written: repeat the request in a second."},
 	{controlplane.ErrNoLeader, api.CodeNoLeader, "The region has no leader at the moment. Nothing was written: repeat the request in a second."},
@@ -77,6 +79,9 @@ func explain(err error) *api.Problem {
 		}
 		field := strings.TrimPrefix(rule.Field, "meta.")
 		return problem(status, string(rule.Code), field, rule.Message)
+	}
+	if p := explainHomes(err); p != nil {
+		return p
 	}
 	if errors.Is(err, controlplane.ErrUncertain) && errors.Is(err, controlplane.ErrDiskFull) {
 		return problem(http.StatusServiceUnavailable, api.CodeUncertain, "",

@@ -2,6 +2,7 @@ package admin_test
 
 import (
 	"crypto/tls"
+	"io"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -288,4 +289,94 @@ func TestInternalListenerIsForControlNodes(t *testing.T) {
 		t.Error("the internal listener spoke with somebody without a certificate")
 	}
 	c.want(404, "GET", n.URL+api.InternalPrefix+"/admin/v1/orgs", "")
+}
+
+func TestReadsSayWhatTheyAreWorth(t *testing.T) {
+	c := controlkit.Start(t, io.Discard, []string{"us-east:us:2", "eu-fra:eu"})
+	call := caller{t, c.Client()}
+	us, eu := c.Regions[0], c.Regions[1]
+	base := us.Nodes[0].URL + "/admin/v1"
+	org, _ := call.account(base, "any")
+	const fresh, stale = "Ringmain-Consistency: linearizable", "Ringmain-Consistency: stale"
+	cases := []struct {
+		name, url string
+		head      []string
+		status    int
+		want      string
+	}{
+		{"the leader", base + "/orgs/" + org, nil, 200, "linearizable"},
+		{"a follower asks its leader", us.Nodes[1].URL + "/admin/v1/orgs/" + org, nil, 200, "linearizable"},
+		{"or does not", us.Nodes[1].URL + "/admin/v1/orgs/" + org, []string{stale}, 200, "stale"},
+		{"another region has its own copy", eu.Nodes[0].URL + "/admin/v1/orgs/" + org, nil, 200, "region"},
+		{"or asks the home", eu.Nodes[0].URL + "/admin/v1/orgs/" + org, []string{fresh}, 200, "linearizable"},
+		{"a list of several shards", base + "/orgs", nil, 200, "region"},
+		{"no such thing", base + "/orgs", []string{"Ringmain-Consistency: strong"}, 400, ""},
+	}
+	for _, tc := range cases {
+		r := call.want(tc.status, "GET", tc.url, "", tc.head...)
+		if got := r.header.Get("Ringmain-Consistency"); got != tc.want {
+			t.Errorf("%s: %q, want %q", tc.name, got, tc.want)
+		}
+		if age := r.header.Get("Ringmain-Age"); (age != "") != (tc.want == "stale") {
+			t.Errorf("%s: age %q", tc.name, age)
+		}
+	}
+	us.Lead(nil)
+	if r := call.want(200, "GET", base+"/orgs/"+org, ""); r.header.Get("Ringmain-Consistency") != "stale" {
+		t.Errorf("without a leader: %v", r.header)
+	}
+	call.want(503, "GET", base+"/orgs/"+org, "", fresh)
+}
+
+// A region that another one has taken the shard from may not know it yet.
+func TestHomeVouchesForItselfOnlyWithTheOthersWord(t *testing.T) {
+	others := &otherRegions{}
+	c := controlkit.Start(t, io.Discard, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
+	call := caller{t, c.Client()}
+	for _, r := range c.Regions {
+		r.Raise()
+	}
+	base := base(c.Regions[0].Nodes[0])
+	org, _ := call.account(base, "any")
+	const fresh = "Ringmain-Consistency: linearizable"
+	if r := call.want(200, "GET", base+"/orgs/"+org, "", fresh); r.header.Get("Ringmain-Consistency") != "linearizable" {
+		t.Errorf("%v", r.header)
+	}
+	if r := call.want(200, "GET", base+"/orgs/"+org, ""); r.header.Get("Ringmain-Consistency") != "region" {
+		t.Errorf("without the others' word: %v", r.header)
+	}
+	pinned, _ := call.account(base, "us")
+	others.cut = true
+	if r := call.want(503, "GET", base+"/orgs/"+org, "", fresh); r.str("code") != "no_majority" {
+		t.Errorf("%s", r.text)
+	}
+	if r := call.want(200, "GET", base+"/orgs/"+pinned, "", fresh); r.header.Get("Ringmain-Consistency") != "linearizable" {
+		t.Errorf("nobody else holds the shard: %v", r.header)
+	}
+}
+
+// One request to create an org, sent to two regions: two orgs at worst, never
+// two of the same id.
+func TestRepetitionThroughAnotherRegion(t *testing.T) {
+	now := time.Now()
+	c := controlkit.Start(t, io.Discard, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
+		cfg.Now = func() time.Time { return now }
+	})
+	call := caller{t, c.Client()}
+	us, eu := base(c.Regions[0].Nodes[0]), base(c.Regions[1].Nodes[0])
+	c.Regions[1].Lag = 500 * time.Millisecond
+	first := call.want(201, "POST", us+"/orgs", `{"name":"Acme"}`, again)
+	if second := call.want(201, "POST", eu+"/orgs", `{"name":"Acme"}`, again); second.str("id") == first.str("id") && second.str("shard") != first.str("shard") {
+		t.Errorf("%s is in two shards: %s and %s", first.str("id"), first.str("shard"), second.str("shard"))
+	}
+	first = call.want(201, "POST", us+"/orgs", `{"name":"Beta"}`, again+"-2")
+	for {
+		if n := len(call.want(200, "GET", eu+"/orgs?name=Beta", "").items()); n == 1 {
+			break
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if second := call.want(201, "POST", eu+"/orgs", `{"name":"Beta"}`, again+"-2"); second.str("id") != first.str("id") || second.header.Get("Ringmain-Replayed") != "true" {
+		t.Errorf("what has arrived here is found: %s, then %s", first.text, second.text)
+	}
 }

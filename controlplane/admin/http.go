@@ -26,6 +26,8 @@ type exchange struct {
 	entry    string // region where the request arrived
 	internal bool   // another control node sent it
 	body     []byte
+	level    level // of acknowledgement, on writes
+	once     *once // nil without Idempotency-Key, and where another node answers
 }
 
 type exchangeKey struct{}
@@ -157,8 +159,12 @@ func (a *API) routes() http.Handler {
 			return
 		}
 		w.Header().Del("Location")
-		writeProblem(w, problem(http.StatusNotFound, api.CodeNotFound, "", "There is nothing at this path: /openapi.json lists what there is."))
+		writeProblem(w, notHere())
 	})
+}
+
+func notHere() *api.Problem {
+	return problem(http.StatusNotFound, api.CodeNotFound, "", "There is nothing at this path: /openapi.json lists what there is.")
 }
 
 // statusWriter remembers the status sent.

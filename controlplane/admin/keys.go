@@ -38,7 +38,7 @@ func (a *API) keys(h huma.API) {
 		id: "list-keys", method: http.MethodGet, path: "/projects/{project}/keys", tag: tag, summary: "List the keys of a project", place: byProject,
 	}, a.listKeys)
 	add(a, h, operation{
-		id: "create-key", method: http.MethodPost, path: "/projects/{project}/keys", tag: tag, summary: "Create a key", status: http.StatusCreated, place: byProject,
+		id: "create-key", method: http.MethodPost, path: "/projects/{project}/keys", tag: tag, summary: "Create a key", status: http.StatusCreated, makes: true, safe: true, place: byProject,
 		description: "The answer holds the whole key. Nobody can read it again: only its hash is kept.",
 	}, a.createKey)
 	add(a, h, operation{
@@ -51,19 +51,28 @@ func (a *API) keys(h huma.API) {
 		return read(rec, showKey(meta(rec), rec.Key)), nil
 	})
 	add(a, h, operation{
-		id: "update-key", method: http.MethodPut, path: "/keys/{key}", tag: tag, summary: "Change a key's name and end", place: byPath,
+		id: "update-key", method: http.MethodPut, path: "/keys/{key}", tag: tag, summary: "Change a key's name and end", safe: true, place: byPath,
 	}, a.updateKey)
 	add(a, h, operation{
-		id: "rotate-key", method: http.MethodPost, path: "/keys/{key}/rotate", tag: tag, summary: "Replace a key's secret", place: byPath,
+		id: "rotate-key", method: http.MethodPost, path: "/keys/{key}/rotate", tag: tag, summary: "Replace a key's secret", makes: true, safe: true, place: byPath,
 		description: "The answer holds the new whole key, once. The old secret goes on working for grace_seconds; one that a rotation before left working ends now.",
 	}, a.rotateKey)
 	add(a, h, operation{
-		id: "revoke-key", method: http.MethodPost, path: "/keys/{key}/revoke", tag: tag, summary: "Refuse a key from now on, for good", place: byPath,
+		id: "revoke-key", method: http.MethodPost, path: "/keys/{key}/revoke", tag: tag, summary: "Refuse a key from now on, for good", safe: true, place: byPath,
 		description: "Data nodes are told before the change is committed. If the answer is an error, the key may be refused already: repeat the request.",
 		early:       a.revokeEarly,
 	}, a.revokeKey)
+	const all = "Above 100 keys, expect must say how many there are. After an error some may be revoked: repeat the request."
 	add(a, h, operation{
-		id: "delete-key", method: http.MethodDelete, path: "/keys/{key}", tag: tag, summary: "Forget a revoked key", place: byPath,
+		id: "revoke-project-keys", method: http.MethodPost, path: "/projects/{project}/keys/revoke", tag: tag, summary: "Refuse all keys of a project, for good", safe: true, place: byProject,
+		description: all,
+	}, a.revokeProjectKeys)
+	add(a, h, operation{
+		id: "revoke-org-keys", method: http.MethodPost, path: "/orgs/{org}/keys/revoke", tag: tag, summary: "Refuse all keys of an org, for good", safe: true, place: byID(registry.KindOrg, "org"),
+		description: all,
+	}, a.revokeOrgKeys)
+	add(a, h, operation{
+		id: "delete-key", method: http.MethodDelete, path: "/keys/{key}", tag: tag, summary: "Forget a revoked key", safe: true, place: byPath,
 	}, func(ctx context.Context, in *struct {
 		KeyPath
 		Matching
@@ -107,7 +116,7 @@ func (a *API) createKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	whole, parsed, err := apikey.New(class, org.Org.Jurisdiction, a.cfg.Now(), a.cfg.Random)
+	whole, parsed, err := a.newKey(ctx, class, a.newID(ctx, registry.KindKey, org.Org.Jurisdiction, project.Meta.Shard))
 	if err != nil {
 		return nil, err
 	}
@@ -123,9 +132,18 @@ func (a *API) createKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	a.audit.KeyCreated(exchangeOf(ctx).actor, w.rec.Meta.ID, project.Meta.ID, w.rec.Meta.Shard, w.point)
+	if o := exchangeOf(ctx).once; o != nil && o.replay {
+		if apikey.Match(w.rec.Key.Hash, whole.Reveal()) != nil {
+			return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), api.HeaderIdempotency,
+				"The key that the first request made, "+w.rec.Meta.ID+", was rotated since: its first secret cannot be shown again.")
+		}
+		hash = w.rec.Key.Hash
+		a.audit.KeyShownAgain(exchangeOf(ctx).actor, w.rec.Meta.ID)
+	} else {
+		a.audit.KeyCreated(exchangeOf(ctx).actor, w.rec.Meta.ID, project.Meta.ID, w.rec.Meta.Shard, w.point)
+	}
 	a.shareVerdict(w.rec, hash, whole)
-	key := showKey(ackedMeta(w.rec), w.rec.Key)
+	key := showKey(meta(w.rec), w.rec.Key)
 	key.Whole = whole.Reveal() // the one time it is shown
 	return wrote(w, "/admin/v1/keys/"+w.rec.Meta.ID, key), nil
 }
@@ -183,7 +201,7 @@ func (a *API) updateKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "", showKey(ackedMeta(w.rec), w.rec.Key)), nil
+	return wrote(w, "", showKey(meta(w.rec), w.rec.Key)), nil
 }
 
 func (a *API) rotateKey(ctx context.Context, in *struct {
@@ -199,13 +217,19 @@ func (a *API) rotateKey(ctx context.Context, in *struct {
 	if in.Body != nil && in.Body.GraceSeconds != nil {
 		grace = time.Duration(*in.Body.GraceSeconds) * time.Second
 	}
-	parsed, err := apikey.FromRecord(old.Key.Class, old.Meta.ID)
+	whole, done, err := a.rotation(ctx, old)
 	if err != nil {
 		return nil, err
 	}
-	whole, err := apikey.NewSecretFor(parsed, a.cfg.Random)
-	if err != nil {
-		return nil, err
+	if done {
+		a.audit.KeyShownAgain(exchangeOf(ctx).actor, old.Meta.ID)
+		w, err := a.replayed(old)
+		if err != nil {
+			return nil, err
+		}
+		key := showKey(meta(w.rec), w.rec.Key)
+		key.Whole = whole.Reveal()
+		return wrote(w, "", key), nil
 	}
 	hash, err := a.hash(ctx, whole)
 	if err != nil {
@@ -227,7 +251,7 @@ func (a *API) rotateKey(ctx context.Context, in *struct {
 	}
 	a.audit.KeyRotated(exchangeOf(ctx).actor, w.rec.Meta.ID, grace, w.rec.Meta.Shard, w.point)
 	a.shareVerdict(w.rec, hash, whole)
-	key := showKey(ackedMeta(w.rec), w.rec.Key)
+	key := showKey(meta(w.rec), w.rec.Key)
 	key.Whole = whole.Reveal() // the one time it is shown
 	return wrote(w, "", key), nil
 }
@@ -238,7 +262,7 @@ func (a *API) revokeKey(ctx context.Context, in *KeyPath) (*answer[api.Key], err
 		return nil, err
 	}
 	actor := exchangeOf(ctx).actor
-	a.pushRevocation(actor, rec)
+	a.pushRevocations(actor, []*registry.Record{rec})
 	var point controlplane.Point
 	if rec.Key.Revoked == 0 {
 		change := registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: rec.Meta.ID, At: a.cfg.Now().UnixMilli(), Expires: rec.Key.Expires}
@@ -250,29 +274,38 @@ func (a *API) revokeKey(ctx context.Context, in *KeyPath) (*answer[api.Key], err
 			return nil, err
 		}
 	} else {
-		a.view(func(s *registry.State) {
-			info, _ := s.Shard(rec.Meta.Shard)
-			point = info.Last
-		})
+		point = a.revokedAt(rec)
 	}
-	return wrote(written{rec, point}, "", showKey(ackedMeta(rec), rec.Key)), nil
+	key := showKey(meta(rec), rec.Key)
+	key.Held = a.held(ctx, rec.Meta.Shard, point)
+	return wrote(written{rec, point}, "", key), nil
 }
 
 // revokeEarly tells data nodes while the request is still on its way to the
 // key's home, if this region holds the key.
 func (a *API) revokeEarly(r *http.Request, x *exchange) {
 	if rec, err := a.get(registry.KindKey, r.PathValue("key")); err == nil {
-		a.pushRevocation(x.actor, rec)
+		a.pushRevocations(x.actor, []*registry.Record{rec})
 	}
 }
 
-// pushRevocation tells data nodes to refuse a key that is not revoked yet.
-func (a *API) pushRevocation(actor string, rec *registry.Record) {
-	if a.cfg.Revocations == nil || rec.Key.Revoked != 0 {
+// pushRevocations tells data nodes to refuse those of the keys that are not
+// revoked yet.
+func (a *API) pushRevocations(actor string, keys []*registry.Record) {
+	if a.cfg.Revocations == nil {
 		return
 	}
-	a.cfg.Revocations.PushRevocations([]registry.Revocation{{
-		Kind: registry.KindKey, ID: rec.Meta.ID, Shard: rec.Meta.Shard, At: a.cfg.Now().UnixMilli(), Expires: rec.Key.Expires,
-	}})
-	a.audit.KeyRevocationPushed(actor, rec.Meta.ID)
+	var news []registry.Revocation
+	for _, k := range keys {
+		if k.Key.Revoked == 0 {
+			news = append(news, registry.Revocation{Kind: registry.KindKey, ID: k.Meta.ID, Shard: k.Meta.Shard, At: a.cfg.Now().UnixMilli(), Expires: k.Key.Expires})
+		}
+	}
+	if len(news) == 0 {
+		return
+	}
+	a.cfg.Revocations.PushRevocations(news)
+	for _, r := range news {
+		a.audit.KeyRevocationPushed(actor, r.ID)
+	}
 }

@@ -38,7 +38,7 @@ func (a *API) orgs(h huma.API) {
 		description: "Lists the orgs that this region holds. Orgs pinned elsewhere are listed by jurisdiction: not_listed names those.",
 	}, a.listOrgs)
 	add(a, h, operation{
-		id: "create-org", method: http.MethodPost, path: "/orgs", tag: tag, summary: "Create an org", status: http.StatusCreated, place: byJurisdiction,
+		id: "create-org", method: http.MethodPost, path: "/orgs", tag: tag, summary: "Create an org", status: http.StatusCreated, makes: true, place: byJurisdiction,
 		description: "An unpinned org belongs to the region that is asked; one with a jurisdiction to that jurisdiction's regions, for good.",
 	}, a.createOrg)
 	add(a, h, operation{
@@ -64,7 +64,7 @@ func (a *API) orgs(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showOrg(ackedMeta(w.rec), w.rec.Org)), nil
+		return wrote(w, "", showOrg(meta(w.rec), w.rec.Org)), nil
 	})
 	add(a, h, operation{
 		id: "delete-org", method: http.MethodDelete, path: "/orgs/{org}", tag: tag, summary: "Delete an org without projects and policies", place: byPath,
@@ -117,18 +117,16 @@ func (a *API) createOrg(ctx context.Context, in *struct{ Body api.OrgInput }) (*
 	if err := checkJurisdiction(org.Jurisdiction); err != nil {
 		return nil, err
 	}
+	shard := orgShard(org.Jurisdiction, exchangeOf(ctx).entry)
 	w, err := a.created(ctx, &registry.Record{
 		Kind: registry.KindOrg,
-		Meta: registry.Meta{
-			ID:    registry.NewID(registry.KindOrg.Prefix(), org.Jurisdiction, a.cfg.Now(), a.cfg.Random),
-			Shard: orgShard(org.Jurisdiction, exchangeOf(ctx).entry),
-		},
-		Org: org,
+		Meta: registry.Meta{ID: a.newID(ctx, registry.KindOrg, org.Jurisdiction, shard), Shard: shard},
+		Org:  org,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "/admin/v1/orgs/"+w.rec.Meta.ID, showOrg(ackedMeta(w.rec), w.rec.Org)), nil
+	return wrote(w, "/admin/v1/orgs/"+w.rec.Meta.ID, showOrg(meta(w.rec), w.rec.Org)), nil
 }
 
 // checkJurisdiction refuses what could not stand in an id.
@@ -172,7 +170,7 @@ func (a *API) projects(h huma.API) {
 		return &answer[api.ProjectList]{Body: list}, err
 	})
 	add(a, h, operation{
-		id: "create-project", method: http.MethodPost, path: "/orgs/{org}/projects", tag: tag, summary: "Create a project", status: http.StatusCreated, place: byOrg,
+		id: "create-project", method: http.MethodPost, path: "/orgs/{org}/projects", tag: tag, summary: "Create a project", status: http.StatusCreated, makes: true, place: byOrg,
 	}, func(ctx context.Context, in *struct {
 		OrgPath
 		Body api.ProjectInput
@@ -183,13 +181,13 @@ func (a *API) projects(h huma.API) {
 		}
 		w, err := a.created(ctx, &registry.Record{
 			Kind:    registry.KindProject,
-			Meta:    a.below(org, org.Org.Jurisdiction, registry.KindProject),
+			Meta:    a.below(ctx, org, org.Org.Jurisdiction, registry.KindProject),
 			Project: &registry.Project{Org: org.Meta.ID, Name: in.Body.Name, CrossProvider: in.Body.CrossProvider, Class: in.Body.Class},
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/projects/"+w.rec.Meta.ID, showProject(ackedMeta(w.rec), w.rec.Project)), nil
+		return wrote(w, "/admin/v1/projects/"+w.rec.Meta.ID, showProject(meta(w.rec), w.rec.Project)), nil
 	})
 	add(a, h, operation{
 		id: "get-project", method: http.MethodGet, path: "/projects/{project}", tag: tag, summary: "Read a project", place: byPath,
@@ -214,7 +212,7 @@ func (a *API) projects(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showProject(ackedMeta(w.rec), w.rec.Project)), nil
+		return wrote(w, "", showProject(meta(w.rec), w.rec.Project)), nil
 	})
 	add(a, h, operation{
 		id: "delete-project", method: http.MethodDelete, path: "/projects/{project}", tag: tag, summary: "Delete a project without keys and policy", place: byPath,
@@ -227,9 +225,9 @@ func (a *API) projects(h huma.API) {
 }
 
 // below gives the id and shard of a new record that belongs to parent.
-func (a *API) below(parent *registry.Record, jurisdiction string, kind registry.Kind) registry.Meta {
+func (a *API) below(ctx context.Context, parent *registry.Record, jurisdiction string, kind registry.Kind) registry.Meta {
 	return registry.Meta{
-		ID:    registry.NewID(kind.Prefix(), jurisdiction, a.cfg.Now(), a.cfg.Random),
+		ID:    a.newID(ctx, kind, jurisdiction, parent.Meta.Shard),
 		Shard: parent.Meta.Shard,
 	}
 }
@@ -269,7 +267,7 @@ func (a *API) policies(h huma.API) {
 		return &answer[api.PolicyList]{Body: list}, err
 	})
 	add(a, h, operation{
-		id: "create-policy", method: http.MethodPost, path: "/orgs/{org}/policies", tag: tag, summary: "Create the policy of an org or project", status: http.StatusCreated, place: byOrg,
+		id: "create-policy", method: http.MethodPost, path: "/orgs/{org}/policies", tag: tag, summary: "Create the policy of an org or project", status: http.StatusCreated, makes: true, safe: true, place: byOrg,
 	}, func(ctx context.Context, in *struct {
 		OrgPath
 		Body api.PolicyInput
@@ -279,12 +277,12 @@ func (a *API) policies(h huma.API) {
 			return nil, err
 		}
 		w, err := a.created(ctx, &registry.Record{
-			Kind: registry.KindPolicy, Meta: a.below(org, org.Org.Jurisdiction, registry.KindPolicy), Policy: policyOf(in.Body, org.Meta.ID),
+			Kind: registry.KindPolicy, Meta: a.below(ctx, org, org.Org.Jurisdiction, registry.KindPolicy), Policy: policyOf(in.Body, org.Meta.ID),
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/policies/"+w.rec.Meta.ID, showPolicy(ackedMeta(w.rec), w.rec.Policy)), nil
+		return wrote(w, "/admin/v1/policies/"+w.rec.Meta.ID, showPolicy(meta(w.rec), w.rec.Policy)), nil
 	})
 	add(a, h, operation{
 		id: "get-policy", method: http.MethodGet, path: "/policies/{policy}", tag: tag, summary: "Read a policy", place: byPath,
@@ -296,7 +294,7 @@ func (a *API) policies(h huma.API) {
 		return read(rec, showPolicy(meta(rec), rec.Policy)), nil
 	})
 	add(a, h, operation{
-		id: "update-policy", method: http.MethodPut, path: "/policies/{policy}", tag: tag, summary: "Replace a policy", place: byPath,
+		id: "update-policy", method: http.MethodPut, path: "/policies/{policy}", tag: tag, summary: "Replace a policy", safe: true, place: byPath,
 	}, func(ctx context.Context, in *struct {
 		PolicyPath
 		Matching
@@ -310,10 +308,10 @@ func (a *API) policies(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showPolicy(ackedMeta(w.rec), w.rec.Policy)), nil
+		return wrote(w, "", showPolicy(meta(w.rec), w.rec.Policy)), nil
 	})
 	add(a, h, operation{
-		id: "delete-policy", method: http.MethodDelete, path: "/policies/{policy}", tag: tag, summary: "Delete a policy: what it narrowed is wide again", place: byPath,
+		id: "delete-policy", method: http.MethodDelete, path: "/policies/{policy}", tag: tag, summary: "Delete a policy: what it narrowed is wide again", safe: true, place: byPath,
 	}, func(ctx context.Context, in *struct {
 		PolicyPath
 		Matching

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -21,8 +22,9 @@ import (
 
 // place is what a request is about.
 type place struct {
-	shard controlplane.Shard // "" = none that this node can tell: its region answers, if only with a refusal
-	node  bool               // the node that is asked, and no other
+	region string             // its leader answers, whatever it is home of
+	shard  controlplane.Shard // "" = none that this node can tell: its region answers, if only with a refusal
+	node   bool               // the node that is asked, and no other
 }
 
 // placement finds the place of a request.
@@ -99,6 +101,11 @@ func (a *API) decide(s *registry.State, l lead, p place, write bool) verdict {
 	switch {
 	case p.node:
 		return verdict{}
+	case p.region != "" && p.region != a.cfg.Region:
+		if _, ok := s.ByName(registry.KindRegion, p.region); !ok {
+			return verdict{err: problem(http.StatusNotFound, api.CodeNotFound, "query.region", "There is no region "+strconv.Quote(p.region)+": /admin/v1/regions lists them.")}
+		}
+		return verdict{regions: []string{p.region}}
 	case (held && !write || shard == "") && !l.here && l.addr != "":
 		return verdict{regions: []string{a.cfg.Region}, leader: l.addr, orHere: !write}
 	case held && !write, shard == "":
@@ -138,23 +145,61 @@ func (a *API) placed(o operation) func(huma.Context, func(huma.Context)) {
 			writeProblem(w, unauthorized())
 			return
 		}
+		if o.internal && !x.internal {
+			writeProblem(w, notHere())
+			return
+		}
+		var err error
+		if o.write() {
+			if x.level, err = o.levelOf(r); err != nil {
+				writeProblem(w, err)
+				return
+			}
+		}
+		if o.makes {
+			if x.once, err = a.onceOf(r, x); err != nil {
+				writeProblem(w, err)
+				return
+			}
+		}
+		wish := ""
+		if !o.write() {
+			if wish, err = wishOf(r); err != nil {
+				writeProblem(w, err)
+				return
+			}
+		}
 		var v verdict
+		var p place
 		l := a.lead()
 		a.cfg.Store.View(func(s *registry.State) {
-			v = a.decide(s, l, o.place(s, r, x), o.write())
+			p = o.place(s, r, x)
+			v = a.decide(s, l, p, o.write() || wish == api.ConsistencyLinearizable)
 		})
+		if v.orHere && wish == api.ConsistencyStale {
+			v = verdict{}
+		}
+		here := func() {
+			if !o.write() {
+				if err := a.worth(r.Context(), w, p, wish); err != nil {
+					writeProblem(w, err)
+					return
+				}
+			}
+			next(ctx)
+		}
 		switch {
 		case v.err != nil:
 			writeProblem(w, v.err)
 		case len(v.regions) == 0:
-			next(ctx)
+			here()
 		case x.internal:
 			a.redirect(w, v)
 		default:
 			if o.early != nil {
 				o.early(r, x)
 			}
-			a.forward(w, r, x, v, o.write(), func() { next(ctx) })
+			a.forward(w, r, x, v, o.write(), here)
 		}
 	}
 }
@@ -174,8 +219,8 @@ func (a *API) redirect(w http.ResponseWriter, v verdict) {
 
 // Headers that go with a forwarded request and come back with its answer.
 var (
-	requestHeaders  = []string{"Accept", "Content-Type", "If-Match"}
-	responseHeaders = []string{"Content-Type", "Etag", "Retry-After", api.HeaderErrorCode, api.HeaderPosition, api.HeaderAnswered}
+	requestHeaders  = []string{"Accept", "Content-Type", "If-Match", api.HeaderIdempotency, api.HeaderAcknowledge, api.HeaderConsistency}
+	responseHeaders = []string{"Content-Type", "Etag", "Retry-After", api.HeaderErrorCode, api.HeaderPosition, api.HeaderAnswered, api.HeaderReplayed, api.HeaderAcknowledged, api.HeaderConsistency, api.HeaderAge}
 )
 
 // forward sends the whole request to one of regions and passes the answer on.

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,9 @@ type operation struct {
 	description      string
 	status           int // of success; 0 = 200
 	place            placement
+	safe             bool                           // waits for other regions unless the caller asks for less
+	makes            bool                           // creates a record or secret: an Idempotency-Key is honoured
+	internal         bool                           // between control nodes only
 	early            func(*http.Request, *exchange) // done at the entry node before the request is sent elsewhere
 }
 
@@ -33,10 +37,13 @@ func (o operation) write() bool { return o.method != http.MethodGet }
 
 // answer is what every handler gives.
 type answer[T any] struct {
+	Status   int
 	ETag     string `header:"ETag"`
 	Location string `header:"Location"`
 	Position string `header:"Ringmain-Position"`
 	Visible  string `header:"Ringmain-Visible"`
+	Replayed string `header:"Ringmain-Replayed"`
+	Reached  string `header:"Ringmain-Acknowledged"`
 	Body     T
 }
 
@@ -95,6 +102,9 @@ func (a *API) register() error {
 	a.upstreams(h)
 	a.catalog(h)
 	a.cluster(h)
+	a.shards(h)
+	a.quarantine(h)
+	a.operations(h)
 	// huma describes its own error type everywhere; ours is what is sent.
 	schemas := h.OpenAPI().Components.Schemas.Map()
 	delete(schemas, "ErrorModel")
@@ -132,6 +142,7 @@ func add[I, T any](a *API, h huma.API, o operation, f func(context.Context, *I) 
 	}
 	huma.Register(h, huma.Operation{
 		OperationID: o.id, Method: o.method, Path: "/admin/v1" + o.path,
+		Hidden:  o.internal,
 		Summary: o.summary, Description: o.description, Tags: []string{o.tag}, DefaultStatus: o.status,
 		MaxBodyBytes: MaxBody + 1, BodyReadTimeout: -1, // the body is in memory already
 		Middlewares: huma.Middlewares{a.placed(o)},
@@ -145,11 +156,36 @@ func add[I, T any](a *API, h huma.API, o operation, f func(context.Context, *I) 
 			}
 			return nil, p
 		}
+		out.Status = cmp.Or(o.status, http.StatusOK)
 		if out.Position != "" {
 			out.Visible = "here" // this node committed it
+			if err := settle(ctx, a, out); err != nil {
+				return nil, explain(err)
+			}
+		}
+		if o := exchangeOf(ctx).once; o != nil && o.replay {
+			out.Replayed = "true"
 		}
 		return out, nil
 	})
+}
+
+// settle waits for the acknowledgement asked for, and says which was reached:
+// 202 if it is less and may yet become more.
+func settle[T any](ctx context.Context, a *API, out *answer[T]) error {
+	shard, point, err := api.ParsePosition(out.Position)
+	if err != nil {
+		return err
+	}
+	reached, more := a.acknowledged(ctx, shard, point)
+	out.Reached = reached
+	if body, ok := any(&out.Body).(interface{ Acknowledge(level string) }); ok {
+		body.Acknowledge(reached)
+	}
+	if more {
+		out.Status = http.StatusAccepted
+	}
+	return nil
 }
 
 // view reads with the node's own copy.
@@ -183,9 +219,14 @@ type written struct {
 
 func (w written) position() string { return api.FormatPosition(w.rec.Meta.Shard, w.point) }
 
-// commit proposes one change.
-func (a *API) commit(ctx context.Context, shard controlplane.Shard, c registry.Change) (controlplane.Point, error) {
-	out, err := a.cfg.Store.Propose(ctx, shard, []registry.Change{c})
+// commit proposes changes that take effect together.
+func (a *API) commit(ctx context.Context, shard controlplane.Shard, changes ...registry.Change) (controlplane.Point, error) {
+	for _, c := range changes {
+		if err := a.admitted(ctx, shard, c); err != nil {
+			return controlplane.Point{}, err
+		}
+	}
+	out, err := a.cfg.Store.ProposeLevel(ctx, shard, exchangeOf(ctx).level.wanted, changes)
 	if err == nil {
 		err = out.Err
 	}
@@ -195,11 +236,23 @@ func (a *API) commit(ctx context.Context, shard controlplane.Shard, c registry.C
 	return out.Points[shard], nil
 }
 
-// create commits a new record, stamped with the time.
+// create commits a new record, stamped with the time, unless a request with the
+// same Idempotency-Key has done so.
 func (a *API) create(ctx context.Context, rec *registry.Record) (written, error) {
+	once := exchangeOf(ctx).once
+	if once != nil && once.replay {
+		return a.replayed(rec)
+	}
 	now := a.cfg.Now().UnixMilli()
 	rec.Meta.Created, rec.Meta.Updated = now, now
 	point, err := a.commit(ctx, rec.Meta.Shard, registry.Change{Op: registry.OpPut, Record: rec, IfRevision: registry.RevisionAbsent})
+	var rule *controlplane.RuleError
+	if once != nil && errors.As(err, &rule) && (rule.Code == controlplane.RuleRevision || rule.Code == controlplane.RuleConflict) {
+		if w, again := a.replayed(rec); again == nil {
+			once.replay = true // the first request was still under way when this one looked
+			return w, nil
+		}
+	}
 	if err != nil {
 		return written{}, err
 	}
@@ -213,7 +266,7 @@ func (a *API) create(ctx context.Context, rec *registry.Record) (written, error)
 // created is create, told to the auditors.
 func (a *API) created(ctx context.Context, rec *registry.Record) (written, error) {
 	w, err := a.create(ctx, rec)
-	if err == nil {
+	if o := exchangeOf(ctx).once; err == nil && (o == nil || !o.replay) {
 		a.audit.Created(exchangeOf(ctx).actor, rec.Kind.String(), rec.Meta.ID, rec.Meta.Shard, w.point)
 	}
 	return w, err
@@ -252,8 +305,11 @@ func (a *API) update(ctx context.Context, kind registry.Kind, ref string, cond M
 		rec.Meta.Updated = max(a.cfg.Now().UnixMilli(), old.Meta.Updated)
 		point, err := a.commit(ctx, rec.Meta.Shard, registry.Change{Op: registry.OpPut, Record: rec, IfRevision: old.Meta.Revision})
 		var rule *controlplane.RuleError
-		if errors.As(err, &rule) && rule.Code == controlplane.RuleRevision && want == 0 && try < writeTries {
-			continue
+		if errors.As(err, &rule) && rule.Code == controlplane.RuleRevision && want == 0 {
+			if try < writeTries {
+				continue
+			}
+			return written{}, controlplane.ErrOverloaded // it asked for no revision, so none can be missing
 		}
 		if err != nil {
 			return written{}, err
@@ -353,13 +409,6 @@ func wrote[T any](w written, location string, body T) *answer[T] {
 func meta(rec *registry.Record) api.Meta {
 	m := rec.Meta
 	return api.Meta{ID: m.ID, Shard: string(m.Shard), Revision: m.Revision, Created: millis(m.Created), Updated: millis(m.Updated)}
-}
-
-// ackedMeta is meta of a record just written.
-func ackedMeta(rec *registry.Record) api.Meta {
-	m := meta(rec)
-	m.Acknowledged = api.AcknowledgedRegion
-	return m
 }
 
 func millis(ms int64) time.Time { return time.UnixMilli(ms).UTC() }

@@ -27,6 +27,7 @@ type WatchConfig struct {
 	// From is asked at each connect: what is held by then.
 	From     func() controlplane.Position
 	Homed    bool // only shards whose home is Region
+	Standing bool // with Homed: how the shards stand there too (FrameStanding); the sink cuts tails that conflict
 	Verdicts bool // key verdicts too
 
 	// Sink takes the frames, one at a time. An error ends the connection, and
@@ -128,6 +129,9 @@ func watchOnce(ctx context.Context, cfg *WatchConfig, target string) (progress b
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+target+PathWatch, bytes.NewReader(body))
 	if err != nil {
 		return false, err
+	}
+	if cfg.Standing {
+		req.Header.Set(HeaderStanding, "1")
 	}
 	resp, err := cfg.HTTP.Do(req)
 	if err != nil {

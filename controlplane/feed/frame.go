@@ -21,6 +21,7 @@ const (
 	FrameEntry                           // the next entry of Shard, sent by a home whose epoch is Sender
 	FrameVerdicts                        // shared key verdicts; never written to disk
 	FrameHeartbeat                       // the server's Position at At; sent when idle, each second
+	FrameStanding                        // how Shard stands at its home; only for watchers that ask (HeaderStanding)
 )
 
 // Verdict says that whoever presents a key with this MAC was checked against
@@ -43,12 +44,13 @@ type Frame struct {
 	Home       string                `cbor:"5,keyasint,omitempty"` // FrameReset
 	Record     []byte                `cbor:"6,keyasint,omitempty"` // registry.EncodeRecord
 	Entry      []byte                `cbor:"7,keyasint,omitempty"` // registry.EncodeEntry
-	Point      controlplane.Point    `cbor:"8,keyasint,omitempty"` // FrameEnd
+	Point      controlplane.Point    `cbor:"8,keyasint,omitempty"` // FrameEnd; FrameStanding: through which Shard is confirmed
 	Digest     []byte                `cbor:"9,keyasint,omitempty"` // FrameEnd: registry.State.Digest(Shard)
 	Revocation *registry.Revocation  `cbor:"10,keyasint,omitempty"`
 	Verdicts   []Verdict             `cbor:"11,keyasint,omitempty"`
 	Position   controlplane.Position `cbor:"12,keyasint,omitempty"` // FrameHeartbeat
 	At         int64                 `cbor:"13,keyasint,omitempty"` // FrameHeartbeat: Unix milliseconds at the server
+	Spans      []registry.Span       `cbor:"14,keyasint,omitempty"` // FrameStanding before a FrameReset: epochs of the snapshot's history
 }
 
 // MaxFrame bounds an encoded frame, in bytes.
@@ -80,7 +82,7 @@ func DecodeFrame(b []byte) (*Frame, error) {
 	if err := decMode.Unmarshal(b, f); err != nil {
 		return nil, fmt.Errorf("feed frame: %w", err)
 	}
-	if f.Type < FrameReset || f.Type > FrameHeartbeat {
+	if f.Type < FrameReset || f.Type > FrameStanding {
 		return nil, fmt.Errorf("feed frame of type %d: %w", f.Type, controlplane.ErrUnknownEntry)
 	}
 	if !f.whole() {
@@ -102,6 +104,8 @@ func (f *Frame) whole() bool {
 		return f.Shard != "" && (len(f.Digest) == 0 || len(f.Digest) == 32)
 	case FrameEntry:
 		return f.Shard != "" && len(f.Entry) > 0
+	case FrameStanding:
+		return f.Shard != "" && f.Sender != controlplane.Epoch{}
 	case FrameVerdicts, FrameHeartbeat:
 	}
 	return true

@@ -176,6 +176,7 @@ func (h *Hub) Applied(o registry.Outcome, sender controlplane.Epoch) {
 	if len(o.Reset) > 0 {
 		h.Reset(o.Reset...)
 	}
+	h.promise(o.Reports)
 	if len(o.Effective) > 0 {
 		h.Publish(sender, o.Effective)
 	}
@@ -208,6 +209,21 @@ func (h *Hub) Publish(sender controlplane.Epoch, entries []*registry.Entry) {
 		h.settle(e)
 	}
 	h.notify()
+}
+
+// promise notes epochs promised without an entry: a shard whose home this
+// region was is no longer offered to other regions.
+func (h *Hub) promise(reports []registry.Report) {
+	if len(reports) == 0 {
+		return
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, rep := range reports {
+		if r := h.rings[rep.Shard]; r != nil && rep.Promised.Compare(r.epoch) > 0 {
+			r.epoch = rep.Promised
+		}
+	}
 }
 
 func (h *Hub) encodeEntry(e *registry.Entry, sender controlplane.Epoch) []byte {

@@ -2,7 +2,6 @@ package feed
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -87,7 +86,8 @@ func OpenImporter(ctx context.Context, cfg ImporterConfig) (*Importer, error) {
 	im := &Importer{cfg: cfg}
 	ages := make(map[string]func() float64, len(cfg.Sources))
 	for _, src := range cfg.Sources {
-		w := &importWatch{im: im, src: src, log: cfg.Logger.With("source", src.Region), lags: make(map[controlplane.Shard]Lag)}
+		w := &importWatch{im: im, src: src, log: cfg.Logger.With("source", src.Region), lags: make(map[controlplane.Shard]Lag),
+			stuck: make(map[controlplane.Shard]stuck), repair: make(map[controlplane.Shard]bool)}
 		w.heard.Store(time.Now().UnixNano())
 		ages[src.Region] = func() float64 { return time.Since(time.Unix(0, w.heard.Load())).Seconds() }
 		im.watches = append(im.watches, w)
@@ -117,6 +117,29 @@ func (im *Importer) Close() error {
 // says why, and the node must halt.
 func (im *Importer) Done() <-chan struct{} { return im.done }
 
+// Retake has region's shard brought in anew as a whole, because this region's
+// copy differs from it at the same point.
+func (im *Importer) Retake(region string, shard controlplane.Shard) {
+	for _, w := range im.watches {
+		if w.src.Region != region {
+			continue
+		}
+		w.mu.Lock()
+		w.repair[shard] = true
+		if w.cancel != nil {
+			w.cancel(fmt.Errorf("feed: shard %s is taken anew", shard))
+		}
+		w.mu.Unlock()
+	}
+}
+
+// repairs reports whether the shard is being taken anew.
+func (w *importWatch) repairs(shard controlplane.Shard) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.repair[shard]
+}
+
 // Lag is how far this region's copy of a shard was behind its home.
 type Lag struct {
 	Behind uint64    // entries
@@ -144,16 +167,31 @@ type importWatch struct {
 	heard   atomic.Int64 // Unix nanoseconds
 	current *session
 
-	mu   sync.Mutex // guards lags
-	lags map[controlplane.Shard]Lag
+	stuck map[controlplane.Shard]stuck // the present session's, and between sessions the watch's
+
+	mu     sync.Mutex // guards what follows
+	lags   map[controlplane.Shard]Lag
+	repair map[controlplane.Shard]bool // to be taken as a whole, though the points are equal
+	cancel context.CancelCauseFunc     // ends the present session; nil = there is none
 }
+
+// stuck is a shard whose last entries or snapshot did not fit this region's copy.
+type stuck struct {
+	at    controlplane.Point // where the copy stood
+	whole bool               // entries would not fit again: a snapshot is asked for
+	until time.Time          // a snapshot did not fit either: the shard is left alone until then
+}
+
+// isolation is how long a shard that cannot be imported is left alone, so that
+// the source's other shards are not held up by it.
+const isolation = time.Minute
 
 func (w *importWatch) run(ctx context.Context) error {
 	cfg := &w.im.cfg
 	defer func() { w.end() }()
 	return Watch(ctx, WatchConfig{
 		Cluster: cfg.Cluster, Region: w.src.Region, Targets: w.src.Targets, HTTP: w.src.HTTP,
-		Homed: true, Verdicts: cfg.Hub != nil,
+		Homed: true, Standing: true, Verdicts: cfg.Hub != nil,
 		From: func() controlplane.Position { return w.begin(ctx) },
 		Sink: w.take,
 
@@ -168,12 +206,25 @@ func (w *importWatch) begin(ctx context.Context) controlplane.Position {
 	w.end()
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &session{
-		cfg: &w.im.cfg, log: w.log, ctx: ctx, cancel: cancel,
+		cfg: &w.im.cfg, watch: w, log: w.log, ctx: ctx, cancel: cancel,
+		deposed: make(map[controlplane.Shard]controlplane.Epoch), spans: make(map[controlplane.Shard][]registry.Span),
 		frames: make(chan *Frame, 2*w.im.cfg.BatchEntries), done: make(chan struct{}),
 	}
 	w.current = s
+	from := w.position()
+	for shard, st := range w.stuck {
+		if st.whole {
+			delete(from, shard) // who holds nothing gets a snapshot
+		}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for shard := range w.repair {
+		delete(from, shard)
+	}
+	w.cancel = cancel
 	go s.run() // owned by this watch: end waits for it
-	return w.position()
+	return from
 }
 
 func (w *importWatch) end() {
@@ -209,7 +260,7 @@ func (w *importWatch) take(f *Frame) error {
 		}
 	}
 	// A region speaks for its own epochs only: else it could depose another home.
-	if f.Sender.Region != w.src.Region && (f.Type == FrameEntry || f.Type == FrameReset || f.Type == FrameEnd) {
+	if f.Sender.Region != w.src.Region && (f.Type == FrameEntry || f.Type == FrameReset || f.Type == FrameEnd || f.Type == FrameStanding) {
 		return fmt.Errorf("feed: %s sends shard %s in the name of epoch %v", w.src.Region, f.Shard, f.Sender)
 	}
 	s := w.current
@@ -248,200 +299,39 @@ func (w *importWatch) tell(f *Frame) {
 	}
 }
 
-// session turns the frames of one connection into commands. A refusal or
-// failure ends it; the next one starts from the state's own position.
-type session struct {
-	cfg    *ImporterConfig
-	log    *slog.Logger
-	ctx    context.Context
-	cancel context.CancelCauseFunc
-	frames chan *Frame
-	done   chan struct{}
-
-	receiving controlplane.Shard // the sink's: shard whose snapshot is arriving, or ""
-
-	// The consumer's.
-	pending  []batch // per shard and sender, in order of arrival
-	count    int
-	bytes    int
-	snapshot *staged
-}
-
-type batch struct {
-	shard   controlplane.Shard
-	sender  controlplane.Epoch
-	entries [][]byte
-}
-
-// staged is a snapshot on its way into Raft.
-type staged struct {
-	name   string // of this attempt, unique
-	reset  *Frame
-	chunk  uint64
-	stage  *registry.Stage
-	bytes  int
-	staged bool // something was staged: chunk 0 must be, even of an empty shard
-}
-
-// staging reports whether a revocation frame is part of a snapshot. The server
-// sends hints only between snapshots.
-func (s *session) staging(f *Frame) bool { return s.receiving != "" && f.Shard == s.receiving }
-
-// note checks the order of the frames of a snapshot.
-func (s *session) note(f *Frame) error {
-	switch f.Type {
-	case FrameReset:
-		if s.receiving != "" {
-			return fmt.Errorf("feed: reset of %s within the snapshot of %s", f.Shard, s.receiving)
-		}
-		s.receiving = f.Shard
-	case FrameRecord, FrameEnd:
-		if f.Shard != s.receiving {
-			return fmt.Errorf("feed: frame %d of %s outside its snapshot", f.Type, f.Shard)
-		}
-		if f.Type == FrameEnd {
-			s.receiving = ""
-		}
-	case FrameEntry:
-		if f.Shard == s.receiving {
-			return fmt.Errorf("feed: entry within the snapshot of %s", f.Shard)
+// unfit notes that what came for shard did not fit. The first time the next
+// session asks again from where the copy stands, the second time for a
+// snapshot; the third time the shard is isolated, which it reports.
+func (w *importWatch) unfit(shard controlplane.Shard, misfit *registry.StructureError) (isolated bool) {
+	before, again := w.stuck[shard]
+	next := stuck{at: misfit.Last, whole: misfit.Snapshot}
+	if again && before.at == misfit.Last {
+		next.whole = true
+		if before.whole {
+			next.until = time.Now().Add(isolation)
 		}
 	}
-	return nil
+	w.note(shard, next)
+	return !next.until.IsZero()
 }
 
-func (s *session) run() {
-	defer close(s.done)
-	if err := s.consume(); err != nil {
-		s.cancel(err)
+func (w *importWatch) settled(shard controlplane.Shard, cmd *registry.Command) {
+	if cmd.Type == registry.CmdAdopt && cmd.Adopt.Repair {
+		w.mu.Lock()
+		delete(w.repair, shard)
+		w.mu.Unlock()
 	}
-}
-
-// consume proposes entries in batches: what arrives while a command is being
-// committed forms the next one, and a first entry waits BatchDelay for others.
-func (s *session) consume() error {
-	timer := time.NewTimer(s.cfg.BatchDelay)
-	timer.Stop()
-	defer timer.Stop()
-	for {
-		select {
-		case f := <-s.frames:
-			idle := s.count == 0
-			if err := s.accept(f); err != nil {
-				return err
-			}
-			switch {
-			case s.count >= s.cfg.BatchEntries || s.bytes >= s.cfg.BatchBytes:
-				if err := s.flush(); err != nil {
-					return err
-				}
-			case idle && s.count > 0:
-				timer.Reset(s.cfg.BatchDelay)
-			}
-		case <-timer.C:
-			if err := s.flush(); err != nil {
-				return err
-			}
-		case <-s.ctx.Done():
-			return nil
-		}
+	if _, ok := w.stuck[shard]; ok {
+		delete(w.stuck, shard)
+		w.im.metrics.isolated.DeleteLabelValues(w.src.Region, string(shard))
 	}
 }
 
-func (s *session) accept(f *Frame) error {
-	switch f.Type {
-	case FrameEntry:
-		s.add(f)
-		return nil
-	case FrameReset:
-		if err := s.flush(); err != nil {
-			return err
-		}
-		s.snapshot = &staged{name: rand.Text(), reset: f}
-		s.snapshot.next()
-		s.log.Info("feed: a shard is taken over as a whole", "shard", f.Shard)
-		return nil
-	case FrameRecord, FrameRevocation, FrameEnd:
-		return s.restage(f)
+func (w *importWatch) note(shard controlplane.Shard, st stuck) {
+	w.stuck[shard] = st
+	value := 0.0
+	if !st.until.IsZero() {
+		value = 1
 	}
-	return fmt.Errorf("%w: feed frame of type %d", controlplane.ErrUnknownEntry, f.Type)
-}
-
-func (s *session) add(f *Frame) {
-	s.count++
-	s.bytes += len(f.Entry)
-	for i := range s.pending {
-		if b := &s.pending[i]; b.shard == f.Shard && b.sender == f.Sender {
-			b.entries = append(b.entries, f.Entry)
-			return
-		}
-	}
-	s.pending = append(s.pending, batch{f.Shard, f.Sender, [][]byte{f.Entry}})
-}
-
-// flush proposes the entries at hand, a command per shard: the order among
-// shards means nothing, and one shard's gap must not hold up another.
-func (s *session) flush() error {
-	for _, b := range s.pending {
-		if err := s.propose(&registry.Command{Type: registry.CmdAccept, Sender: b.sender, Entries: b.entries}); err != nil {
-			return err
-		}
-	}
-	s.pending, s.count, s.bytes = nil, 0, 0
-	return nil
-}
-
-// restage takes a frame of the snapshot that is arriving.
-func (s *session) restage(f *Frame) error {
-	sn := s.snapshot
-	switch f.Type {
-	case FrameRecord:
-		sn.stage.Records = append(sn.stage.Records, f.Record)
-		sn.bytes += len(f.Record)
-	case FrameRevocation:
-		sn.stage.Revocations = append(sn.stage.Revocations, *f.Revocation)
-		sn.bytes += len(f.Revocation.ID) + 32
-	case FrameEnd:
-		if len(sn.stage.Records)+len(sn.stage.Revocations) > 0 || !sn.staged {
-			if err := s.stage(); err != nil {
-				return err
-			}
-		}
-		s.snapshot = nil
-		return s.propose(&registry.Command{Type: registry.CmdAdopt, Sender: f.Sender, Adopt: &registry.Adopt{
-			Shard: f.Shard, Snapshot: sn.name, Members: sn.reset.Members, Home: sn.reset.Home, Point: f.Point, Digest: f.Digest,
-		}})
-	}
-	if sn.bytes >= s.cfg.BatchBytes {
-		return s.stage()
-	}
-	return nil
-}
-
-func (s *session) stage() error {
-	sn := s.snapshot
-	if err := s.propose(&registry.Command{Type: registry.CmdStage, Sender: sn.reset.Sender, Stage: sn.stage}); err != nil {
-		return err
-	}
-	sn.staged = true
-	sn.next()
-	return nil
-}
-
-func (sn *staged) next() {
-	sn.stage = &registry.Stage{Shard: sn.reset.Shard, Snapshot: sn.name, Chunk: sn.chunk}
-	sn.chunk++
-	sn.bytes = 0
-}
-
-func (s *session) propose(cmd *registry.Command) error {
-	out, err := s.cfg.Propose(s.ctx, cmd)
-	if err == nil {
-		err = out.Err
-	}
-	var rule *controlplane.RuleError
-	if err == nil || errors.As(err, &rule) { // refused by a rule, an entry advances its shard all the same
-		return nil
-	}
-	return fmt.Errorf("what the feed brought did not get into this region: %w", err)
+	w.im.metrics.isolated.WithLabelValues(w.src.Region, string(shard)).Set(value)
 }

@@ -33,17 +33,21 @@ func (m *hubMetrics) register(r prometheus.Registerer) error {
 func (m *hubMetrics) unregister(r prometheus.Registerer) { unregisterAll(r, m.all()) }
 
 type importMetrics struct {
-	lag *prometheus.GaugeVec
-	age []prometheus.Collector
+	lag      *prometheus.GaugeVec
+	isolated *prometheus.GaugeVec
+	age      []prometheus.Collector
 }
 
 func (m *importMetrics) all() []prometheus.Collector {
-	return append([]prometheus.Collector{m.lag}, m.age...)
+	return append([]prometheus.Collector{m.lag, m.isolated}, m.age...)
 }
 
 func (m *importMetrics) register(r prometheus.Registerer, age map[string]func() float64) error {
 	m.lag = prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "ringmain_feed_lag_entries", Help: "Entries of another region's shard that this region has not applied yet."},
+		[]string{"region", "shard"})
+	m.isolated = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "ringmain_feed_isolated", Help: "1 if another region's shard cannot be imported, by entries or as a whole, and is left alone for a while."},
 		[]string{"region", "shard"})
 	for region, f := range age {
 		m.age = append(m.age, prometheus.NewGaugeFunc(prometheus.GaugeOpts{

@@ -64,6 +64,37 @@ func (r *ring) after(p controlplane.Point) ([]item, bool) {
 	return live[n:], true
 }
 
+// branch returns the items that follow the last point at which the ring's
+// history and that of a copy at p agree, and false if the ring does not reach
+// back to it. A copy at p holds all entries of p's epoch up to p, and an epoch
+// is opened in one place only: so they agree up to the ring's last entry of
+// that epoch.
+func (r *ring) branch(p controlplane.Point) ([]item, bool) {
+	if !r.known || p.Epoch == (controlplane.Epoch{}) {
+		return nil, false
+	}
+	live := r.live()
+	for i := len(live); i >= 0; i-- {
+		at := r.base
+		if i > 0 {
+			at = live[i-1].point
+		}
+		switch {
+		case at.Epoch == p.Epoch:
+			return live[i:], at.Seq <= p.Seq
+		case at.Epoch.Compare(p.Epoch) < 0:
+			return nil, false
+		}
+	}
+	return nil, false
+}
+
+// leads reports whether region may write the shard, as far as the ring was
+// told: it opened the last epoch, and no higher one is promised.
+func (r *ring) leads(region string) bool {
+	return r.home == region && r.epoch.Region == region && r.last().Epoch == r.epoch
+}
+
 // add appends e. An entry the ring is past already changes nothing; one that
 // does not follow the last starts the ring anew, and watchers that stand
 // before it take a snapshot.

@@ -122,3 +122,44 @@ func TestShelf(t *testing.T) {
 		}
 	}
 }
+
+// TestBranch: where a copy whose end conflicts with the ring's history leaves it.
+func TestBranch(t *testing.T) {
+	e := func(counter uint64, region string) controlplane.Epoch {
+		return controlplane.Epoch{Counter: counter, Region: region}
+	}
+	at := func(e controlplane.Epoch, seq uint64) controlplane.Point {
+		return controlplane.Point{Epoch: e, Seq: seq}
+	}
+	one, two, three := e(1, "us"), e(2, "eu"), e(3, "ap")
+	// 5 of the first epoch, then 2 of the second: a branch of the first's 6 and 7 lost.
+	build := func(base controlplane.Point, points ...controlplane.Point) *ring {
+		r := &ring{known: true, base: base}
+		for _, p := range points {
+			r.items = append(r.items, item{point: p})
+		}
+		return r
+	}
+	r := build(at(one, 3), at(one, 4), at(one, 5), at(two, 6), at(two, 7))
+	for _, c := range []struct {
+		from controlplane.Point
+		ok   bool
+		next uint64 // first entry sent
+	}{
+		{at(one, 7), true, 6},
+		{at(one, 6), true, 6},
+		{at(three, 8), false, 0},         // ahead: held, not cut
+		{at(e(1, "ap"), 7), false, 0},    // of an epoch that is not this history's
+		{at(one, 2), false, 0},           // too old for the ring
+		{controlplane.Point{}, false, 0}, // holds nothing
+		{at(e(2, "ap"), 9), false, 0},    // a rival's opening that lost
+	} {
+		items, ok := r.branch(c.from)
+		if ok != c.ok || ok && items[0].point.Seq != c.next {
+			t.Errorf("from %v: %v %v, want %v from %d", c.from, items, ok, c.ok, c.next)
+		}
+	}
+	if items, ok := build(at(one, 5), at(two, 6)).branch(at(one, 9)); !ok || len(items) != 1 {
+		t.Errorf("a branch at the ring's base: %v %v", items, ok)
+	}
+}

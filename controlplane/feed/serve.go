@@ -116,9 +116,11 @@ type watcher struct {
 	peer    identity.ID
 	req     WatchRequest
 	started bool // the answer has begun; until then pull only looks
+	regions bool // an importer that knows the ownership protocol: it cuts, and wants FrameStanding
 	cursors map[controlplane.Shard]*cursor
 	out     output
-	beat    time.Time // when the last heartbeat was written
+	beat    time.Time                                 // when the last heartbeat was written
+	told    map[controlplane.Shard]controlplane.Point // what it was told is confirmed
 
 	verdictAt, hintAt uint64 // cursors into the hub's tables
 	slot              bool   // holds one of the hub's slots for snapshots
@@ -133,10 +135,11 @@ type cursor struct {
 }
 
 func (h *Hub) watch(rw http.ResponseWriter, r *http.Request, peer identity.ID) error {
-	w := &watcher{hub: h, peer: peer, cursors: make(map[controlplane.Shard]*cursor)}
+	w := &watcher{hub: h, peer: peer, cursors: make(map[controlplane.Shard]*cursor), told: make(map[controlplane.Shard]controlplane.Point)}
 	if err := h.decode(r, &w.req.Cluster, &w.req); err != nil {
 		return err
 	}
+	w.regions = w.req.Homed && peer.Role == identity.RoleControl && r.Header.Get(HeaderStanding) != ""
 	if !h.admit(1) {
 		return refuseForNow("this node has all the watchers it takes: ask another")
 	}
@@ -273,7 +276,15 @@ func (w *watcher) snapshot(ctx context.Context, shard controlplane.Shard) (sent 
 	case err != nil:
 		return false, err
 	}
+	if w.req.Homed && s.sender != s.point.Epoch {
+		return false, nil // no longer this region's to send: it has promised to follow another
+	}
 	w.hub.metrics.resets.Inc()
+	if n := len(s.spans); w.regions && n > 0 && len(s.spans[n-1].Members) > 0 { // else cluster version 1
+		if err := w.out.frame(&Frame{Type: FrameStanding, Shard: shard, Sender: s.sender, Spans: s.spans}); err != nil {
+			return false, err
+		}
+	}
 	for i := 0; ; {
 		b, last, grown, err := s.chunk(i)
 		switch {
@@ -307,6 +318,11 @@ func (w *watcher) snapshot(ctx context.Context, shard controlplane.Shard) (sent 
 
 func (w *watcher) heartbeat() error {
 	w.beat = time.Now()
+	if w.regions {
+		if err := w.standing(); err != nil {
+			return err
+		}
+	}
 	return w.out.frame(&Frame{Type: FrameHeartbeat, Position: w.offered(), At: w.hub.cfg.Contact().UnixMilli()})
 }
 
@@ -323,9 +339,32 @@ func (w *watcher) offered() controlplane.Position {
 	return at
 }
 
+// standing tells what has been confirmed since it was last told.
+func (w *watcher) standing() error {
+	var infos []registry.ShardInfo
+	w.hub.cfg.Source.View(func(s *registry.State) { infos = s.Shards() })
+	var news []Frame
+	w.hub.steady(w.hub.mu.RLocker(), func() {
+		for _, info := range infos {
+			at := controlplane.Point{Seq: info.Confirmed}
+			at.Epoch, _ = info.Copy().EpochAt(info.Confirmed)
+			if r := w.hub.rings[info.Shard]; r != nil && w.gets(r) && info.Epoch == r.epoch && info.Confirmed > 0 && w.told[info.Shard] != at {
+				w.told[info.Shard] = at
+				news = append(news, Frame{Type: FrameStanding, Shard: info.Shard, Sender: info.Epoch, Point: at})
+			}
+		}
+	})
+	for i := range news {
+		if err := w.out.frame(&news[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // gets reports whether r's shard is part of this feed. h.mu is held.
 func (w *watcher) gets(r *ring) bool {
-	return w.hub.mayHold(w.peer, r) && (!w.req.Homed || r.home == w.hub.cfg.Region)
+	return w.hub.mayHold(w.peer, r) && (!w.req.Homed || r.leads(w.hub.cfg.Region))
 }
 
 // pulled is what is ready for a watcher.
@@ -366,6 +405,9 @@ func (w *watcher) take() pulled {
 			continue // up to date, or held
 		}
 		items, ok := r.after(c.point)
+		if !ok && w.regions {
+			items, ok = r.branch(c.point) // the receiver cuts what conflicts
+		}
 		if !ok || (c.claimed && c.point == controlplane.Point{}) {
 			p.lost = append(p.lost, shard)
 			continue

@@ -3,6 +3,8 @@ package feed
 import (
 	"context"
 	"errors"
+	"fmt"
+	"net/http"
 	"sync"
 	"time"
 
@@ -20,6 +22,8 @@ var errNoShard = errors.New("feed: the state does not hold the shard")
 type snapshot struct {
 	taken  chan struct{} // closed once point is set, or err
 	point  controlplane.Point
+	sender controlplane.Epoch
+	spans  []registry.Span
 	expire *time.Timer
 
 	mu     sync.Mutex
@@ -111,7 +115,7 @@ func (h *Hub) build(s *snapshot, shard controlplane.Shard) {
 		close(s.taken)
 		return
 	}
-	s.point = snap.Info.Last
+	s.point, s.sender, s.spans = snap.Info.Last, snap.Info.Epoch, snap.Info.Spans
 	close(s.taken)
 	err := h.encode(s, snap)
 	if err != nil {
@@ -188,4 +192,51 @@ func (s *snapshot) chunk(i int) (b []byte, last bool, grown <-chan struct{}, err
 		return s.chunks[i], false, s.grown, nil
 	}
 	return nil, s.done, s.grown, s.err
+}
+
+// ServeSnapshot answers with the shard as a whole, as frames, if this node's
+// copy ends in exactly at. Who may ask is the caller's to decide.
+func (h *Hub) ServeSnapshot(ctx context.Context, rw http.ResponseWriter, shard controlplane.Shard, at controlplane.Point) error {
+	select {
+	case h.slots <- struct{}{}:
+		defer func() { <-h.slots }()
+	default:
+		return errors.New("too many nodes take snapshots here")
+	}
+	s, err := h.snapshotOf(ctx, shard, at)
+	if err != nil {
+		return err
+	}
+	if s.point != at {
+		return fmt.Errorf("shard %s is at %s.%d by now", shard, s.point.Epoch, s.point.Seq)
+	}
+	rw.Header().Set("Content-Type", "application/x-ringmain-feed")
+	out := output{w: rw, rc: http.NewResponseController(rw), timeout: h.cfg.WriteTimeout}
+	for i := 0; ; i++ {
+		b, last, err := s.await(ctx, i)
+		if err != nil {
+			return err
+		}
+		if last {
+			return out.flush()
+		}
+		if err := out.add(b); err != nil {
+			return err
+		}
+	}
+}
+
+// await returns chunk i as soon as there is one, or last if there will be none.
+func (s *snapshot) await(ctx context.Context, i int) (b []byte, last bool, err error) {
+	for {
+		b, last, grown, err := s.chunk(i)
+		if b != nil || last || err != nil {
+			return b, last, err
+		}
+		select {
+		case <-grown:
+		case <-ctx.Done():
+			return nil, false, ctx.Err()
+		}
+	}
 }

@@ -319,7 +319,7 @@ func TestMovedAndCut(t *testing.T) {
 				w.same(t, lead, h.shard)
 				w.same(t, behind, h.shard)
 			}
-			t.Logf("%d frames, %d snapshots", w.frames, w.resets)
+			w.locked(func() { t.Logf("%d frames, %d snapshots", w.frames, w.resets) })
 		})
 	}
 }

@@ -18,6 +18,10 @@ const (
 	PathRevoke   = "/feed/v1/revoke"   // POST Batch, from control nodes only
 )
 
+// HeaderStanding on a watch asks for FrameStanding. It is a header because
+// servers of the first release refuse a request with a field they do not know.
+const HeaderStanding = "Ringmain-Feed-Standing"
+
 // WatchRequest asks for a feed.
 type WatchRequest struct {
 	Cluster  string                `cbor:"1,keyasint"`

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
 )
 
@@ -23,6 +24,8 @@ func samples() []*Frame {
 		{Type: FrameEntry, Shard: "eu", Sender: e, Entry: []byte{1, 0x80}},
 		{Type: FrameVerdicts, Verdicts: []Verdict{{Key: "key_any_1", Revision: 4, MAC: [32]byte{1, 2}}}},
 		{Type: FrameHeartbeat, Position: controlplane.Position{"eu": {Epoch: e, Seq: 9}}, At: 12345},
+		{Type: FrameStanding, Shard: "eu", Sender: e, Point: controlplane.Point{Epoch: e, Seq: 9}},
+		{Type: FrameStanding, Shard: "eu", Sender: e, Spans: []registry.Span{{Epoch: e, Start: 4, Members: []ownership.Member{{Region: "eu-fra", Since: 1}}}}},
 	}
 }
 

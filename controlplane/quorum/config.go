@@ -23,8 +23,8 @@ const MaxCommand = 4 << 20
 
 // Peer is one control node of the region.
 type Peer struct {
-	Node string
-	Addr string // host:port of its raft streams
+	Node string `json:"node"`
+	Addr string `json:"addr"` // host:port of its raft streams
 }
 
 // ShardSpec is a shard that the region is home of.
@@ -42,15 +42,21 @@ type Config struct {
 	Dir     string // directory of this node alone; made if absent, mode 0700
 
 	// Peers are the region's control nodes, this one included: the same list
-	// on all of them. A changed address takes effect at the next start; a
-	// changed set of nodes does not change who votes.
+	// on all of them. A changed address takes effect at the next start, before
+	// the one that a node was added with; a changed set of nodes does not
+	// change who votes: that is Add and Remove.
 	Peers []Peer
-	// Expect is how many peers found the region. A node with an empty Dir and
-	// fewer peers waits to be contacted. 0 = as many as Peers.
+	// Expect is how many peers found the region, once all of them answer. A
+	// node with an empty Dir and fewer peers waits to be contacted. 0 = as many
+	// as Peers.
 	Expect int
 	// Homes are the shards to open, at first leadership, if they do not exist.
 	// A member added later is let in by the next epoch. May be nil.
 	Homes []ShardSpec
+
+	// Since says which life of the region this is: a region that may have lost
+	// commits begins another, and is let in as a new member. 0 = the first.
+	Since uint64
 
 	// Listener yields raft streams whose handshake is done; Dial opens one to
 	// a peer, handshake included. Quorum closes the listener.
@@ -61,7 +67,7 @@ type Config struct {
 
 	// OnApply is told, in order, of every command that takes effect, those
 	// replayed at start included. After a snapshot from the leader it gets an
-	// Outcome with nothing but Points and Reset. It must not block. May be nil.
+	// Outcome with nothing but Points, Reset and Reports. It must not block. May be nil.
 	OnApply func(out registry.Outcome, sender controlplane.Epoch)
 
 	Tunables   Tunables
@@ -104,6 +110,13 @@ type Tunables struct {
 	// Stall is how long a write to the disk may take before the node gives up,
 	// so that another leads. [5 s]
 	Stall time.Duration
+	// Promote is how long a node that was added must have kept up before it
+	// votes. [10 s]
+	Promote time.Duration
+	// RemoveDead is after how long without an answer a voter is removed, if
+	// three others remain and a majority of them answers. 0 = never. Below some
+	// hours, maintenance looks like death.
+	RemoveDead time.Duration
 }
 
 func (t *Tunables) setDefaults() {
@@ -118,6 +131,7 @@ func (t *Tunables) setDefaults() {
 	setDefault(&t.SnapshotEvery, 30*time.Second)
 	setDefault(&t.SegmentBytes, 16<<20)
 	setDefault(&t.Stall, 5*time.Second)
+	setDefault(&t.Promote, 10*time.Second)
 }
 
 func setDefault[T comparable](field *T, value T) {
@@ -197,6 +211,7 @@ func (c *Config) raftConfig(notify chan<- bool) *raft.Config {
 	rc.SnapshotInterval = c.Tunables.SnapshotEvery
 	rc.NoSnapshotRestoreOnStart = true // the image is as far, or reconcile brought it there
 	rc.NotifyCh = notify
+	rc.ShutdownOnRemove = false // it says what happened, and can be added again
 	rc.Logger = newRaftLogger(c.Logger)
 	rc.NoLegacyTelemetry = true
 	return rc

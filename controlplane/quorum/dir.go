@@ -76,14 +76,21 @@ func checkOwner(dir string, want owner) error {
 	if err != nil {
 		return fmt.Errorf("quorum: data directory: %w", err)
 	}
-	var got owner
-	if err := json.Unmarshal(text, &got); err != nil || got.Format != 1 {
-		return fmt.Errorf("quorum: %s is damaged or of another version: restore it, it says whose directory this is", path)
+	got, err := parseOwner(path, text)
+	if err != nil {
+		return err
 	}
 	if got != want {
 		return fmt.Errorf("quorum: %s is the directory of %s, not of %s: %w", dir, got, want, controlplane.ErrWrongCluster)
 	}
 	return nil
+}
+
+func parseOwner(path string, text []byte) (own owner, err error) {
+	if err := json.Unmarshal(text, &own); err != nil || own.Format != 1 {
+		return own, fmt.Errorf("quorum: %s is damaged or of another version: restore it, it says whose directory this is", path)
+	}
+	return own, nil
 }
 
 // createOwner writes the file of a fresh directory. One that holds anything

@@ -91,15 +91,18 @@ func (w *watchdog) probe(ctx context.Context) error {
 	return f.Close()
 }
 
-// watch fails once a probe takes longer than the limit.
-func (w *watchdog) watch(ctx context.Context, limit time.Duration) error {
+// watch fails once a probe, or what else is timed alike, takes longer than the
+// limit.
+func (w *watchdog) watch(ctx context.Context, limit time.Duration, others ...*atomic.Int64) error {
 	for sleep(ctx, w.every/2) {
-		since := w.since.Load()
-		if since == 0 {
-			continue
-		}
-		if took := time.Since(time.Unix(0, since)); took > limit {
-			return fmt.Errorf("quorum: the disk under %s has not finished a write for %s: stop this process and look at the disk", filepath.Dir(w.path), took.Round(time.Second))
+		for _, begun := range append(others, &w.since) {
+			since := begun.Load()
+			if since == 0 {
+				continue
+			}
+			if took := time.Since(time.Unix(0, since)); took > limit {
+				return fmt.Errorf("quorum: the disk under %s has not finished a write for %s: stop this process and look at the disk", filepath.Dir(w.path), took.Round(time.Second))
+			}
 		}
 	}
 	return nil

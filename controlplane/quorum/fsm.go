@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/raft"
 
@@ -31,6 +32,8 @@ type machine struct {
 	advanced chan struct{} // closed when the state advances; then replaced
 	kick     chan struct{} // wakes the flusher; capacity 1
 
+	life atomic.Uint64 // image.Life
+
 	imageMu sync.Mutex // taken before mu
 	image   *image.Image
 }
@@ -38,7 +41,7 @@ type machine struct {
 var _ raft.BatchingFSM = (*machine)(nil)
 
 func newMachine(cfg *Config, img *image.Image, state *registry.State, fatal func(error), metrics *metrics) *machine {
-	return &machine{
+	m := &machine{
 		onApply:  cfg.OnApply,
 		fatal:    fatal,
 		metrics:  metrics,
@@ -49,6 +52,8 @@ func newMachine(cfg *Config, img *image.Image, state *registry.State, fatal func
 		kick:     make(chan struct{}, 1),
 		image:    img,
 	}
+	m.life.Store(img.Life())
+	return m
 }
 
 // effect is what OnApply is told of one command.
@@ -112,7 +117,7 @@ func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
 	}
 	m.at = image.Mark{Applied: l.Index, Term: l.Term}
 	m.dirty.Note(m.state, cmd, l.Data, &out)
-	if len(out.Effective)+len(out.Touched)+len(out.Reset) > 0 {
+	if len(out.Effective)+len(out.Touched)+len(out.Reset)+len(out.Reports) > 0 {
 		*effects = append(*effects, effect{out, senderOf(cmd, &out)})
 	}
 	return out
@@ -120,7 +125,10 @@ func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
 
 // senderOf is the epoch whose home made the command.
 func senderOf(cmd *registry.Command, out *registry.Outcome) controlplane.Epoch {
-	if cmd.Type == registry.CmdEntry && len(out.Effective) > 0 {
+	switch {
+	case cmd.Take != nil:
+		return cmd.Take.Epoch
+	case cmd.Type == registry.CmdEntry && len(out.Effective) > 0:
 		return out.Effective[len(out.Effective)-1].Epoch
 	}
 	return cmd.Sender
@@ -135,10 +143,21 @@ func (m *machine) view(f func(*registry.State)) {
 
 // wait returns once the shard is at or past point.
 func (m *machine) wait(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error {
+	err := m.until(ctx, func() bool {
+		info, _ := m.state.Shard(shard)
+		return info.Last.Compare(point) >= 0
+	})
+	if err != nil {
+		return fmt.Errorf("quorum: shard %s is not at %s.%d yet: %w", shard, point.Epoch, point.Seq, err)
+	}
+	return nil
+}
+
+// until returns once reached, which is called with mu held, says so.
+func (m *machine) until(ctx context.Context, reached func() bool) error {
 	for {
 		m.mu.Lock()
-		info, _ := m.state.Shard(shard)
-		if info.Last.Compare(point) >= 0 {
+		if reached() {
 			m.mu.Unlock()
 			return nil
 		}
@@ -155,7 +174,7 @@ func (m *machine) wait(ctx context.Context, shard controlplane.Shard, point cont
 		m.waiters--
 		m.mu.Unlock()
 		if err != nil {
-			return fmt.Errorf("quorum: shard %s is not at %s.%d yet: %w", shard, point.Epoch, point.Seq, err)
+			return err
 		}
 	}
 }
@@ -229,7 +248,8 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	if err != nil {
 		return fmt.Errorf("quorum: %w", err)
 	}
-	out := registry.Outcome{Points: state.Position()}
+	m.life.Store(m.image.Life())
+	out := registry.Outcome{Points: state.Position(), Reports: state.Reports()}
 	m.mu.Lock()
 	seen := make(map[controlplane.Shard]struct{})
 	for _, info := range append(m.state.Shards(), state.Shards()...) {

@@ -6,6 +6,7 @@ import (
 	"io"
 	"log"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +38,9 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	case hclog.Error:
 		at = slog.LevelWarn
 	default:
+	}
+	if strings.HasPrefix(msg, "unable to get address for server") {
+		at = slog.LevelDebug // a node that was added later: the fallback is right
 	}
 	if !l.to.Enabled(context.Background(), at) {
 		return

@@ -6,22 +6,10 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// snapshotStore hands out readers that know what they read, which raft does not
-// tell Restore.
-type snapshotStore struct{ raft.SnapshotStore }
-
+// snapshotReader knows what it reads, which raft does not tell Restore.
 type snapshotReader struct {
 	io.ReadCloser
 	meta *raft.SnapshotMeta
-}
-
-// Open implements raft.SnapshotStore.
-func (s snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	meta, r, err := s.SnapshotStore.Open(id)
-	if err != nil {
-		return nil, nil, err
-	}
-	return meta, snapshotReader{r, meta}, nil
 }
 
 // installed is told of a snapshot from the leader that is in place. Raft will

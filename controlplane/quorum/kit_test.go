@@ -196,6 +196,7 @@ type node struct {
 	name   string
 	addr   string
 	dir    string
+	peers  []Peer // that it knows; nil = all of the cluster's
 	q      *Quorum
 	cancel context.CancelFunc
 	heard  *heard
@@ -258,6 +259,9 @@ func (c *cluster) config(nd *node) Config {
 		Homes:   []ShardSpec{{controlplane.ShardGlobal, []string{testRegion, "eu-fra"}}, {testShard, []string{testRegion, "eu-fra"}}},
 		Sealer:  c.sealer,
 		OnApply: nd.heard.onApply, Tunables: c.tune,
+	}
+	if nd.peers != nil {
+		cfg.Peers = nd.peers
 	}
 	if c.net != nil {
 		cfg.Listener = c.net.listen(nd.addr)

@@ -21,6 +21,8 @@ type leadership struct {
 	leads bool   // raft says so
 	turn  uint64 // counts every change of leads
 	ready bool   // leads, and is established
+	term  uint64 // that it is established in
+	held  bool   // leadership is being handed over: stay unready
 	ended bool
 	subs  []chan bool
 	kick  chan struct{} // wakes establish; capacity 1
@@ -63,18 +65,53 @@ func latest(c chan bool, v bool) {
 func (l *leadership) establishable() (turn uint64, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.turn, l.leads && !l.ready && !l.ended
+	return l.turn, l.leads && !l.ready && !l.held && !l.ended
 }
 
-// established makes the node ready, unless leadership moved since turn.
-func (l *leadership) established(turn uint64) bool {
+// established makes the node ready in term, unless leadership moved since turn.
+func (l *leadership) established(turn, term uint64) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.turn != turn {
+	if l.turn != turn || l.held {
 		return false
 	}
+	l.term = term
 	l.setReady(true)
 	return l.ready
+}
+
+// readyIn reports whether the node is ready in term.
+func (l *leadership) readyIn(term uint64) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ready && l.term == term
+}
+
+// hold makes the node unready until release. It reports false if it was not
+// ready.
+func (l *leadership) hold() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.ready {
+		return false
+	}
+	l.held = true
+	l.setReady(false)
+	return true
+}
+
+// release ends hold. Unless leadership is gone, the node becomes ready again.
+func (l *leadership) release(gone bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.held = false
+	if gone {
+		l.leads = false // raft is about to say so
+	}
+	select {
+	case l.kick <- struct{}{}:
+	default:
+	}
 }
 
 func (l *leadership) isReady() bool {
@@ -152,14 +189,15 @@ func (q *Quorum) establish(ctx context.Context) error {
 			continue
 		}
 		start := time.Now()
+		term := q.raft.CurrentTerm()
 		err := q.raft.Barrier(0).Error()
 		if err == nil {
 			err = q.openHomes()
 		}
 		if err == nil {
 			stuck = 0
-			if q.lead.established(turn) {
-				q.log.Info("leading the region", "term", q.raft.CurrentTerm(), "after", time.Since(start))
+			if q.lead.established(turn, term) {
+				q.log.Info("leading the region", "term", term, "after", time.Since(start))
 			}
 			continue
 		}
@@ -237,6 +275,9 @@ func (q *Quorum) opening(spec ShardSpec) (cmd *registry.Command, err error) {
 	q.machine.view(func(s *registry.State) {
 		info, exists := s.Shard(spec.Shard)
 		switch {
+		case !exists && s.Copy(spec.Shard).Promised != (controlplane.Epoch{}):
+			q.log.Warn("a configured shard is being taken over elsewhere: leaving it", "shard", spec.Shard)
+			return
 		case !exists:
 		case info.Home != q.cfg.Region:
 			q.log.Warn("a configured shard has another home: leaving it", "shard", spec.Shard, "home", info.Home)
@@ -245,6 +286,10 @@ func (q *Quorum) opening(spec ShardSpec) (cmd *registry.Command, err error) {
 			return
 		case !containsAll(members, info.Members):
 			q.log.Warn("a shard has members that are not configured: leaving them in", "shard", spec.Shard, "members", info.Members, "configured", members)
+			return
+		}
+		if exists && s.Version() > 1 && len(info.Members) > 1 {
+			q.log.Warn("a shard lacks members that are configured: its members must agree to let them in", "shard", spec.Shard, "members", info.Members, "configured", members)
 			return
 		}
 		changes := []registry.Change{{Op: registry.OpOpen, Members: members, Home: q.cfg.Region}}

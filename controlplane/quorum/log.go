@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -52,6 +54,8 @@ type sealedLog struct {
 
 	cacheMu sync.RWMutex
 	cache   [logCache]*raft.Log
+
+	since atomic.Int64 // when the write under way began, Unix nanoseconds; 0 = none
 
 	stateMu sync.Mutex
 	end     uint64             // last index that was acknowledged to raft
@@ -314,6 +318,8 @@ func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
 }
 
 func (l *sealedLog) append(sealed []*raft.Log, end uint64) error {
+	l.since.Store(time.Now().UnixNano())
+	defer l.since.Store(0)
 	if err := l.repair(); err != nil {
 		return l.failed(&appendError{cause: image.DiskError(err)})
 	}

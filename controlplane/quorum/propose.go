@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
 )
 
@@ -19,6 +20,7 @@ type proposal struct {
 	ctx     context.Context //nolint:containedctx // the caller's, looked at when its turn comes
 	shard   controlplane.Shard
 	changes []registry.Change
+	level   registry.Level
 	command *registry.Command // instead of changes: an import
 	state   atomic.Int32
 	done    chan answer // capacity 1
@@ -46,20 +48,37 @@ type flight struct {
 // is committed and applied here. Only the leader of the shard's home does it.
 //
 // Nothing was written if the error is a *controlplane.RuleError (the changes
-// are refused), controlplane.ErrNotLeader, ErrNoLeader, ErrNotHome,
-// ErrOverloaded, or ErrDiskFull or the context's alone. After
+// are refused), controlplane.ErrNotLeader, ErrNoLeader, ErrNotHome, ErrNoHome,
+// ErrTailFull, ErrOverloaded, or ErrDiskFull or the context's alone. After
 // controlplane.ErrUncertain it may have been: read before retrying. An Outcome
 // comes with a RuleError if the entry was refused only when applied.
 func (q *Quorum) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
-	return q.submit(&proposal{ctx: ctx, shard: shard, changes: changes, done: make(chan answer, 1)})
+	return q.ProposeLevel(ctx, shard, 0, changes)
 }
 
-// ProposeCommand commits an import: entries, or a shard snapshot, of another
-// home. Errors are as of Propose, and *registry.StructureError, which says
-// where the shard stands.
+// ProposeLevel is Propose, and notes beside the entry, for whoever may find it
+// in a quarantine, which acknowledgement its writer asked for. It waits for
+// none but the region's commit.
+func (q *Quorum) ProposeLevel(ctx context.Context, shard controlplane.Shard, level registry.Level, changes []registry.Change) (registry.Outcome, error) {
+	return q.submit(&proposal{ctx: ctx, shard: shard, changes: changes, level: level, done: make(chan answer, 1)})
+}
+
+// ProposeCommand commits an import (entries, or a shard snapshot, of another
+// home) or a step of the shard's regions towards another home. Errors are as of
+// Propose, and *registry.StructureError, which says where the shard stands.
+//
+// While the region is at cluster version 1, imports lose what only later
+// versions carry, and other commands are refused: see Raise.
 func (q *Quorum) ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error) {
-	if cmd.Type == registry.CmdEntry {
+	switch cmd.Type {
+	case registry.CmdEntry:
 		return registry.Outcome{}, errors.New("quorum: own entries go through Propose, which numbers them")
+	case registry.CmdVersion:
+		return registry.Outcome{}, errors.New("quorum: the cluster version is raised by Raise, which asks the nodes first")
+	default:
+	}
+	if cmd.Take != nil && cmd.Take.Epoch.Region != q.cfg.Region {
+		return registry.Outcome{}, fmt.Errorf("quorum: %s takes its shards over itself, not through %s", cmd.Take.Epoch.Region, q.cfg.Region)
 	}
 	return q.submit(&proposal{ctx: ctx, command: cmd, done: make(chan answer, 1)})
 }
@@ -203,13 +222,15 @@ func (q *Quorum) launch(p *proposer, next *proposal) error {
 // is in flight. What the latter changes, Apply checks again.
 func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, end controlplane.Point, err error) {
 	if next.command != nil {
-		return next.command, end, nil
+		q.machine.view(func(s *registry.State) { cmd, err = next.command.At(s.Version()) })
+		return cmd, end, err
 	}
 	var entry *registry.Entry
+	version := uint64(0)
 	q.machine.view(func(s *registry.State) {
-		info, ok := s.Shard(next.shard)
-		if ok && info.Home != q.cfg.Region {
-			err = fmt.Errorf("%w: %s is written by %s", controlplane.ErrNotHome, next.shard, info.Home)
+		version = s.Version()
+		info, _ := s.Shard(next.shard)
+		if err = s.Writable(next.shard, ownership.Member{Region: q.cfg.Region, Since: q.Since()}); err != nil {
 			return
 		}
 		if err = s.Check(next.shard, next.changes); err != nil {
@@ -228,7 +249,11 @@ func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, en
 	if err != nil {
 		return nil, end, err
 	}
-	return &registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}, entry.Point(), nil
+	cmd = &registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}
+	if next.level != 0 && version > 1 {
+		cmd.Levels = []registry.Level{next.level}
+	}
+	return cmd, entry.Point(), nil
 }
 
 // runResolver answers the callers, in the order of the log.
@@ -264,7 +289,7 @@ func (q *Quorum) resolve(f flight) (a answer, lost bool) {
 	switch {
 	case a.err == nil, errors.As(a.err, &refusal), f.command != nil:
 		return a, false
-	case errors.Is(a.err, controlplane.ErrNotHome):
+	case errors.Is(a.err, controlplane.ErrNotHome), errors.Is(a.err, controlplane.ErrNoHome):
 		return a, true
 	default:
 		// An entry before it never made it into the log, so this one does not

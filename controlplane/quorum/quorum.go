@@ -37,14 +37,22 @@ type Quorum struct {
 	store   *sealedLog
 	machine *machine
 	streams *streamLayer
+	book    addressBook
+	trans   *raft.NetworkTransport
 	raft    *raft.Raft
 
 	notify   chan bool // raft's; never blocks it
 	observed chan raft.Observation
 	lead     leadership
+	watch    watch
+	known    bool                  // the directory has a past: nothing is to be founded
 	problem  atomic.Pointer[error] // what ails the node without stopping it
+	outside  atomic.Pointer[error] // why it is no member of its region
+	led      time.Time             // when there last was a leader; of runMembers
 
 	queue    chan *proposal
+	reads    chan read
+	changes  chan change
 	flights  chan flight
 	inFlight counter
 	gap      atomic.Bool // an entry in flight was lost
@@ -64,6 +72,12 @@ const (
 	drainTimeout  = 500 * time.Millisecond // for proposals under way, before a handover
 	settleTimeout = 5 * time.Second        // for raft to answer what it holds, at the end
 	probeEvery    = 2 * time.Second
+)
+
+// Bounds that no deployment should reach.
+const (
+	maxReads   = 1024 // reads that wait for the proof that this node leads
+	maxMembers = 64   // nodes of a region
 )
 
 var errClosed = errors.New("quorum: closed")
@@ -87,6 +101,9 @@ func Open(ctx context.Context, cfg Config) (_ *Quorum, err error) {
 		notify:   make(chan bool, 64),
 		observed: make(chan raft.Observation, 64),
 		queue:    make(chan *proposal, cfg.Tunables.Queue),
+		reads:    make(chan read, maxReads),
+		changes:  make(chan change),
+		watch:    watch{busy: make(map[raft.ServerID]bool)},
 		flights:  make(chan flight, 1024),
 		raftDown: make(chan struct{}),
 		stopped:  make(chan struct{}),
@@ -149,17 +166,17 @@ func (q *Quorum) closeFiles() error {
 // startRaft closes the listener if it fails.
 func (q *Quorum) startRaft() (err error) {
 	q.streams = newStreamLayer(&q.cfg)
+	q.book = newAddressBook(q.cfg.Peers)
 	logger := newRaftLogger(q.log)
-	files, err := raft.NewFileSnapshotStoreWithLogger(q.cfg.Dir, 2, logger)
+	snaps, err := openSnapshots(&q.cfg)
 	if err != nil {
-		return errors.Join(fmt.Errorf("quorum: snapshots: %w", image.DiskError(err)), q.cfg.Listener.Close())
+		return errors.Join(err, q.cfg.Listener.Close())
 	}
-	snaps := snapshotStore{files}
 	if err := q.reconcile(snaps); err != nil {
 		return errors.Join(err, q.cfg.Listener.Close())
 	}
-	trans := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: newAddressBook(q.cfg.Peers),
+	q.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		ServerAddressProvider: q.book,
 		Stream:                q.streams,
 		MaxPool:               3,
 		// Pipelining off: in raft 1.7.3 its sender waits for ever on a decoder
@@ -174,42 +191,23 @@ func (q *Quorum) startRaft() (err error) {
 			err = fmt.Errorf("quorum: start raft: %v", r)
 		}
 		if err != nil {
-			err = errors.Join(err, trans.Close())
+			err = errors.Join(err, q.trans.Close())
 			q.streams.cut()
 		}
 	}()
-	if err := q.found(snaps, trans); err != nil {
+	if err := q.recoverIfAsked(snaps); err != nil {
 		return err
 	}
-	if q.raft, err = raft.NewRaft(q.cfg.raftConfig(q.notify), q.machine, q.store, q.store, snaps, trans); err != nil {
+	if q.known, err = raft.HasExistingState(q.store, q.store, snaps); err != nil {
+		return fmt.Errorf("quorum: %w", err)
+	}
+	if q.raft, err = raft.NewRaft(q.cfg.raftConfig(q.notify), q.machine, q.store, q.store, snaps, q.trans); err != nil {
 		return fmt.Errorf("quorum: start raft: %w", err)
 	}
 	q.raft.RegisterObserver(raft.NewObserver(q.observed, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.RaftState)
 		return ok
 	}))
-	return nil
-}
-
-// found begins a new region if this node has no part in one.
-func (q *Quorum) found(snaps raft.SnapshotStore, trans raft.Transport) error {
-	has, err := raft.HasExistingState(q.store, q.store, snaps)
-	if err != nil {
-		return fmt.Errorf("quorum: %w", err)
-	}
-	if has {
-		return nil
-	}
-	if len(q.cfg.Peers) < q.cfg.Expect {
-		q.log.Info("waiting for the region's nodes to make contact", "peers", len(q.cfg.Peers), "expected", q.cfg.Expect)
-		return nil
-	}
-	// All nodes do the same with the same list, so whoever is elected first
-	// finds the others in agreement.
-	if err := raft.BootstrapCluster(q.cfg.raftConfig(nil), q.store, q.store, snaps, trans, q.cfg.founders()); err != nil {
-		return fmt.Errorf("quorum: found the region: %w", image.DiskError(err))
-	}
-	q.log.Info("founded the region", "peers", q.cfg.Peers)
 	return nil
 }
 
@@ -301,11 +299,14 @@ func (q *Quorum) start() {
 	use(func() error { return q.runProposer(q.ctx) })
 	use(q.runResolver)
 	use(func() error { return q.establish(q.ctx) })
+	run(func() error { return q.runReads(q.ctx) })
+	run(func() error { return q.runMembers(q.ctx) })
+	run(func() error { return q.found(q.ctx) })
 	run(q.drainNotify)
 	run(q.drainObserver)
 	run(func() error { return q.runFlusher(q.ctx) })
 	run(func() error { return dog.probe(q.ctx) })
-	run(func() error { return dog.watch(q.ctx, q.cfg.Tunables.Stall) })
+	run(func() error { return dog.watch(q.ctx, q.cfg.Tunables.Stall, &q.store.since) })
 	go q.end() // Close waits for it
 }
 
@@ -365,26 +366,6 @@ func (q *Quorum) Close(ctx context.Context) error {
 	case <-ctx.Done():
 		return fmt.Errorf("quorum: does not stop: %w", context.Cause(ctx))
 	}
-}
-
-// handOver has another node lead, so that the region need not notice.
-func (q *Quorum) handOver() {
-	if q.raft.State() != raft.Leader || len(q.raft.GetConfiguration().Configuration().Servers) < 2 {
-		return
-	}
-	start := time.Now()
-	q.lead.end() // takes no more proposals
-	timer := time.NewTimer(drainTimeout)
-	defer timer.Stop()
-	select {
-	case <-q.inFlight.idle():
-	case <-timer.C:
-	}
-	if err := q.raft.LeadershipTransfer().Error(); err != nil {
-		q.log.Warn("cannot hand leadership over", "error", err)
-		return
-	}
-	q.log.Info("handed leadership over", "after", time.Since(start))
 }
 
 // Done is closed when the node stops working, by Close or by failure: Err says
@@ -474,6 +455,8 @@ func (q *Quorum) Stats() Stats {
 	if err := q.store.fullDisk(); err != nil {
 		s.Problem = err.Error()
 	} else if p := q.problem.Load(); p != nil {
+		s.Problem = (*p).Error()
+	} else if p := q.outside.Load(); p != nil && s.Leader == "" {
 		s.Problem = (*p).Error()
 	}
 	return s

@@ -2,8 +2,9 @@ package quorum
 
 import (
 	"context"
-	"fmt"
+	"errors"
 	"net"
+	"strings"
 	"sync"
 	"time"
 
@@ -44,14 +45,18 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return s.keep(c)
+	kept, err := s.keep(c)
+	if err != nil {
+		return nil, err
+	}
+	return &asked{Conn: kept}, nil
 }
 
 // Dial opens a stream to a peer.
 func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), timeout)
 	defer cancel()
-	c, err := s.dial(ctx, string(addr))
+	c, err := s.dial(ctx, strings.TrimPrefix(string(addr), readerMark))
 	if err != nil {
 		return nil, err
 	}
@@ -95,7 +100,8 @@ func (s *stream) Close() error {
 }
 
 // addressBook gives raft the configured address of a node, so that a change
-// of configuration takes effect without a change of membership.
+// of configuration takes effect without a change of membership. Nodes that are
+// not configured here keep the address they were added with.
 type addressBook map[raft.ServerID]raft.ServerAddress
 
 func newAddressBook(peers []Peer) addressBook {
@@ -106,10 +112,21 @@ func newAddressBook(peers []Peer) addressBook {
 	return book
 }
 
-// ServerAddr implements raft.ServerAddressProvider.
+// ServerAddr implements raft.ServerAddressProvider. After an error raft goes on
+// with the address in its configuration.
 func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
 	if addr, ok := b[id]; ok {
 		return addr, nil
 	}
-	return "", fmt.Errorf("node %q is not among the configured peers", id)
+	return "", errAddedLater
+}
+
+var errAddedLater = errors.New("not configured here: it was added later")
+
+// of is the address by which s is reached.
+func (b addressBook) of(s raft.Server) string {
+	if addr, ok := b[s.ID]; ok {
+		return string(addr)
+	}
+	return strings.TrimPrefix(string(s.Address), readerMark)
 }

@@ -88,6 +88,68 @@ func BenchmarkApplyKeyPut(b *testing.B) {
 	}
 }
 
+// BenchmarkTail is BenchmarkApplyKeyPut beside 100,000 at cluster version 2:
+// where one region is the only member; where two are, and every 100th command
+// confirms what came before; and what an entry costs for as long as nobody
+// confirms it, and when it is cut.
+func BenchmarkTail(b *testing.B) {
+	const n = 100_000
+	run := func(b *testing.B, confirmEvery int, members ...string) *State {
+		s := seeded(b, n)
+		sh := *s.orNew(anyEast)
+		sh.info.Members = members
+		s.set(&sh)
+		raise(b, s)
+		var commands []*Command
+		at := s.Copy(anyEast).Last
+		for i := range b.N {
+			e := NextAfter(anyEast, at, []Change{{Op: OpPut, Record: benchKey(n + i), IfRevision: RevisionAbsent}})
+			at = e.Point()
+			commands = append(commands, &Command{Type: CmdEntry, Entries: [][]byte{entry(b, e)}, Levels: []Level{LevelMultiRegion}})
+			if confirmEvery > 0 && i%confirmEvery == 0 {
+				commands = append(commands, &Command{Type: CmdConfirm, Confirm: &Confirm{Shard: anyEast, Epoch: at.Epoch, Seq: at.Seq}})
+			}
+		}
+		encoded := make([][]byte, len(commands))
+		for i, c := range commands {
+			var err error
+			if encoded[i], err = EncodeCommand(c); err != nil {
+				b.Fatal(err)
+			}
+		}
+		before := heap()
+		b.ReportAllocs()
+		b.ResetTimer()
+		for _, c := range encoded {
+			cmd, err := DecodeCommand(c)
+			if err != nil {
+				b.Fatal(err)
+			}
+			if out := s.Apply(cmd); out.Err != nil {
+				b.Fatal(out.Err)
+			}
+		}
+		b.StopTimer()
+		b.ReportMetric(float64(heap()-before)/float64(b.N), "B-held/op")
+		runtime.KeepAlive(encoded)
+		return s
+	}
+	b.Run("alone", func(b *testing.B) { run(b, 0, "us-east") })
+	b.Run("confirmed", func(b *testing.B) { run(b, 100, "eu-fra", "us-east") })
+	b.Run("unconfirmed", func(b *testing.B) { run(b, 0, "eu-fra", "us-east") })
+	b.Run("cut", func(b *testing.B) {
+		s := run(b, 0, "eu-fra", "us-east")
+		opened := &Entry{Shard: anyEast, Epoch: controlplane.Epoch{Counter: 2, Region: "eu-fra"}, Seq: 2, Prev: s.Copy(anyEast).Last.Epoch,
+			Changes: []Change{open("eu-fra", "eu-fra", "us-east")}}
+		cmd := &Command{Type: CmdAccept, Sender: opened.Epoch, Entries: [][]byte{entry(b, opened)}}
+		b.ResetTimer()
+		b.StartTimer()
+		if out := s.Apply(cmd); out.Err != nil {
+			b.Fatal(out.Err)
+		}
+	})
+}
+
 func BenchmarkGet(b *testing.B) {
 	s := seeded(b, 100_000)
 	ids := make([]string, 1<<10)

@@ -324,7 +324,7 @@ func (r *Route) fallsBackOn(yield func(string) bool) {
 
 // fallingBackOn returns the model of a route that falls back on model, or "".
 func (k *checker) fallingBackOn(model string) string {
-	for r := range k.shard.names.from(func(e *Record) int { return probeName(e, KindRoute, "", "") }) {
+	for r := range k.shard.names.From(func(e *Record) int { return probeName(e, KindRoute, "", "") }) {
 		if r.Kind != KindRoute {
 			break
 		}
@@ -339,7 +339,7 @@ func (k *checker) fallingBackOn(model string) string {
 
 // dedicatedTo returns the name of an upstream that belongs to org, or "".
 func (k *checker) dedicatedTo(org string) string {
-	for r := range k.global().names.from(func(e *Record) int { return probeName(e, KindUpstream, "", "") }) {
+	for r := range k.global().names.From(func(e *Record) int { return probeName(e, KindUpstream, "", "") }) {
 		if r.Kind != KindUpstream {
 			break
 		}

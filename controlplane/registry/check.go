@@ -29,7 +29,7 @@ func (s *State) Check(name controlplane.Shard, changes []Change) error {
 	if !sh.known() && changes[0].Op != OpOpen {
 		return controlplane.Refuse(controlplane.RuleNotFound, "shard", "shard %q does not exist", name)
 	}
-	if _, _, err := s.try(sh, NextAfter(name, sh.info.Last, slices.Clone(changes)), true); err != nil {
+	if _, err := s.try(sh, &Held{Entry: NextAfter(name, sh.info.Last, slices.Clone(changes))}, true); err != nil {
 		return err
 	}
 	return nil
@@ -62,6 +62,9 @@ func (c *Change) wellFormed(shard controlplane.Shard, i int) *controlplane.RuleE
 			return invalid("op", "only the first change of an entry can open an epoch")
 		case !isShard(shard):
 			return invalid("shard", "%q is not a shard: global, any-<region> or a jurisdiction", shard)
+		}
+		if len(c.Since) != 0 && (len(c.Since) != len(c.Members) || !slices.IsSorted(c.Members)) {
+			return invalid("since", "goes with members in order, one by one")
 		}
 		return wellFormedMembers(c.Members, c.Home)
 	default:
@@ -147,7 +150,7 @@ func (k *checker) region(name string) (*Record, bool) { return k.global().get(Re
 // jurisdictionKnown reports whether some region is in it, or no region is known yet.
 func (k *checker) jurisdictionKnown(jurisdiction string) bool {
 	known := true
-	for r := range k.global().names.from(func(e *Record) int { return probeName(e, KindRegion, "", "") }) {
+	for r := range k.global().names.From(func(e *Record) int { return probeName(e, KindRegion, "", "") }) {
 		if r.Kind != KindRegion {
 			break
 		}
@@ -245,7 +248,7 @@ func (k *checker) remove(r *Record) *controlplane.RuleError {
 }
 
 func (k *checker) removeRegion(name string, inUse func(string) *controlplane.RuleError) *controlplane.RuleError {
-	for r := range k.shard.names.from(func(e *Record) int { return probeName(e, KindUpstream, "", "") }) {
+	for r := range k.shard.names.From(func(e *Record) int { return probeName(e, KindUpstream, "", "") }) {
 		if r.Kind != KindUpstream {
 			break
 		}
@@ -263,7 +266,7 @@ func (k *checker) removeRegion(name string, inUse func(string) *controlplane.Rul
 
 // routeTo returns the model of a route with the upstream among its targets, or "".
 func (k *checker) routeTo(upstream string) string {
-	for r := range k.shard.names.from(func(e *Record) int { return probeName(e, KindRoute, "", "") }) {
+	for r := range k.shard.names.From(func(e *Record) int { return probeName(e, KindRoute, "", "") }) {
 		if r.Kind != KindRoute {
 			break
 		}

@@ -4,20 +4,30 @@ import (
 	"fmt"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 )
 
-// CommandVersion is the first byte of every encoded Command.
-const CommandVersion = 1
+// First bytes of an encoded Command. What the first release could read keeps
+// the first; what needs the second is unknown to it, so that it halts.
+const (
+	CommandVersion       = 1
+	commandVersionLevels = 2
+)
 
 // CommandType says what a Command asks of Apply.
 type CommandType uint8
 
-// Commands of version 1.
+// Commands. Those after CmdAdopt need cluster version 2, but for CmdVersion.
 const (
-	CmdEntry  CommandType = iota + 1 // entries that this region proposes as their shards' home
-	CmdAccept                        // entries of another home, whose epoch is Sender
-	CmdStage                         // one chunk of another home's shard snapshot
-	CmdAdopt                         // the staged snapshot replaces the shard
+	CmdEntry   CommandType = iota + 1 // entries that this region proposes as their shards' home
+	CmdAccept                         // entries of another home, whose epoch is Sender; what conflicts with them is cut
+	CmdStage                          // one chunk of another home's shard snapshot
+	CmdAdopt                          // the staged snapshot replaces the shard
+	CmdSeal                           // lower epochs are refused from now on
+	CmdTake                           // this region, which sealed an epoch, becomes home: the copied tail and the opening at once
+	CmdConfirm                        // a majority of the members holds the shard up to here
+	CmdResolve                        // entries leave the quarantine
+	CmdVersion                        // every node of the region reads this cluster version
 )
 
 // Command is what a region's Raft log carries.
@@ -27,7 +37,24 @@ type Command struct {
 	Entries [][]byte           `cbor:"3,keyasint,omitempty"` // CmdEntry, CmdAccept: EncodeEntry
 	Stage   *Stage             `cbor:"4,keyasint,omitempty"`
 	Adopt   *Adopt             `cbor:"5,keyasint,omitempty"`
+
+	Levels    []Level  `cbor:"6,keyasint,omitempty"` // CmdEntry: which acknowledgement the writer of each entry asked for; empty = not told
+	Confirmed uint64   `cbor:"7,keyasint,omitempty"` // CmdAccept (of one shard), CmdAdopt: how far the sender knows the shard confirmed; 0 = not told
+	Seal      *Seal    `cbor:"8,keyasint,omitempty"`
+	Take      *Take    `cbor:"9,keyasint,omitempty"`
+	Confirm   *Confirm `cbor:"10,keyasint,omitempty"`
+	Resolve   *Resolve `cbor:"11,keyasint,omitempty"`
+	Version   uint64   `cbor:"12,keyasint,omitempty"` // CmdVersion
 }
+
+// Level is the acknowledgement that a writer asks for.
+type Level uint8
+
+// Levels of acknowledgement.
+const (
+	LevelRegion      Level = iota + 1 // committed at home
+	LevelMultiRegion                  // confirmed: committed in a majority of the members
+)
 
 // Stage is one chunk of a shard snapshot. Chunk 0 of a new Snapshot replaces
 // whatever was staged for the shard; a chunk that is held already is ignored.
@@ -46,9 +73,55 @@ type Adopt struct {
 	Snapshot string             `cbor:"2,keyasint"`
 	Members  []string           `cbor:"3,keyasint"`
 	Home     string             `cbor:"4,keyasint"`
-	Point    controlplane.Point `cbor:"5,keyasint"` // the sender's last entry; its epoch must be Sender
+	Point    controlplane.Point `cbor:"5,keyasint"` // the sender's last entry; in CmdAdopt its epoch must be Sender
 	Digest   []byte             `cbor:"6,keyasint"` // the sender's State.Digest, 32 bytes
+
+	Spans  []Span `cbor:"7,keyasint,omitempty"` // the sender's: what they do not name is not history; empty = not told, by a sender of cluster version 1
+	Repair bool   `cbor:"8,keyasint,omitempty"` // replace the content also of a copy that ends in Point itself, but has another digest
 }
+
+// Seal promises to refuse epochs below Epoch.
+type Seal struct {
+	Shard controlplane.Shard `cbor:"1,keyasint"`
+	Epoch controlplane.Epoch `cbor:"2,keyasint"`
+}
+
+// Take makes this region home: its copy ends in exactly Base, the highest end
+// that a majority of the members reported, and the opening of Epoch follows.
+type Take struct {
+	Shard    controlplane.Shard `cbor:"1,keyasint"`
+	Epoch    controlplane.Epoch `cbor:"2,keyasint"` // sealed here, and this region's own
+	Base     controlplane.Point `cbor:"3,keyasint"`
+	Entries  [][]byte           `cbor:"4,keyasint,omitempty"` // EncodeEntry: what this copy lacks up to Base, in order; it may begin earlier
+	Snapshot *Adopt             `cbor:"5,keyasint,omitempty"` // instead of Entries: staged, and ends in Base
+	Members  []ownership.Member `cbor:"6,keyasint"`           // of the new epoch, by region
+	Forced   bool               `cbor:"7,keyasint,omitempty"` // without the word of members declared lost
+	Known    controlplane.Point `cbor:"8,keyasint"`           // the highest that any report knew to be confirmed
+}
+
+// Confirm says that the entry at (Epoch, Seq) and all before it are confirmed.
+type Confirm struct {
+	Shard controlplane.Shard `cbor:"1,keyasint"`
+	Epoch controlplane.Epoch `cbor:"2,keyasint"`
+	Seq   uint64             `cbor:"3,keyasint"`
+}
+
+// Resolve takes entries out of the quarantine. Those that are not there (any
+// more) are passed over.
+type Resolve struct {
+	Shard   controlplane.Shard   `cbor:"1,keyasint"`
+	Entries []controlplane.Point `cbor:"2,keyasint"`
+	Verdict Verdict              `cbor:"3,keyasint"`
+}
+
+// Verdict is what became of quarantined entries.
+type Verdict uint8
+
+// Verdicts.
+const (
+	VerdictReplayed  Verdict = iota + 1 // they were written anew
+	VerdictDiscarded                    // somebody decided that they are not wanted
+)
 
 // EncodeCommand returns the version byte and the command in deterministic CBOR.
 func EncodeCommand(c *Command) ([]byte, error) {
@@ -59,13 +132,13 @@ func EncodeCommand(c *Command) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode command: %w", err)
 	}
-	return append([]byte{CommandVersion}, b...), nil
+	return append([]byte{c.version()}, b...), nil
 }
 
 // DecodeCommand reads what EncodeCommand wrote. Anything else is
 // controlplane.ErrUnknownEntry: the node must halt, never skip.
 func DecodeCommand(b []byte) (*Command, error) {
-	if len(b) == 0 || b[0] != CommandVersion {
+	if len(b) == 0 || b[0] != CommandVersion && b[0] != commandVersionLevels {
 		return nil, fmt.Errorf("%w: command version byte %.1x", controlplane.ErrUnknownEntry, b)
 	}
 	c := new(Command)
@@ -75,23 +148,67 @@ func DecodeCommand(b []byte) (*Command, error) {
 	if err := c.wellFormed(); err != nil {
 		return nil, err
 	}
+	if v := c.version(); v != b[0] {
+		return nil, fmt.Errorf("%w: a command of version %d under version byte %d", controlplane.ErrUnknownEntry, v, b[0])
+	}
 	return c, nil
+}
+
+// version is the first byte of the encoded command.
+func (c *Command) version() byte {
+	news := c.Type > CmdAdopt || len(c.Levels) > 0 || c.Confirmed != 0
+	if a := c.Adopt; a != nil {
+		news = news || len(a.Spans) > 0 || a.Repair
+	}
+	if news {
+		return commandVersionLevels
+	}
+	return CommandVersion
+}
+
+// At returns the command as a region at the cluster version takes it: imports
+// without what that version does not know, others as they are or not at all.
+func (c *Command) At(version uint64) (*Command, error) {
+	if uint64(c.version()) <= version || c.Type == CmdVersion {
+		return c, nil
+	}
+	plain := *c
+	plain.Confirmed = 0
+	if c.Type == CmdAdopt {
+		adopt := *c.Adopt
+		adopt.Spans, adopt.Repair = nil, false
+		plain.Adopt = &adopt
+	}
+	if need := plain.version(); uint64(need) > version {
+		return nil, fmt.Errorf("the command needs cluster version %d, and the region is at %d: upgrade all of its nodes", need, version)
+	}
+	return &plain, nil
 }
 
 // wellFormed reports a command whose parts do not fit its type.
 func (c *Command) wellFormed() error {
-	var entries, stage, adopt bool
-	switch c.Type {
-	case CmdEntry, CmdAccept:
-		entries = true
-	case CmdStage:
-		stage = true
-	case CmdAdopt:
-		adopt = true
-	default:
+	parts := [...]bool{
+		CmdEntry: len(c.Entries) > 0 && c.Type != CmdAccept, CmdAccept: len(c.Entries) > 0 && c.Type == CmdAccept,
+		CmdStage: c.Stage != nil, CmdAdopt: c.Adopt != nil, CmdSeal: c.Seal != nil, CmdTake: c.Take != nil,
+		CmdConfirm: c.Confirm != nil, CmdResolve: c.Resolve != nil, CmdVersion: c.Version != 0,
+	}
+	if c.Type == 0 || int(c.Type) >= len(parts) {
 		return fmt.Errorf("%w: command type %d", controlplane.ErrUnknownEntry, c.Type)
 	}
-	if entries != (len(c.Entries) > 0) || stage != (c.Stage != nil) || adopt != (c.Adopt != nil) {
+	fits := len(c.Levels) == 0 || c.Type == CmdEntry && len(c.Levels) == len(c.Entries)
+	for _, l := range c.Levels {
+		fits = fits && l <= LevelMultiRegion
+	}
+	for t, there := range parts[1:] {
+		fits = fits && there == (CommandType(t+1) == c.Type)
+	}
+	if c.Confirmed != 0 && c.Type != CmdAccept && c.Type != CmdAdopt {
+		fits = false
+	}
+	if r := c.Resolve; r != nil && (r.Verdict == 0 || r.Verdict > VerdictDiscarded) {
+		fits = false
+	}
+	if !fits {
 		return fmt.Errorf("%w: the parts of a command do not fit its type %d", controlplane.ErrUnknownEntry, c.Type)
 	}
 	return nil
@@ -104,7 +221,11 @@ func (c *Command) Readable() error {
 	if err := c.wellFormed(); err != nil {
 		return err
 	}
-	for _, b := range c.Entries {
+	entries := c.Entries
+	if c.Take != nil {
+		entries = c.Take.Entries
+	}
+	for _, b := range entries {
 		if _, err := DecodeEntry(b); err != nil {
 			return err
 		}

@@ -2,10 +2,13 @@ package registry
 
 import (
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/fxamacker/cbor/v2"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 )
 
 // FormatVersion is the first byte of every encoded Entry.
@@ -35,8 +38,10 @@ type Change struct {
 	At         int64   `cbor:"6,keyasint,omitempty"` // OpRevoke: Unix milliseconds, stamped by the proposer
 	Expires    int64   `cbor:"7,keyasint,omitempty"` // OpRevoke: when the credential would have ended; 0 = never
 
-	Members []string `cbor:"8,keyasint,omitempty"` // OpOpen: regions that hold the shard
-	Home    string   `cbor:"9,keyasint,omitempty"` // OpOpen
+	Members []string `cbor:"8,keyasint,omitempty"`  // OpOpen: regions that hold the shard
+	Home    string   `cbor:"9,keyasint,omitempty"`  // OpOpen
+	Since   []uint64 `cbor:"10,keyasint,omitempty"` // OpOpen: which life of its region each member is; empty = the first
+	Forced  bool     `cbor:"11,keyasint,omitempty"` // OpOpen: without the word of members declared lost
 }
 
 // Entry is one command in a shard's history: the frozen envelope. It is what
@@ -48,6 +53,41 @@ type Entry struct {
 	Seq     uint64             // contiguous within the shard, across epochs; the first is 1
 	Prev    controlplane.Epoch // epoch of the entry at Seq-1; zero at 1
 	Changes []Change           // empty for an entry whose changes were refused when applied
+}
+
+// Header is e without its content.
+func (e *Entry) Header() ownership.Header {
+	h := ownership.Header{Epoch: e.Epoch, Seq: e.Seq, Prev: e.Prev}
+	if e.opens() {
+		h.Members, h.Forced = e.Changes[0].members(), e.Changes[0].Forced
+	}
+	return h
+}
+
+// members are those of an opening, by region.
+func (c *Change) members() []ownership.Member {
+	all := make([]ownership.Member, len(c.Members))
+	for i, m := range c.Members {
+		all[i].Region = m
+		if i < len(c.Since) {
+			all[i].Since = c.Since[i]
+		}
+	}
+	slices.SortFunc(all, func(a, b ownership.Member) int { return strings.Compare(a.Region, b.Region) })
+	return all
+}
+
+// opening is the change that opens an epoch of the home for the members.
+func opening(home string, members []ownership.Member, forced bool) Change {
+	c := Change{Op: OpOpen, Home: home, Forced: forced}
+	for _, m := range members {
+		c.Members = append(c.Members, m.Region)
+		c.Since = append(c.Since, m.Since)
+	}
+	if !slices.ContainsFunc(c.Since, func(n uint64) bool { return n != 0 }) {
+		c.Since = nil
+	}
+	return c
 }
 
 // Point is the position right after e.

@@ -5,22 +5,35 @@ import (
 	"slices"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/registry/tree"
 )
 
 // Loader builds a State from its pieces, in any order: Restore and durable
 // images use it. It takes ownership of what it is given.
 type Loader struct {
-	shards map[controlplane.Shard]*loading
+	version uint64
+	shards  map[controlplane.Shard]*loading
 }
 
 type loading struct {
 	info    ShardInfo
 	records []*Record
 	revoked []*Revocation
+	tail    []*Held
+	lost    []*Quarantined
 }
 
-// NewLoader returns a Loader of an empty State.
-func NewLoader() *Loader { return &Loader{shards: make(map[controlplane.Shard]*loading)} }
+// NewLoader returns a Loader of an empty State of cluster version 1.
+func NewLoader() *Loader { return &Loader{version: 1, shards: make(map[controlplane.Shard]*loading)} }
+
+// Version sets the cluster version of the State, before anything is added.
+func (l *Loader) Version(v uint64) error {
+	if v < 1 || v > Version {
+		return fmt.Errorf("%w: cluster version %d", controlplane.ErrUnknownEntry, v)
+	}
+	l.version = v
+	return nil
+}
 
 func (l *Loader) of(name controlplane.Shard) *loading {
 	sh := l.shards[name]
@@ -34,12 +47,21 @@ func (l *Loader) of(name controlplane.Shard) *loading {
 // Shard adds a shard's info. Every shard needs one.
 func (l *Loader) Shard(info ShardInfo) error {
 	sh := l.of(info.Shard)
-	switch {
-	case !isShard(info.Shard):
+	if !isShard(info.Shard) {
 		return fmt.Errorf("load: %q is not a shard", info.Shard)
-	case sh.info.Last != controlplane.Point{}:
+	}
+	if sh.loaded() {
 		return fmt.Errorf("load: shard %s appears twice", info.Shard)
-	case info.Last.Seq == 0 || info.Last.Epoch == controlplane.Epoch{} || info.Epoch.Compare(info.Last.Epoch) < 0:
+	}
+	if (info.Last == controlplane.Point{}) && l.version > 1 { // promised, and no more
+		if len(info.Spans) != 0 || info.Confirmed != 0 || info.Epoch == (controlplane.Epoch{}) {
+			return fmt.Errorf("load: shard %s holds nothing, and yet something", info.Shard)
+		}
+		sh.info = info
+		return nil
+	}
+	switch {
+	case info.Last.Seq == 0 || info.Last.Epoch == controlplane.Epoch{} || info.Epoch.Compare(info.Last.Epoch) < 0 || info.Confirmed > info.Last.Seq:
 		return fmt.Errorf("load: shard %s at %s.%d, promised to %s", info.Shard, info.Last.Epoch, info.Last.Seq, info.Epoch)
 	case len(info.Spans) == 0 || !slices.IsSortedFunc(info.Spans, func(a, b Span) int { return a.Epoch.Compare(b.Epoch) }):
 		return fmt.Errorf("load: shard %s does not know its epochs", info.Shard)
@@ -48,6 +70,32 @@ func (l *Loader) Shard(info ShardInfo) error {
 		return fmt.Errorf("load: shard %s: %w", info.Shard, err)
 	}
 	sh.info = info
+	return nil
+}
+
+func (in *loading) loaded() bool {
+	return in.info.Last != controlplane.Point{} || in.info.Epoch != controlplane.Epoch{}
+}
+
+// Held adds an entry of a shard's tail, as Held.Encode wrote it.
+func (l *Loader) Held(shard controlplane.Shard, row []byte) error {
+	h, err := decodeHeld(shard, row)
+	if err != nil {
+		return fmt.Errorf("load: tail of %s: %w", shard, err)
+	}
+	sh := l.of(shard)
+	sh.tail = append(sh.tail, h)
+	return nil
+}
+
+// Quarantined adds an entry of a shard's quarantine, as Quarantined.Encode wrote it.
+func (l *Loader) Quarantined(shard controlplane.Shard, row []byte) error {
+	q, err := decodeQuarantined(shard, row)
+	if err != nil {
+		return fmt.Errorf("load: quarantine of %s: %w", shard, err)
+	}
+	sh := l.of(shard)
+	sh.lost = append(sh.lost, q)
 	return nil
 }
 
@@ -73,9 +121,9 @@ func (l *Loader) Revocation(v Revocation) error {
 
 // State returns the State of all that was added. The Loader is spent.
 func (l *Loader) State() (*State, error) {
-	s := New()
+	s := &State{version: l.version}
 	for name, in := range l.shards {
-		if (in.info.Last == controlplane.Point{}) {
+		if !in.loaded() {
 			return nil, fmt.Errorf("load: shard %s has content, but no info", name)
 		}
 		sh, err := in.build()
@@ -97,6 +145,9 @@ func (in *loading) build() (*shard, error) {
 	if twice := sortStrictly(in.revoked, compareRevocations); twice != nil {
 		return nil, fmt.Errorf("load: shard %s: revocation of %s appears twice", in.info.Shard, twice.ID)
 	}
+	if err := in.beside(sh); err != nil {
+		return nil, err
+	}
 	var links, names []*Record
 	for _, r := range in.records {
 		if parent(r) != "" {
@@ -115,14 +166,36 @@ func (in *loading) build() (*shard, error) {
 		}
 		sh.intern(r, project)
 	}
-	sh.records = newTree(compareIDs, in.records...)
-	sh.links = newTree(compareLinks, links...)
-	sh.names = newTree(compareNames, names...)
-	sh.revoked = newTree(compareRevocations, in.revoked...)
+	sh.records = tree.New(compareIDs, in.records...)
+	sh.links = tree.New(compareLinks, links...)
+	sh.names = tree.New(compareNames, names...)
+	sh.revoked = tree.New(compareRevocations, in.revoked...)
 	for _, v := range in.revoked {
 		sh.mark(v)
 	}
 	return sh, nil
+}
+
+// beside builds what sh has beside its content.
+func (in *loading) beside(sh *shard) error {
+	if sortStrictly(in.tail, compareHeld) != nil || sortStrictly(in.lost, compareQuarantined) != nil {
+		return fmt.Errorf("load: shard %s: an entry of its tail or quarantine appears twice", in.info.Shard)
+	}
+	before := controlplane.Point{}
+	for i, h := range in.tail {
+		e := h.Entry
+		if i > 0 && (e.Seq != before.Seq+1 || e.Prev != before.Epoch) {
+			return fmt.Errorf("load: shard %s: entry %d of its tail does not follow", in.info.Shard, e.Seq)
+		}
+		before = e.Point()
+		sh.tailBytes += h.bytes
+	}
+	if len(in.tail) > 0 && before != in.info.Last {
+		return fmt.Errorf("load: shard %s: its tail ends before it does", in.info.Shard)
+	}
+	sh.tail = tree.New(compareHeld, in.tail...)
+	sh.lost = tree.New(compareQuarantined, in.lost...)
+	return nil
 }
 
 // sortStrictly sorts, and returns an item that equals another, or nil.

@@ -6,26 +6,34 @@ import (
 	"strings"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/registry/tree"
 )
 
 // shard is one shard's state. A value that a State holds is never changed:
 // changes are made on a copy, which shares all structure with the original.
 type shard struct {
 	info    ShardInfo
-	records tree[*Record]     // by id
-	links   tree[*Record]     // keys by project, projects and policies by org; then by id
-	names   tree[*Record]     // upstreams, routes, regions and (within their org) projects by name
-	revoked tree[*Revocation] // by (kind, id)
-	stage   *stage            // unfinished snapshot, or nil
+	records tree.Tree[*Record]     // by id
+	links   tree.Tree[*Record]     // keys by project, projects and policies by org; then by id
+	names   tree.Tree[*Record]     // upstreams, routes, regions and (within their org) projects by name
+	revoked tree.Tree[*Revocation] // by (kind, id)
+	stage   *stage                 // unfinished snapshot, or nil
+
+	// From cluster version 2; empty before.
+	tail      tree.Tree[*Held] // entries that can be undone, by sequence, to the last
+	tailBytes uint64
+	lost      tree.Tree[*Quarantined] // the quarantine, by (epoch, sequence)
 }
 
 func newShard(name controlplane.Shard) *shard {
 	return &shard{
 		info:    ShardInfo{Shard: name},
-		records: newTree(compareIDs),
-		links:   newTree(compareLinks),
-		names:   newTree(compareNames),
-		revoked: newTree(compareRevocations),
+		records: tree.New(compareIDs),
+		links:   tree.New(compareLinks),
+		names:   tree.New(compareNames),
+		revoked: tree.New(compareRevocations),
+		tail:    tree.New(compareHeld),
+		lost:    tree.New(compareQuarantined),
 	}
 }
 
@@ -78,13 +86,13 @@ func compareRevocations(a, b *Revocation) int {
 }
 
 func (sh *shard) get(id string) (*Record, bool) {
-	return sh.records.get(func(e *Record) int { return strings.Compare(e.Meta.ID, id) })
+	return sh.records.Get(func(e *Record) int { return strings.Compare(e.Meta.ID, id) })
 }
 
 // byName returns the record of that name; of several (only a faulty home sends
 // them) the one with the lowest id.
 func (sh *shard) byName(kind Kind, scope, wanted string) (*Record, bool) {
-	for r := range sh.names.from(func(e *Record) int { return probeName(e, kind, scope, wanted) }) {
+	for r := range sh.names.From(func(e *Record) int { return probeName(e, kind, scope, wanted) }) {
 		return r, probeName(r, kind, scope, wanted) == 0
 	}
 	return nil, false
@@ -97,7 +105,7 @@ func (sh *shard) children(kind Kind, parentID, after string, keep func(*Record) 
 	probe := func(e *Record) int {
 		return cmp.Or(strings.Compare(parent(e), parentID), strings.Compare(e.Meta.ID, first))
 	}
-	for r := range sh.links.from(probe) {
+	for r := range sh.links.From(probe) {
 		if r.Kind != kind || parent(r) != parentID {
 			return
 		}
@@ -114,7 +122,7 @@ func (sh *shard) hasChild(kind Kind, parentID string) bool {
 }
 
 func (sh *shard) revocation(kind Kind, id string) (*Revocation, bool) {
-	return sh.revoked.get(func(e *Revocation) int {
+	return sh.revoked.Get(func(e *Revocation) int {
 		return cmp.Or(cmp.Compare(e.Kind, kind), strings.Compare(e.ID, id))
 	})
 }
@@ -123,10 +131,10 @@ func (sh *shard) revocation(kind Kind, id string) (*Revocation, bool) {
 func (sh *shard) put(r *Record) {
 	old, exists := sh.get(r.Meta.ID)
 	if exists && parent(old) != parent(r) {
-		sh.links = sh.links.without(old)
+		sh.links = sh.links.Without(old)
 	}
 	if _, n := name(r); exists && n != "" && compareNames(old, r) != 0 {
-		sh.names = sh.names.without(old)
+		sh.names = sh.names.Without(old)
 	}
 	project := ""
 	if r.Key != nil {
@@ -136,12 +144,12 @@ func (sh *shard) put(r *Record) {
 		})
 	}
 	sh.intern(r, project)
-	sh.records = sh.records.with(r)
+	sh.records = sh.records.With(r)
 	if parent(r) != "" {
-		sh.links = sh.links.with(r)
+		sh.links = sh.links.With(r)
 	}
 	if _, n := name(r); n != "" {
-		sh.names = sh.names.with(r)
+		sh.names = sh.names.With(r)
 	}
 }
 
@@ -172,9 +180,9 @@ func (sh *shard) remove(id string) {
 	if !ok {
 		return
 	}
-	sh.records = sh.records.without(r)
-	sh.links = sh.links.without(r)
-	sh.names = sh.names.without(r)
+	sh.records = sh.records.Without(r)
+	sh.links = sh.links.Without(r)
+	sh.names = sh.names.Without(r)
 }
 
 // revoke merges v into the safety set. The merge commutes: the earliest time
@@ -193,7 +201,7 @@ func (sh *shard) revoke(v Revocation) {
 			return
 		}
 	}
-	sh.revoked = sh.revoked.with(&v)
+	sh.revoked = sh.revoked.With(&v)
 }
 
 // marked returns r, or a copy of it whose Revoked is what the safety set says.
@@ -224,14 +232,16 @@ func (sh *shard) mark(v *Revocation) {
 }
 
 // apply makes one well-formed change take effect as part of entry seq. It
-// returns what the change was stored as, and the record or revocation touched.
-func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq uint64) (Change, Ref) {
+// returns what the change was stored as, and the record that it replaced.
+func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq, version uint64) (Change, *Record) {
+	var before *Record
 	switch c.Op {
 	case OpPut:
 		r := *c.Record
 		r.Meta.Revision = seq
 		if old, ok := sh.get(r.Meta.ID); ok {
 			r.Meta.Created = old.Meta.Created
+			before = old
 		}
 		if r.Key != nil {
 			key := *r.Key
@@ -239,32 +249,41 @@ func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq uint64) (Change, 
 		}
 		c.Record = sh.marked(&r)
 		sh.put(c.Record)
-		return c, sh.ref(r.Kind, r.Meta.ID)
 	case OpDelete:
+		before, _ = sh.get(c.ID)
 		sh.remove(c.ID)
 	case OpRevoke:
 		sh.revoke(Revocation{Kind: c.Kind, ID: c.ID, At: c.At, Expires: c.Expires})
-		if old, ok := sh.get(c.ID); ok {
-			if r := sh.marked(old); r != old {
-				r.Meta.Revision, r.Meta.Updated = seq, max(old.Meta.Updated, c.At)
-				sh.put(r)
-			}
+		if before, _ = sh.get(c.ID); before != nil {
+			sh.touch(before, c.At, seq, version)
 		}
 	case OpOpen:
 		sh.info.Members = sorted(c.Members)
 		sh.info.Home = c.Home
 		sh.info.Epoch = epoch
 		sh.info.Spans = append(slices.Clip(sh.info.Spans), Span{Epoch: epoch, Start: seq})
-		return c, Ref{}
 	}
-	return c, sh.ref(c.Kind, c.ID)
+	return c, before
+}
+
+// touch notes in the record that it was revoked at the time at. Version 1 does
+// so only if that was news here; but the set may know more than the history
+// that a copy holds, and equal histories must leave equal records.
+func (sh *shard) touch(old *Record, at int64, seq, version uint64) {
+	r := sh.marked(old)
+	if r == old {
+		if version < 2 || old.Key == nil {
+			return
+		}
+		c, key := *old, *old.Key // put writes to what it stores
+		c.Key = &key
+		r = &c
+	}
+	r.Meta.Revision, r.Meta.Updated = seq, max(old.Meta.Updated, at)
+	sh.put(r)
 }
 
 func sorted(names []string) []string { return slices.Sorted(slices.Values(names)) }
-
-func (sh *shard) ref(kind Kind, id string) Ref {
-	return Ref{Shard: sh.info.Shard, Kind: kind, ID: id}
-}
 
 // epochAt returns the epoch of the entry at seq, or, for entries older than the
 // history that is known, the epoch that theirs cannot exceed (exact false).

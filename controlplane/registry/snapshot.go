@@ -10,16 +10,19 @@ import (
 	"hash"
 	"io"
 	"iter"
+	"strconv"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 )
 
 // ErrDamaged says that what was read is not a whole snapshot: use another copy.
 var ErrDamaged = errors.New("the snapshot is damaged: use another copy")
 
 // A snapshot is the magic, then items: u32 length of the payload, a type byte,
-// the payload. The last item holds the SHA-256 of all bytes before it.
-const snapshotMagic = "rmR1"
+// the payload. The last item holds the SHA-256 of all bytes before it. The last
+// byte of the magic is the digit of the cluster version.
+const snapshotMagic = "rmR"
 
 // maxItem bounds an item's payload, in bytes.
 const maxItem = 4 << 20
@@ -27,13 +30,15 @@ const maxItem = 4 << 20
 type itemType byte
 
 const (
-	itemShard            itemType = iota + 1 // ShardInfo; records and revocations of the shard follow
+	itemShard            itemType = iota + 1 // EncodeShard; records and revocations of the shard follow
 	itemRecord                               // EncodeRecord
 	itemRevocation                           // Revocation
 	itemStage                                // stageHeader; what is staged for the shard follows
 	itemStagedRecord                         // EncodeRecord
 	itemStagedRevocation                     // Revocation
 	itemEnd                                  // SHA-256
+	itemHeld                                 // Held of the shard before it, from cluster version 2
+	itemQuarantined                          // Quarantined of the shard before it, from cluster version 2
 )
 
 type stageHeader struct {
@@ -49,11 +54,12 @@ func (s *State) Snapshot(w io.Writer) error {
 	bw := bufio.NewWriterSize(w, 64<<10)
 	out := &itemWriter{sum: sha256.New()}
 	out.w = io.MultiWriter(bw, out.sum)
-	_, out.err = io.WriteString(out.w, snapshotMagic)
+	_, out.err = io.WriteString(out.w, snapshotMagic+strconv.FormatUint(s.Version(), 10))
 	for _, sh := range s.shards {
-		if sh.known() {
-			out.encode(itemShard, sh.info)
+		if sh.present() {
+			out.put(itemShard)(EncodeShard(sh.info, s.Version()))
 			out.content(sh, itemRecord, itemRevocation)
+			out.beside(sh)
 		}
 		if g := sh.stage; g != nil {
 			out.encode(itemStage, stageHeader{Shard: sh.info.Shard, Snapshot: g.snapshot, Chunks: g.chunks})
@@ -78,13 +84,13 @@ type itemWriter struct {
 }
 
 func (o *itemWriter) content(sh *shard, record, revocation itemType) {
-	for r := range sh.records.all() {
+	for r := range sh.records.All() {
 		if o.err != nil {
 			return
 		}
 		o.encode(record, r)
 	}
-	for v := range sh.revoked.all() {
+	for v := range sh.revoked.All() {
 		if o.err != nil {
 			return
 		}
@@ -92,12 +98,31 @@ func (o *itemWriter) content(sh *shard, record, revocation itemType) {
 	}
 }
 
-func (o *itemWriter) encode(t itemType, v any) {
-	b, err := encMode.Marshal(v)
-	if err != nil && o.err == nil {
-		o.err = err
+// beside writes what a shard has beside its content.
+func (o *itemWriter) beside(sh *shard) {
+	for h := range sh.tail.All() {
+		if o.err != nil {
+			return
+		}
+		o.put(itemHeld)(h.Encode())
 	}
-	o.item(t, b)
+	for q := range sh.lost.All() {
+		if o.err != nil {
+			return
+		}
+		o.put(itemQuarantined)(q.Encode())
+	}
+}
+
+func (o *itemWriter) encode(t itemType, v any) { o.put(t)(encMode.Marshal(v)) }
+
+func (o *itemWriter) put(t itemType) func([]byte, error) {
+	return func(b []byte, err error) {
+		if err != nil && o.err == nil {
+			o.err = err
+		}
+		o.item(t, b)
+	}
 }
 
 func (o *itemWriter) item(t itemType, payload []byte) {
@@ -119,11 +144,12 @@ func (o *itemWriter) item(t itemType, payload []byte) {
 // snapshot is ErrDamaged; one of a newer version is controlplane.ErrUnknownEntry.
 func Restore(r io.Reader) (*State, error) {
 	in := &restorer{r: bufio.NewReaderSize(r, 64<<10), sum: sha256.New(), loader: NewLoader()}
-	magic := make([]byte, len(snapshotMagic))
+	magic := make([]byte, len(snapshotMagic)+1)
 	if _, err := io.ReadFull(in.r, magic); err != nil {
 		return nil, readError(err)
 	}
-	if string(magic) != snapshotMagic {
+	version := uint64(magic[len(magic)-1] - '0')
+	if err := in.loader.Version(version); err != nil || string(magic[:len(snapshotMagic)]) != snapshotMagic {
 		return nil, fmt.Errorf("%w: snapshot begins with %q", controlplane.ErrUnknownEntry, magic)
 	}
 	_, _ = in.sum.Write(magic)
@@ -160,6 +186,7 @@ type restorer struct {
 	sum     hash.Hash
 	payload bytes.Buffer
 	loader  *Loader
+	shard   controlplane.Shard // whose items come
 	stages  []*stage
 	ended   bool
 }
@@ -199,11 +226,20 @@ func (in *restorer) next() error {
 func (in *restorer) item(t itemType, payload []byte) error {
 	switch t {
 	case itemShard:
-		var info ShardInfo
-		if err := decode(payload, &info); err != nil {
+		info, err := DecodeShard(payload, in.loader.version)
+		if err != nil {
 			return err
 		}
+		in.shard = info.Shard
 		return in.loader.Shard(info)
+	case itemHeld, itemQuarantined:
+		if in.loader.version < 2 || in.shard == "" {
+			return fmt.Errorf("item of type %d in a snapshot of version %d", t, in.loader.version)
+		}
+		if t == itemHeld {
+			return in.loader.Held(in.shard, payload)
+		}
+		return in.loader.Quarantined(in.shard, payload)
 	case itemRecord:
 		r, err := DecodeRecord(payload)
 		if err != nil {
@@ -253,6 +289,69 @@ func decode(b []byte, v any) error {
 	return nil
 }
 
+// shardRow1 is a ShardInfo at cluster version 1.
+type shardRow1 struct {
+	_       struct{} `cbor:",toarray"`
+	Shard   controlplane.Shard
+	Members []string
+	Home    string
+	Epoch   controlplane.Epoch
+	Last    controlplane.Point
+	Spans   []spanRow1
+}
+
+type spanRow1 struct {
+	_     struct{} `cbor:",toarray"`
+	Epoch controlplane.Epoch
+	Start uint64
+}
+
+// shardRow2 is a ShardInfo at cluster version 2: its last span says who the
+// members are, and its epoch's region is the home.
+type shardRow2 struct {
+	_         struct{} `cbor:",toarray"`
+	Shard     controlplane.Shard
+	Promised  controlplane.Epoch
+	Last      controlplane.Point
+	Spans     []Span
+	Confirmed uint64
+}
+
+// EncodeShard returns a shard's info as snapshots and images of the cluster
+// version hold it.
+func EncodeShard(info ShardInfo, version uint64) ([]byte, error) {
+	if version > 1 {
+		return encMode.Marshal(shardRow2{Shard: info.Shard, Promised: info.Epoch, Last: info.Last, Spans: info.Spans, Confirmed: info.Confirmed})
+	}
+	row := shardRow1{Shard: info.Shard, Members: info.Members, Home: info.Home, Epoch: info.Epoch, Last: info.Last}
+	for _, s := range info.Spans {
+		row.Spans = append(row.Spans, spanRow1{Epoch: s.Epoch, Start: s.Start})
+	}
+	return encMode.Marshal(row)
+}
+
+// DecodeShard reads what EncodeShard wrote.
+func DecodeShard(b []byte, version uint64) (ShardInfo, error) {
+	if version > 1 {
+		var row shardRow2
+		if err := decode(b, &row); err != nil {
+			return ShardInfo{}, err
+		}
+		info := ShardInfo{Shard: row.Shard}
+		info.follow(ownership.Copy{Promised: row.Promised, Last: row.Last, Spans: row.Spans, Confirmed: row.Confirmed})
+		return info, nil
+	}
+	var row shardRow1
+	if err := decode(b, &row); err != nil {
+		return ShardInfo{}, err
+	}
+	info := ShardInfo{Shard: row.Shard, Members: row.Members, Home: row.Home, Epoch: row.Epoch, Last: row.Last}
+	for _, s := range row.Spans {
+		info.Spans = append(info.Spans, Span{Epoch: s.Epoch, Start: s.Start})
+	}
+	return info, nil
+}
+
 // ShardSnapshot is one shard at one moment. It stays valid, and may be read
 // from other goroutines, while the State moves on: take it under the lock that
 // guards the State, stream it outside.
@@ -276,9 +375,9 @@ func (sh *shard) snapshot() ShardSnapshot {
 	revoked := sh.revoked
 	return ShardSnapshot{
 		Info:    sh.info,
-		Records: sh.records.all(),
+		Records: sh.records.All(),
 		Revocations: func(yield func(Revocation) bool) {
-			for v := range revoked.all() {
+			for v := range revoked.All() {
 				if !yield(*v) {
 					return
 				}

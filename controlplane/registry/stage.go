@@ -3,10 +3,13 @@ package registry
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"hash"
+	"slices"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 )
 
 // Digester computes what State.Digest computes from pieces that are encoded
@@ -177,7 +180,7 @@ func (g *stage) chunk(st *Stage) error {
 func (s *State) stage(sh *shard, g *stage) {
 	tx := *sh
 	tx.stage = g
-	if g == nil && !tx.known() {
+	if !tx.present() && g == nil {
 		if i, ok := s.index(tx.info.Shard); ok {
 			s.shards = append(s.shards[:i:i], s.shards[i+1:]...)
 		}
@@ -186,55 +189,114 @@ func (s *State) stage(sh *shard, g *stage) {
 	s.set(&tx)
 }
 
-// applyAdopt replaces the shard's records by the staged ones, and keeps the
-// union of the revocations. A staged snapshot that can never be adopted is
-// dropped.
-func (s *State) applyAdopt(sender controlplane.Epoch, a *Adopt) Outcome {
-	sh := s.orNew(a.Shard)
-	g := sh.stage
-	held := g != nil && g.snapshot == a.Snapshot
-	drop := func(err error) Outcome {
-		s.stage(sh, nil)
-		return Outcome{Err: err, Staged: []controlplane.Shard{a.Shard}}
-	}
-	switch info := &sh.info; {
-	case sender.Compare(info.Epoch) < 0:
-		return Outcome{Err: sh.misfit(controlplane.ErrNotHome, "sender %s was deposed by %s", sender, info.Epoch)}
-	case sender == controlplane.Epoch{} || a.Point.Epoch != sender || a.Home != sender.Region || a.Point.Seq == 0:
-		return Outcome{Err: sh.misfit(nil, "a snapshot at %s.%d from sender %s does not hold its opening", a.Point.Epoch, a.Point.Seq, sender)}
-	case a.Point == info.Last:
-		out := Outcome{Points: map[controlplane.Shard]controlplane.Point{a.Shard: info.Last}}
-		if held { // caught up by entries meanwhile
-			s.stage(sh, nil)
-			out.Staged = []controlplane.Shard{a.Shard}
-		}
-		return out
-	case !held:
-		return Outcome{Err: sh.misfit(nil, "snapshot %.100q is not staged", a.Snapshot)}
-	case a.Point.Compare(info.Last) < 0:
-		return drop(sh.misfit(nil, "a snapshot at %s.%d is older than this copy", a.Point.Epoch, a.Point.Seq))
-	}
-	if sum := g.digest.Sum(); !bytes.Equal(sum[:], a.Digest) {
-		return drop(sh.misfit(nil, "snapshot %s does not have the digest its sender gave", a.Snapshot))
-	}
-	if err := wellFormedMembers(a.Members, a.Home); err != nil {
-		return drop(sh.misfit(nil, "snapshot %s: %v", a.Snapshot, err))
-	}
+// over returns what is staged in the place of sh's records, with both their
+// safety sets and sh's quarantine.
+func (g *stage) over(sh *shard) shard {
 	tx := *g.content
-	for v := range sh.revoked.all() {
+	for v := range sh.revoked.All() {
 		tx.revoke(*v)
 	}
-	for v := range tx.revoked.all() {
+	for v := range tx.revoked.All() {
 		tx.mark(v)
 	}
-	tx.info = ShardInfo{
-		Shard: a.Shard, Members: sorted(a.Members), Home: a.Home,
-		Epoch: sender, Last: a.Point, Spans: []Span{{Epoch: a.Point.Epoch, Start: a.Point.Seq}},
+	tx.lost = sh.lost
+	return tx
+}
+
+// snapshot is what the rules of ownership need of a. A sender of cluster
+// version 1 names no spans: its shard never had another home.
+func (a *Adopt) snapshot(confirmed uint64) ownership.Snapshot {
+	spans := a.Spans
+	if len(spans) == 0 {
+		c := Change{Members: a.Members}
+		spans = []Span{{Epoch: a.Point.Epoch, Start: a.Point.Seq, Members: c.members()}}
+	}
+	return ownership.Snapshot{Last: a.Point, Spans: spans, Confirmed: confirmed}
+}
+
+// staged returns what is staged as a names it, if it has the digest that a gives
+// and may become the shard.
+func (sh *shard) staged(a *Adopt) (*stage, error) {
+	g := sh.stage
+	if g == nil || g.snapshot != a.Snapshot {
+		return nil, sh.misfit(nil, "snapshot %.100q is not staged", a.Snapshot)
+	}
+	if sum := g.digest.Sum(); !bytes.Equal(sum[:], a.Digest) {
+		return g, sh.misfit(nil, "snapshot %s does not have the digest its sender gave", a.Snapshot)
+	}
+	if err := wellFormedMembers(a.Members, a.Home); err != nil {
+		return g, sh.misfit(nil, "snapshot %s: %v", a.Snapshot, err)
+	}
+	return g, nil
+}
+
+// applyAdopt replaces the shard's records by the staged ones, and keeps the
+// union of the safety sets. Entries of this copy that are not in the history of
+// the snapshot are quarantined, as far as the tail has them. A staged snapshot
+// that can never be adopted is dropped.
+func (s *State) applyAdopt(sender controlplane.Epoch, a *Adopt, confirmed uint64) Outcome {
+	if s.Version() < 2 {
+		return s.adoptFirst(sender, a)
+	}
+	sh := s.orNew(a.Shard)
+	c := sh.info.Copy()
+	step, err := c.Adopt(sender, a.snapshot(confirmed))
+	var refused *ownership.Refused
+	switch {
+	case errors.As(err, &refused) && refused.Reason == ownership.Behind && sh.stage != nil && sh.stage.snapshot == a.Snapshot:
+		s.stage(sh, nil)
+		return Outcome{Err: sh.refused(err), Staged: []controlplane.Shard{a.Shard}}
+	case err != nil:
+		return Outcome{Err: sh.refused(err)}
+	case a.Home != sender.Region || !isShard(a.Shard):
+		return Outcome{Err: sh.misfit(nil, "a snapshot of %s's shard from sender %s", a.Home, sender)}
+	}
+	out := Outcome{Points: map[controlplane.Shard]controlplane.Point{a.Shard: a.Point}}
+	if c.Last == a.Point && !a.Repair {
+		return s.caughtUp(sh, a, step, out)
+	}
+	g, err := sh.staged(a)
+	if err != nil {
+		if g != nil {
+			s.stage(sh, nil)
+			return Outcome{Err: err, Staged: []controlplane.Shard{a.Shard}}
+		}
+		return Outcome{Err: err}
+	}
+	s.replace(sh, g, step, sender, &out)
+	return out
+}
+
+// caughtUp drops a snapshot that entries overtook.
+func (s *State) caughtUp(sh *shard, a *Adopt, step ownership.Step, out Outcome) Outcome {
+	tx := *sh
+	tx.info.follow(step.Copy)
+	tx.settle()
+	if now := tx.report(); now != sh.report() {
+		out.report(now)
+	}
+	if tx.stage != nil && tx.stage.snapshot == a.Snapshot {
+		tx.stage = nil
+		out.Staged = []controlplane.Shard{a.Shard}
 	}
 	s.set(&tx)
-	return Outcome{
-		Points: map[controlplane.Shard]controlplane.Point{a.Shard: a.Point},
-		Reset:  []controlplane.Shard{a.Shard},
-		Staged: []controlplane.Shard{a.Shard},
+	return out
+}
+
+// replace makes what is staged the shard, where step says.
+func (s *State) replace(sh *shard, g *stage, step ownership.Step, by controlplane.Epoch, out *Outcome) {
+	tx := g.over(sh)
+	tx.info.follow(step.Copy)
+	if step.Cut > 0 {
+		branch := controlplane.Point{Seq: step.Cut - 1}
+		branch.Epoch, _ = sh.info.Copy().EpochAt(branch.Seq)
+		tx.quarantine(slices.Collect(sh.after(branch.Seq)), branch, by, out)
 	}
+	tx.releaseHistory()
+	tx.settle()
+	s.set(&tx)
+	name := sh.info.Shard
+	out.Reset, out.Replaced = append(out.Reset, name), append(out.Replaced, name)
+	out.Staged = append(out.Staged, name)
+	out.report(tx.report())
 }

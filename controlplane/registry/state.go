@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 )
 
 // State is the replicated registry: shards of records, and the grow-only safety
@@ -19,7 +20,8 @@ import (
 // of readers may share it. Clone and ShardSnapshot are cheap reads whose
 // results stay valid while the State moves on. The zero State is empty.
 type State struct {
-	shards []*shard // by name; a shard in it is never changed, only replaced
+	version uint64   // of the cluster; 0 is 1
+	shards  []*shard // by name; a shard in it is never changed, only replaced
 }
 
 // New returns an empty State.
@@ -27,7 +29,7 @@ func New() *State { return &State{} }
 
 // Clone returns an independent copy. It shares all structure with s, so it
 // costs one small slice, whatever the number of records.
-func (s *State) Clone() *State { return &State{shards: slices.Clone(s.shards)} }
+func (s *State) Clone() *State { return &State{version: s.version, shards: slices.Clone(s.shards)} }
 
 func (s *State) index(name controlplane.Shard) (int, bool) {
 	return slices.BinarySearchFunc(s.shards, name, func(sh *shard, name controlplane.Shard) int {
@@ -61,6 +63,38 @@ func (s *State) set(sh *shard) {
 
 // known reports a shard that an entry or snapshot has opened. Staging alone does not.
 func (sh *shard) known() bool { return sh.info.Last != controlplane.Point{} }
+
+// present reports a shard of which something must be kept, staging aside.
+func (sh *shard) present() bool {
+	return sh.known() || sh.info.Epoch != (controlplane.Epoch{}) || sh.lost.Len() > 0
+}
+
+// Copies lists all that must be kept of the shards' places by name: also of
+// those that were only sealed here, or lost all they had.
+func (s *State) Copies() []ShardInfo {
+	var infos []ShardInfo
+	for _, sh := range s.shards {
+		if sh.present() {
+			infos = append(infos, sh.info)
+		}
+	}
+	return infos
+}
+
+// Reports says of each of them where it stands.
+func (s *State) Reports() []Report {
+	var all []Report
+	for _, sh := range s.shards {
+		if sh.present() {
+			all = append(all, sh.report())
+		}
+	}
+	return all
+}
+
+// Copy returns where the shard stands, for the rules of ownership: the zero
+// Copy if nothing was ever heard of it.
+func (s *State) Copy(name controlplane.Shard) ownership.Copy { return s.orNew(name).info.Copy() }
 
 // Shards lists the shards by name.
 func (s *State) Shards() []ShardInfo {
@@ -163,7 +197,7 @@ func (s *State) List(kind Kind, after string, limit int, keep func(*Record) bool
 	var out []*Record
 	for _, sh := range s.shards {
 		n := 0
-		for r := range sh.records.from(func(e *Record) int { return strings.Compare(e.Meta.ID, first) }) {
+		for r := range sh.records.From(func(e *Record) int { return strings.Compare(e.Meta.ID, first) }) {
 			if !strings.HasPrefix(r.Meta.ID, prefix) {
 				break
 			}
@@ -239,8 +273,8 @@ func (s *State) Revocations(name controlplane.Shard) []Revocation {
 	if !ok {
 		return nil
 	}
-	out := make([]Revocation, 0, sh.revoked.size)
-	for v := range sh.revoked.all() {
+	out := make([]Revocation, 0, sh.revoked.Len())
+	for v := range sh.revoked.All() {
 		out = append(out, *v)
 	}
 	return out

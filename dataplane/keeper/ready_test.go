@@ -121,6 +121,9 @@ func TestFillWhileTheFeedMoves(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	if at := k.Given(); at != nil {
+		t.Errorf("no worker takes state, and yet it was given %v", at)
+	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
 		for seq := uint64(1_000_001); seq <= 1_000_000+entries; seq++ {
@@ -135,13 +138,20 @@ func TestFillWhileTheFeedMoves(t *testing.T) {
 			time.Sleep(20 * time.Microsecond)
 		}
 	})
-	if err := k.fill(t.Context(), &worker{conn: conn, hello: hello}); err != nil {
+	w := &worker{conn: conn, hello: hello}
+	if err := k.fill(t.Context(), w); err != nil {
 		t.Fatal(err)
 	}
 	wg.Wait()
+	if at := k.Given()[testShard]; at != (controlplane.Point{Epoch: testEpoch, Seq: 1_000_000 + entries}) {
+		t.Errorf("all was given, and yet %v", at)
+	}
 	within(t, "the worker has all of it", func() bool { return state.Position()[testShard].Seq == 1_000_000+entries })
 	if n := state.misfits.Load(); n != 0 || state.View().Keys() != keys {
 		t.Errorf("%d frames did not fit, %d keys", n, state.View().Keys())
+	}
+	if k.detach(w); k.Given() != nil {
+		t.Error("the worker is gone, and yet state was given")
 	}
 	files.Close()
 	_ = conn.Close()

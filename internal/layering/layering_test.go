@@ -20,15 +20,21 @@ const module = "ringmain/"
 // may import nothing of ours. Each line that bends DESIGN.md's direction
 // (cmd -> drills -> {dataplane, gossip} -> controlplane) gives its reason.
 var allowed = map[string][]string{
-	"controlplane":          {},
-	"controlplane/apikey":   {"controlplane"},
-	"controlplane/seal":     {"controlplane"},
-	"controlplane/identity": {"controlplane"},
-	"controlplane/registry": {"controlplane"},
-	"controlplane/quorum":   {"controlplane", "controlplane/registry", "controlplane/seal"},
-	"controlplane/feed":     {"controlplane", "controlplane/registry", "controlplane/identity"},
+	"controlplane": {},
+	// ownership/check, the model, drives the rules.
+	"controlplane/ownership": {"controlplane"},
+	"controlplane/apikey":    {"controlplane"},
+	"controlplane/seal":      {"controlplane"},
+	"controlplane/identity":  {"controlplane"},
+	"controlplane/registry":  {"controlplane", "controlplane/ownership"},
+	"controlplane/quorum":    {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/seal"},
+	// backup has quorum make the directory that a restored region begins from.
+	"controlplane/backup": {"controlplane", "controlplane/registry", "controlplane/quorum", "controlplane/seal"},
+	"controlplane/feed":   {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/identity"},
+	// homes reads the feed's frames when it copies a whole shard.
+	"controlplane/homes": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/feed", "controlplane/identity"},
 	// admin hands a new key's verdict to the feed, in the feed's own type.
-	"controlplane/admin": {"controlplane", "controlplane/registry", "controlplane/identity", "controlplane/apikey", "controlplane/feed"},
+	"controlplane/admin": {"controlplane", "controlplane/registry", "controlplane/identity", "controlplane/apikey", "controlplane/feed", "controlplane/homes"},
 
 	"gossip/bulletin": {},
 	"gossip":          {"gossip/bulletin", "controlplane"},

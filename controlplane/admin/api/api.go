@@ -15,14 +15,33 @@ const (
 	HeaderErrorCode = "Ringmain-Error-Code" // on every error: Problem.Code
 	HeaderAnswered  = "Ringmain-Answered-By"
 
+	HeaderAcknowledge  = "Ringmain-Acknowledge"  // on writes: the level to wait for, region or multi-region
+	HeaderAcknowledged = "Ringmain-Acknowledged" // on acknowledged writes: the level reached
+
+	HeaderConsistency = "Ringmain-Consistency" // on reads: linearizable (or an error), or stale (this node's own copy will do); on answers: what it was
+	HeaderAge         = "Ringmain-Age"         // on stale answers: seconds since this copy was known to be current
+
+	HeaderIdempotency = "Idempotency-Key"   // on requests that create or rotate: a repetition within ten minutes has the same outcome
+	HeaderReplayed    = "Ringmain-Replayed" // "true" on the answer to such a repetition
+
 	HeaderActor  = "Ringmain-Actor"  // internal: who asked, by token name
 	HeaderEntry  = "Ringmain-Entry"  // internal: <region>/<node> where the request arrived
 	HeaderHome   = "Ringmain-Home"   // internal, on 421: ask a control node of this region
 	HeaderLeader = "Ringmain-Leader" // internal, on 421: ask the control node at this internal address
 )
 
-// AcknowledgedRegion says how safe an acknowledged write is.
-const AcknowledgedRegion = "region" // committed by a majority of the home region's control nodes
+// How safe an acknowledged write is.
+const (
+	AcknowledgedRegion      = "region"       // committed by a majority of the home region's control nodes
+	AcknowledgedMultiRegion = "multi-region" // committed in a majority of the regions that hold the shard: every later home has it
+)
+
+// What a read is worth.
+const (
+	ConsistencyLinearizable = "linearizable" // everything acknowledged before the request, anywhere: the shard's home answered, and is its home still
+	ConsistencyRegion       = "region"       // everything that this region had committed; what other regions write, as far as it has come
+	ConsistencyStale        = "stale"        // this node's own copy, as old as HeaderAge says
+)
 
 // InternalPrefix is put before the path when control nodes ask each other.
 const InternalPrefix = "/internal/v1/admin"
@@ -34,6 +53,7 @@ const (
 	CodeInvalidJSON  = "invalid_json"       // 400: the body is no JSON, has a duplicate or unknown field
 	CodeInvalid      = "invalid"            // 422: a field is wrong
 	CodeInvalidHead  = "invalid_header"     // 400: a header has a value that is not understood
+	CodeReused       = "idempotency_reused" // 422: this Idempotency-Key was used for another request
 	CodeNotFound     = "not_found"          // 404
 	CodeMethod       = "method_not_allowed" // 405
 	CodeTooLarge     = "request_too_large"  // 413
@@ -44,8 +64,16 @@ const (
 	CodeNoLeader     = "no_leader"          // 503: nothing was written; retry
 	CodeUnreachable  = "unreachable"        // 503: nothing was written; retry later
 	CodeOverloaded   = "overloaded"         // 503: nothing was written; retry
+	CodeIsolated     = "isolated"           // 503: nothing was written; the home is cut off from the other regions
+	CodeTailFull     = "tail_full"          // 503: nothing was written; too much waits for the other regions
 	CodeUncertain    = "uncertain"          // 503: it may have been written; read before retrying
 	CodeDiskFull     = "disk_full"          // 503: free space on the control nodes' disks
+	CodeHomeLives    = "home_lives"         // 409: the shard's home answers: move it instead
+	CodeCount        = "count"              // 409: nothing was done; confirm the right number
+	CodeMoveAborted  = "move_aborted"       // 409: the former home takes the shard back: try again
+	CodeNoMajority   = "no_majority"        // 503: too few of the shard's regions answer
+	CodeNotUpgraded  = "not_upgraded"       // 409: nodes of the first release are left, which cannot move shards
+	CodeDeposed      = "deposed"            // 409: another region became home before the write was confirmed
 	CodeInternal     = "internal"           // 500: a fault of ours; report it with the request id
 )
 
@@ -87,8 +115,11 @@ type Meta struct {
 	Revision     uint64    `json:"revision" doc:"Also the ETag; send it as If-Match to change only what you have seen"`
 	Created      time.Time `json:"created"`
 	Updated      time.Time `json:"updated"`
-	Acknowledged string    `json:"acknowledged,omitempty" doc:"On answers to writes: 'region' = committed by a majority of its home region's control nodes"`
+	Acknowledged string    `json:"acknowledged,omitempty" doc:"On answers to writes: 'region' = committed by a majority of its home region's control nodes; 'multi-region' = committed in a majority of the regions that hold it"`
 }
+
+// Acknowledge says how safe the write is.
+func (m *Meta) Acknowledge(level string) { m.Acknowledged = level }
 
 // Page is the part of a list answer that says how to go on.
 type Page struct {
@@ -152,6 +183,7 @@ type Key struct {
 	Hint      string     `json:"hint" doc:"Last four characters of the id part of the key"`
 	Revoked   *time.Time `json:"revoked,omitempty" doc:"Since when the key is refused; never undone"`
 	PrevUntil *time.Time `json:"previous_secret_until,omitempty" doc:"How long the secret before the last rotation still works"`
+	Held      *Held      `json:"held,omitempty" doc:"Who holds the revocation: in the answer to revoke only"`
 	Whole     string     `json:"key,omitempty" doc:"The whole key: in the answer to create and rotate only, never again"`
 }
 
@@ -346,3 +378,6 @@ type Deleted struct {
 	ID           string `json:"id"`
 	Acknowledged string `json:"acknowledged"`
 }
+
+// Acknowledge says how safe the write is.
+func (d *Deleted) Acknowledge(level string) { d.Acknowledged = level }

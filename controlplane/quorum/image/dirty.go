@@ -2,6 +2,8 @@ package image
 
 import (
 	"fmt"
+	"iter"
+	"slices"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
@@ -59,7 +61,7 @@ func (d *Dirty) Note(state *registry.State, cmd *registry.Command, encoded []byt
 	for _, ref := range out.Touched {
 		d.refs[ref] = struct{}{}
 	}
-	for _, s := range out.Reset {
+	for _, s := range out.Replaced {
 		d.resets[s] = struct{}{}
 	}
 	for _, s := range out.Staged {
@@ -79,23 +81,74 @@ func (d *Dirty) Note(state *registry.State, cmd *registry.Command, encoded []byt
 // the mark. All of it becomes durable, or an error says that nothing did; then
 // Merge d into what comes after.
 func (m *Image) Flush(d *Dirty, state *registry.State, at Mark) error {
-	b := &batch{rows: make(map[row][]byte), at: at}
+	b := &batch{rows: make(map[row][]byte), at: at, format: state.Version()}
 	infos, err := d.fill(b, state, m.infos)
 	if err != nil {
+		return err
+	}
+	if err := b.beside(m.kept, state); err != nil {
 		return err
 	}
 	if err := m.write(b); err != nil {
 		return err
 	}
-	m.infos = infos
+	m.infos, m.kept = infos, state.Clone()
+	return nil
+}
+
+// beside puts into b how the tails and quarantines of after differ from those
+// of before.
+func (b *batch) beside(before, after *registry.State) error {
+	shards := make(map[controlplane.Shard]struct{})
+	for _, info := range slices.Concat(before.Copies(), after.Copies()) {
+		shards[info.Shard] = struct{}{}
+	}
+	for s := range shards {
+		if err := differ(b, tailRow, before.TailRows(s), after.TailRows(s)); err != nil {
+			return err
+		}
+		if err := differ(b, quarantineRow, before.Quarantine(s), after.Quarantine(s)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// differ puts into b the rows in which after differs from before. Both share
+// the rows that are the same.
+func differ[R interface {
+	comparable
+	Encode() ([]byte, error)
+}](b *batch, key func(R) row, before, after iter.Seq[R]) error {
+	gone := make(map[R]struct{})
+	for r := range before {
+		gone[r] = struct{}{}
+	}
+	var err error
+	for r := range after {
+		if _, there := gone[r]; there {
+			delete(gone, r)
+			continue
+		}
+		at := key(r)
+		if b.rows[at], err = r.Encode(); err != nil {
+			return fmt.Errorf("encode %q: %w", at.key, err)
+		}
+	}
+	for r := range gone {
+		if at := key(r); b.rows[at] == nil {
+			b.rows[at] = nil
+		}
+	}
 	return nil
 }
 
 // batch is what one flush writes. Clear comes before rows; a nil row is deleted.
 type batch struct {
-	clear []row // every row of the bucket whose key begins so
-	rows  map[row][]byte
-	at    Mark
+	clear  []row // every row of the bucket whose key begins so
+	rows   map[row][]byte
+	at     Mark
+	format uint64
 }
 
 // fill puts into b what d names, as state has it. It returns the encoded shard
@@ -135,8 +188,8 @@ func (d *Dirty) fill(b *batch, state *registry.State, known map[controlplane.Sha
 		}
 	}
 	infos := make(map[controlplane.Shard]string)
-	for _, info := range state.Shards() {
-		enc, err := encMode.Marshal(info)
+	for _, info := range state.Copies() {
+		enc, err := registry.EncodeShard(info, state.Version())
 		if err != nil {
 			return nil, fmt.Errorf("encode shard %s: %w", info.Shard, err)
 		}

@@ -71,7 +71,11 @@ func dump(tx *bbolt.Tx, to io.Writer) error {
 		}
 	}
 	for i, name := range dataBuckets {
-		err := tx.Bucket([]byte(name)).ForEach(func(k, v []byte) error {
+		b := tx.Bucket([]byte(name))
+		if b == nil {
+			continue // of a file of format 1
+		}
+		err := b.ForEach(func(k, v []byte) error {
 			if err := w.WriteByte(byte(i)); err != nil {
 				return err
 			}
@@ -152,6 +156,7 @@ func (m *Image) Replace(r io.Reader, least Mark) (*registry.State, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("restore a snapshot: %w", DiskError(err)), n.Close())
 	}
+	m.kept = state.Clone()
 	return state, nil
 }
 
@@ -232,7 +237,7 @@ func (m *Image) swap(n *Image) error {
 	}
 	err := os.Rename(n.path, m.path)
 	if err == nil {
-		m.box, m.header, m.sum, m.infos = n.box, n.header, n.sum, nil
+		m.box, m.header, m.sum, m.infos, m.life = n.box, n.header, n.sum, nil, n.life
 		err = SyncDir(filepath.Dir(m.path))
 	}
 	return errors.Join(err, m.openFile(m.path))
@@ -248,11 +253,15 @@ func (m *Image) reseal() error {
 		return err
 	}
 	next := n.sum
-	next.Applied, next.Term = m.sum.Applied, m.sum.Term
+	next.Applied, next.Term, next.Format = m.sum.Applied, m.sum.Term, m.sum.Format
 	err := n.db.Update(func(to *bbolt.Tx) error {
 		err := m.db.View(func(from *bbolt.Tx) error {
 			for _, name := range dataBuckets {
-				err := from.Bucket([]byte(name)).ForEach(func(k, v []byte) error {
+				b := from.Bucket([]byte(name))
+				if b == nil {
+					continue
+				}
+				err := b.ForEach(func(k, v []byte) error {
 					r := row{name, string(k)}
 					plain, err := m.box.Open(nil, v, r.aad())
 					if err != nil {
@@ -272,7 +281,7 @@ func (m *Image) reseal() error {
 		return n.putSummary(to, &next)
 	})
 	if err == nil {
-		n.sum = next
+		n.sum, n.life = next, m.life
 		err = m.swap(n)
 	}
 	if err != nil {

@@ -28,14 +28,17 @@ import (
 // Buckets of the image. A row's value is sealed and bound to bucket and key.
 const (
 	bucketMeta        = "meta"
-	bucketShards      = "shards"      // shard -> registry.ShardInfo
+	bucketShards      = "shards"      // shard -> registry.EncodeShard
 	bucketRecords     = "records"     // shard 0 kind id -> record
 	bucketRevocations = "revocations" // shard 0 kind id -> registry.Revocation
 	bucketStaged      = "staged"      // shard 0 chunk -> encoded CmdStage, replayed at load
+	bucketTail        = "tail"        // shard 0 seq -> registry.Held; from format 2
+	bucketQuarantine  = "quarantine"  // shard 0 seq counter region -> registry.Quarantined; from format 2
 )
 
-// dataBuckets in the order in which a snapshot carries them.
-var dataBuckets = []string{bucketShards, bucketRecords, bucketRevocations, bucketStaged}
+// dataBuckets in the order in which a snapshot carries them. A file of format 1
+// may lack the last two.
+var dataBuckets = []string{bucketShards, bucketRecords, bucketRevocations, bucketStaged, bucketTail, bucketQuarantine}
 
 var (
 	keyBox     = []byte("box")     // header of the box that seals the rows
@@ -49,7 +52,7 @@ type Mark struct{ Applied, Term uint64 }
 // summary is written in every flush beside the rows it vouches for.
 type summary struct {
 	_       struct{} `cbor:",toarray"`
-	Format  uint64   // 1
+	Format  uint64   // cluster version of the state that the rows hold
 	Cluster string
 	Region  string
 	Applied uint64         // raft index up to which the rows are complete
@@ -60,7 +63,6 @@ type summary struct {
 }
 
 const (
-	imageFormat = 1
 	tagBytes    = 16
 	resealAfter = seal.BoxLimit / 2 // messages under one data key
 )
@@ -97,6 +99,21 @@ func stagedKey(shard controlplane.Shard, chunk uint64) string {
 	return string(binary.BigEndian.AppendUint64([]byte(rowPrefix(shard)), chunk))
 }
 
+func tailRow(h *registry.Held) row {
+	return row{bucketTail, stagedKey(h.Entry.Shard, h.Entry.Seq)}
+}
+
+func quarantineRow(q *registry.Quarantined) row {
+	e := q.Entry
+	return row{bucketQuarantine, string(binary.BigEndian.AppendUint64([]byte(stagedKey(e.Shard, e.Seq)), e.Epoch.Counter)) + e.Epoch.Region}
+}
+
+// shardOf is the shard that a row's key begins with.
+func shardOf(key []byte) controlplane.Shard {
+	name, _, _ := bytes.Cut(key, []byte{0})
+	return controlplane.Shard(name)
+}
+
 // Image is the open file. Its methods are for one goroutine at a time; a View
 // taken from it may be read beside them.
 type Image struct {
@@ -108,6 +125,8 @@ type Image struct {
 	header  []byte
 	sum     summary
 	infos   map[controlplane.Shard]string // encoded shard infos in the file, as far as known
+	kept    *registry.State               // whose tails and quarantines the file has
+	life    uint64                        // see Life
 }
 
 // Config says where the image is and whose.
@@ -123,7 +142,8 @@ func (c Config) image(path string) *Image {
 		cfg:     c,
 		path:    path,
 		context: fmt.Sprintf("quorum/image/%s/%s", c.Cluster, c.Region),
-		sum:     summary{Format: imageFormat, Cluster: c.Cluster, Region: c.Region},
+		sum:     summary{Format: 1, Cluster: c.Cluster, Region: c.Region},
+		kept:    registry.New(),
 	}
 }
 
@@ -179,12 +199,10 @@ func (m *Image) create(path string) error {
 		return fmt.Errorf("image: %w", DiskError(err))
 	}
 	m.sum.Rows, m.sum.Tags, m.sum.Seals = 0, [tagBytes]byte{}, 0
-	m.sum.Applied, m.sum.Term = 0, 0
+	m.sum.Applied, m.sum.Term, m.sum.Format = 0, 0, 1
 	err = m.db.Update(func(tx *bbolt.Tx) error {
-		for _, name := range append([]string{bucketMeta}, dataBuckets...) {
-			if _, err := tx.CreateBucket([]byte(name)); err != nil {
-				return err
-			}
+		if err := makeBuckets(tx); err != nil {
+			return err
 		}
 		if err := tx.Bucket([]byte(bucketMeta)).Put(keyBox, m.header); err != nil {
 			return err
@@ -193,6 +211,15 @@ func (m *Image) create(path string) error {
 	})
 	if err != nil {
 		return fmt.Errorf("image: %w", DiskError(err))
+	}
+	return nil
+}
+
+func makeBuckets(tx *bbolt.Tx) error {
+	for _, name := range append([]string{bucketMeta}, dataBuckets...) {
+		if _, err := tx.CreateBucketIfNotExists([]byte(name)); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -234,6 +261,7 @@ func (m *Image) load() (state *registry.State, err error) {
 	if err != nil {
 		return nil, err
 	}
+	m.kept = state.Clone()
 	return state, nil
 }
 
@@ -271,7 +299,7 @@ func (m *Image) readSummary(sealed []byte) error {
 		return fmt.Errorf("summary: %w", err)
 	}
 	switch {
-	case m.sum.Format != imageFormat:
+	case m.sum.Format < 1 || m.sum.Format > registry.Version:
 		return fmt.Errorf("image format %d: %w", m.sum.Format, controlplane.ErrUnknownEntry)
 	case m.sum.Cluster != want.Cluster || m.sum.Region != want.Region:
 		return fmt.Errorf("image of cluster %q, region %q: %w", m.sum.Cluster, m.sum.Region, controlplane.ErrWrongCluster)
@@ -281,11 +309,17 @@ func (m *Image) readSummary(sealed []byte) error {
 
 func (m *Image) readRows(tx *bbolt.Tx) (*registry.State, error) {
 	loader := registry.NewLoader()
+	if err := loader.Version(m.sum.Format); err != nil {
+		return nil, err
+	}
 	var tags [tagBytes]byte
 	var rows uint64
 	var staged [][]byte
 	for _, name := range dataBuckets {
 		b := tx.Bucket([]byte(name))
+		if b == nil && m.sum.Format == 1 && (name == bucketTail || name == bucketQuarantine) {
+			continue
+		}
 		if b == nil {
 			return nil, fmt.Errorf("bucket %s is missing", name)
 		}
@@ -294,7 +328,7 @@ func (m *Image) readRows(tx *bbolt.Tx) (*registry.State, error) {
 			if err == nil {
 				foldTag(&tags, v)
 				rows++
-				err = loadRow(loader, name, plain, &staged)
+				err = m.loadRow(loader, row{name, string(k)}, plain, &staged)
 			}
 			if err != nil {
 				return fmt.Errorf("row %q of %s: %w", k, name, err)
@@ -315,14 +349,21 @@ func (m *Image) readRows(tx *bbolt.Tx) (*registry.State, error) {
 	return state, restage(state, staged)
 }
 
-func loadRow(loader *registry.Loader, bucket string, plain []byte, staged *[][]byte) error {
-	switch bucket {
+func (m *Image) loadRow(loader *registry.Loader, at row, plain []byte, staged *[][]byte) error {
+	if at == rowLife {
+		return decMode.Unmarshal(plain, &m.life)
+	}
+	switch at.bucket {
 	case bucketShards:
-		var info registry.ShardInfo
-		if err := decMode.Unmarshal(plain, &info); err != nil {
+		info, err := registry.DecodeShard(plain, m.sum.Format)
+		if err != nil {
 			return err
 		}
 		return loader.Shard(info)
+	case bucketTail:
+		return loader.Held(shardOf([]byte(at.key)), plain)
+	case bucketQuarantine:
+		return loader.Quarantined(shardOf([]byte(at.key)), plain)
 	case bucketRecords:
 		r, err := registry.DecodeRecord(plain)
 		if err != nil {
@@ -371,8 +412,11 @@ func (m *Image) write(b *batch) error {
 		return errors.New("the image is closed")
 	}
 	next := m.sum
-	next.Applied, next.Term = b.at.Applied, b.at.Term
+	next.Applied, next.Term, next.Format = b.at.Applied, b.at.Term, b.format
 	err := m.db.Update(func(tx *bbolt.Tx) error {
+		if err := makeBuckets(tx); err != nil {
+			return err
+		}
 		for _, c := range b.clear {
 			if err := clearRows(tx, c, &next); err != nil {
 				return err

@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -112,13 +113,18 @@ func (w *world) reopen() {
 	}
 }
 
+// fingerprint is all of the state: two with the same are the same.
 func fingerprint(s *registry.State) (all string) {
 	for _, info := range s.Shards() {
 		staged, _ := s.Staged(info.Shard)
 		all += fmt.Sprintf("%+v %x %v\n", info, s.Digest(info.Shard), staged)
 	}
 	staged, ok := s.Staged("eu")
-	return all + fmt.Sprint(staged, ok)
+	sum := sha256.New()
+	if err := s.Snapshot(sum); err != nil {
+		panic(err)
+	}
+	return all + fmt.Sprintf("%v %v %x", staged, ok, sum.Sum(nil))
 }
 
 func org(n int, name string) registry.Change {

@@ -248,6 +248,13 @@ func (r *Region) Lead(n *Node) {
 	r.leader = n
 }
 
+// Raise has the region take up cluster version 2.
+func (r *Region) Raise() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	check(r.cluster.t, r.state.Apply(&registry.Command{Type: registry.CmdVersion, Version: registry.Version}).Err)
+}
+
 // View implements admin.Store.
 func (n *Node) View(f func(*registry.State)) {
 	n.region.mu.Lock()
@@ -272,8 +279,34 @@ func (n *Node) Leader() (node, addr string, ok bool) {
 	return n.region.leader.Name, n.region.leader.Internal, true
 }
 
-// Propose implements admin.Store: check, apply, and tell the other members.
-func (n *Node) Propose(_ context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
+// ProposeCommand implements admin.Store: it applies cmd to this region's copy.
+func (n *Node) ProposeCommand(_ context.Context, cmd *registry.Command) (registry.Outcome, error) {
+	if !n.IsLeader() {
+		return registry.Outcome{}, controlplane.ErrNotLeader
+	}
+	n.region.mu.Lock()
+	defer n.region.mu.Unlock()
+	return n.region.state.Apply(cmd), nil
+}
+
+// Read implements admin.Store: one lock stands for the region's log.
+func (n *Node) Read(context.Context) error {
+	if !n.IsLeader() {
+		return controlplane.ErrNotLeader
+	}
+	return nil
+}
+
+// Contact implements admin.Store.
+func (n *Node) Contact() time.Time { return time.Now() }
+
+// Propose is ProposeLevel of a write that asks for nothing.
+func (n *Node) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
+	return n.ProposeLevel(ctx, shard, 0, changes)
+}
+
+// ProposeLevel implements admin.Store: check, apply, and tell the other members.
+func (n *Node) ProposeLevel(_ context.Context, shard controlplane.Shard, _ registry.Level, changes []registry.Change) (registry.Outcome, error) {
 	broken := n.region.cluster.Broken
 	if broken != nil {
 		if err := broken(n.Name, false); err != nil {

@@ -44,6 +44,7 @@ type Config struct {
 	Identity Identity `yaml:"identity"`
 
 	SealKeyFile       string `yaml:"seal_key_file"`       // the region's key-encryption key; losing it loses everything at rest
+	BackupKeyFile     string `yaml:"backup_key_file"`     // control: the key that backups are sealed under; empty = seal_key_file
 	ClusterSecretFile string `yaml:"cluster_secret_file"` // 32 bytes shared by all nodes; derives the verdict keys
 	UpstreamCAFile    string `yaml:"upstream_ca_file"`    // data: extra roots for providers; empty = the system's only
 	ServerCAFile      string `yaml:"server_ca_file"`      // control: extra roots for other regions' client listeners; empty = the system's only
@@ -54,6 +55,7 @@ type Config struct {
 	Documents   Documents    `yaml:"documents"`    // data; each may be empty: then clients are told that there is none
 	Receipts    Receipts     `yaml:"receipts"`     // data
 	HTTP2       string       `yaml:"http2"`        // data: empty = our own server side for clients; standard = net/http's, at half again the CPU
+	Takeover    Takeover     `yaml:"takeover"`     // control
 	Tunables    Tunables     `yaml:"tunables"`
 
 	load func() (*Config, error)
@@ -65,6 +67,15 @@ func (c *Config) Again() (*Config, error) {
 		return c, nil
 	}
 	return c.load()
+}
+
+// Takeover says what a region does about shards whose home is lost.
+type Takeover struct {
+	// AutomaticAfter is how long the home must have been published as down
+	// before another member takes its shards over by itself; shards with fewer
+	// than three members are taken over by hand only. Too short a time makes a
+	// takeover of every short cut. 0 = never.
+	AutomaticAfter time.Duration `yaml:"automatic_after"`
 }
 
 // Listen holds host:port addresses.
@@ -243,7 +254,7 @@ func durations(prefix string, t reflect.Type) (fields []string) {
 
 // wrongDuration finds the first duration in file that is none.
 func wrongDuration(file []byte) error {
-	for _, field := range durations("tunables.", reflect.TypeFor[Tunables]()) {
+	for _, field := range append(durations("tunables.", reflect.TypeFor[Tunables]()), durations("takeover.", reflect.TypeFor[Takeover]())...) {
 		path, err := yaml.PathString("$." + field)
 		if err != nil {
 			continue
@@ -422,7 +433,7 @@ func (c *Config) Validate() error {
 		field string
 		value time.Duration
 	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge},
-		{"tunables.edge.conn_age", c.Tunables.Edge.ConnAge}, {"tunables.edge.wrong_delay", c.Tunables.Edge.WrongDelay}} {
+		{"tunables.edge.conn_age", c.Tunables.Edge.ConnAge}, {"tunables.edge.wrong_delay", c.Tunables.Edge.WrongDelay}, {"takeover.automatic_after", c.Takeover.AutomaticAfter}} {
 		if f.value < 0 {
 			return bad(f.field, "is negative: want a duration such as 24h, or 0s for the default")
 		}

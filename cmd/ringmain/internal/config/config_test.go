@@ -91,6 +91,8 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 		"negative time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_age: -1h", "line 12: tunables.receipt_age: is negative"},
 		"no duration":      {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: soon", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "soon"`},
 		"bare duration":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  record_age: 5", `line 12: tunables.record_age: want a duration such as 30s or 24h, got "5"`},
+		"soon to take":     {"cluster_secret_file: cs", "cluster_secret_file: cs\ntakeover:\n  automatic_after: 5", `line 12: takeover.automatic_after: want a duration such as 30s or 24h, got "5"`},
+		"never to take":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntakeover:\n  automatic_after: -1m", "line 12: takeover.automatic_after: is negative"},
 		"no number":        {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  receipt_disk: 1GiB", "[12:17] want a whole number, 0 or more"},
 		"edge, no number":  {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_keys: few", "[13:17] want a whole number, 0 or more"},
 		"edge, no time":    {"cluster_secret_file: cs", "cluster_secret_file: cs\ntunables:\n  edge:\n    wrong_delay: soon", `line 13: tunables.edge.wrong_delay: want a duration such as 30s or 24h, got "soon"`},

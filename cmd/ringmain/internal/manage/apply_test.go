@@ -188,6 +188,7 @@ policies:
   - {org: Roamer, project: fine, residency: eu, models: [chat]}
 `), opts)
 	want := []string{
+		`jurisdiction eu has one region (eu-fra): records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss`,
 		`requests of "Homely" that enter in eu stay there, since the org does not roam, but model "us-only" has no enabled upstream in a region of eu: such requests will be refused`,
 		`"Pinned" is pinned to eu, but model "us-only" has no enabled upstream in a region of eu: such requests will be refused`,
 		`"Roamer/narrow" is pinned to eu, but model "us-only" has no enabled upstream in a region of eu: such requests will be refused`,
@@ -255,7 +256,7 @@ func TestApplyGoesOnWhereItStopped(t *testing.T) {
 	c.cluster.Broken = func(_ string, after bool) error {
 		if !after {
 			if writes++; writes == 3 {
-				return controlplane.ErrOverloaded
+				return controlplane.ErrDiskFull // unlike an election, not worth waiting for
 			}
 		}
 		return nil
@@ -300,5 +301,29 @@ func TestApplyCommand(t *testing.T) {
 	}
 	if _, err := c.client().OrgByName(t.Context(), "B"); !errors.Is(err, manage.ErrNotFound) {
 		t.Errorf("%v", err)
+	}
+}
+
+// Who declares records that one region alone will hold is told so, once for
+// each jurisdiction, and nobody else is.
+func TestWarningsOfOneRegion(t *testing.T) {
+	c := start(t) // us-east, eu-fra
+	const lead = " has one region ("
+	for _, tc := range []struct{ manifest, want string }{
+		{"orgs:\n  - {name: Free}\n", ""},
+		{"orgs:\n  - {name: Pinned, jurisdiction: eu}\n  - {name: Also, jurisdiction: eu}\n", "jurisdiction eu has one region (eu-fra)"},
+		{"regions:\n  - {name: ap-sg, jurisdiction: apac}\n", "jurisdiction apac has one region (ap-sg)"},
+		{"regions:\n  - {name: eu-ams, jurisdiction: eu}\norgs:\n  - {name: Pinned, jurisdiction: eu}\n", ""},
+	} {
+		plan, err := manage.Apply(t.Context(), c.client(), []byte(tc.manifest), manage.ApplyOptions{DryRun: true})
+		var got []string
+		for _, w := range plan.Warnings {
+			if strings.Contains(w, lead) {
+				got = append(got, strings.TrimSuffix(w, ": records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss"))
+			}
+		}
+		if err != nil || strings.Join(got, "; ") != tc.want {
+			t.Errorf("%s%v: warned of %q, want %q", tc.manifest, err, got, tc.want)
+		}
 	}
 }

@@ -46,6 +46,29 @@ func TestFromOrgToKeyByCommands(t *testing.T) {
 	if out := c.ok("key", "revoke", id); !strings.Contains(out, "revoked") {
 		t.Errorf("revoke:\n%s", out)
 	}
+	if _, stderr, _ := c.run("key", "revoke", id, "--cluster", c.path("cluster.json")); !strings.Contains(stderr, "held by 1 of 2 regions and 0 of 0 data nodes\n") || !strings.Contains(stderr, "regions not heard, so that nothing is known: eu-fra\n") {
+		t.Errorf("revoke says of who holds it: %q", stderr)
+	}
+	second := strings.TrimSpace(c.ok("key", "create", "phone", "--project", "Acme/web"))
+	if out := c.ok("key", "revoke", "--project", "Acme/web", "--all", "-o", "json"); !strings.Contains(out, `"keys": 2`) || !strings.Contains(out, `"revoked": 1`) {
+		t.Errorf("revoke all of a project:\n%s", out)
+	}
+	if out := c.ok("key", "revoke", "--org", "Acme", "--all", "--expect", "2", "-o", "json"); !strings.Contains(out, `"revoked": 0`) {
+		t.Errorf("revoke all of an org:\n%s", out)
+	}
+	if _, stderr, status := c.run("key", "revoke", "--org", "Acme", "--all", "--expect", "3", "--cluster", c.path("cluster.json")); status != 1 || !strings.Contains(stderr, "has 2 keys, 0 of them in force") {
+		t.Errorf("wrong count: %d, %q", status, stderr)
+	}
+	for _, args := range [][]string{{}, {"--all"}, {id, "--all", "--org", "Acme"}, {"--org", "Acme", "--project", "Acme/web", "--all"}, {"--org", "Acme"}, {id, "--project", "Acme/web"}} {
+		if _, stderr, status := c.run(append([]string{"key", "revoke"}, args...)...); status != 2 || !strings.Contains(stderr, "say which") {
+			t.Errorf("key revoke %q: %d, %q", args, status, stderr)
+		}
+	}
+	if p, err := apikey.Parse(second); err != nil {
+		t.Error(err)
+	} else {
+		c.ok("key", "delete", p.RecordID())
+	}
 	c.ok("key", "delete", id)
 	c.ok("org", "update", "Acme", "--plan", "build", "--name", "Acme Ltd")
 	if out := c.ok("org", "get", "Acme Ltd", "-o", "yaml"); !strings.Contains(out, "plan: build\n") || !strings.Contains(out, "state: verified\n") {

@@ -3,6 +3,7 @@ package manage
 import (
 	"bytes"
 	"context"
+	crand "crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -24,6 +25,9 @@ type ClientConfig struct {
 	Servers []string       // base URLs of admin listeners, in order of preference
 	Token   string         // admin token
 	Roots   *x509.CertPool // trusted to vouch for the servers; nil = the system's
+
+	Acknowledge string            // level that writes wait for; "" = each operation's own
+	Notice      func(text string) // told what the caller should know of a success; nil = nobody
 }
 
 // Client calls /admin/v1. It goes on to the next server when one cannot be
@@ -32,6 +36,8 @@ type Client struct {
 	servers []*url.URL
 	token   string
 	http    *http.Client
+	ack     string
+	notice  func(string)
 	current atomic.Int32 // index of the server that answered last
 }
 
@@ -40,7 +46,7 @@ var ErrNotFound = errors.New("not found")
 
 // NewClient checks cfg. It opens no connection until it is used.
 func NewClient(cfg ClientConfig) (*Client, error) {
-	c := &Client{token: cfg.Token, http: &http.Client{
+	c := &Client{token: cfg.Token, ack: cfg.Acknowledge, notice: cfg.Notice, http: &http.Client{
 		Timeout: 20 * time.Second,
 		Transport: &http.Transport{
 			Proxy:               http.ProxyFromEnvironment,
@@ -74,8 +80,13 @@ type request struct {
 	method, path string
 	query        url.Values
 	ifMatch      string
-	body         any // nil = none
+	body         any    // nil = none
+	once         string // Idempotency-Key: the request may be sent again whatever became of it
 }
+
+// patience is how long a request is sent again while nobody can answer it: an
+// election takes a second or two.
+const patience = 10 * time.Second
 
 // call sends r and reads the answer into out. Errors of the API are *api.Problem.
 func (c *Client) call(ctx context.Context, r request, out any) error {
@@ -86,6 +97,37 @@ func (c *Client) call(ctx context.Context, r request, out any) error {
 			return fmt.Errorf("encode request: %w", err)
 		}
 	}
+	end := time.Now().Add(patience)
+	for pause := 100 * time.Millisecond; ; pause = min(2*pause, time.Second) {
+		err := c.ask(ctx, r, body, out)
+		if !r.again(err) || time.Now().Add(pause).After(end) {
+			return err
+		}
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// again reports whether r may be sent again after err, and might succeed.
+func (r request) again(err error) bool {
+	var p *api.Problem
+	if !errors.As(err, &p) {
+		return false
+	}
+	switch p.Code {
+	case api.CodeNoLeader, api.CodeOverloaded:
+		return true // nothing was written
+	case api.CodeUncertain:
+		return r.once != "" || r.method == http.MethodGet
+	}
+	return false
+}
+
+// ask tries the servers in turn until one answers.
+func (c *Client) ask(ctx context.Context, r request, body []byte, out any) error {
 	first := int(c.current.Load())
 	var failures []error
 	for i := range c.servers {
@@ -128,6 +170,12 @@ func (c *Client) try(ctx context.Context, server *url.URL, r request, body []byt
 	if r.ifMatch != "" {
 		req.Header.Set("If-Match", r.ifMatch)
 	}
+	if c.ack != "" && r.method != http.MethodGet {
+		req.Header.Set(api.HeaderAcknowledge, c.ack)
+	}
+	if r.once != "" {
+		req.Header.Set(api.HeaderIdempotency, r.once)
+	}
 	resp, err := c.http.Do(req)
 	if err != nil {
 		return c.failure(ctx, server, r, err)
@@ -144,6 +192,9 @@ func (c *Client) try(ctx context.Context, server *url.URL, r request, body []byt
 		}
 		return p
 	}
+	if resp.StatusCode == http.StatusAccepted && c.notice != nil {
+		c.notice("written at home; the other regions have not confirmed it yet, so it is lost to them if this home is lost now")
+	}
 	if out == nil {
 		return nil
 	}
@@ -154,7 +205,7 @@ func (c *Client) try(ctx context.Context, server *url.URL, r request, body []byt
 }
 
 // failure tells apart: the server never got the request (another may be
-// asked), a read that failed (the same), and a write of which nobody knows.
+// asked), what may be asked twice (the same), and a write of which nobody knows.
 func (c *Client) failure(ctx context.Context, server *url.URL, r request, err error) error {
 	var op *net.OpError
 	var unknown x509.UnknownAuthorityError
@@ -163,7 +214,7 @@ func (c *Client) failure(ctx context.Context, server *url.URL, r request, err er
 		return ctx.Err()
 	case errors.As(err, &unknown):
 		return fmt.Errorf("%s shows a certificate of an unknown authority: give the cluster's with --ca-file: %w", server, err)
-	case errors.As(err, &op) && op.Op == "dial", r.method == http.MethodGet:
+	case errors.As(err, &op) && op.Op == "dial", r.method == http.MethodGet, r.once != "":
 		return &unreachedError{server.String(), err}
 	}
 	return fmt.Errorf("%s did not answer; the change may or may not have been made: read before you repeat it: %w", server, err)
@@ -177,6 +228,16 @@ func get[T any](ctx context.Context, c *Client, path string) (*T, error) {
 func send[T any](ctx context.Context, c *Client, method, path, ifMatch string, body any) (*T, error) {
 	out := new(T)
 	if err := c.call(ctx, request{method: method, path: path, ifMatch: ifMatch, body: body}, out); err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// create is send for requests that make a record or a secret: they may be sent
+// again, and are, until somebody answers.
+func create[T any](ctx context.Context, c *Client, path string, body any) (*T, error) {
+	out := new(T)
+	if err := c.call(ctx, request{method: http.MethodPost, path: path, body: body, once: crand.Text()}, out); err != nil {
 		return nil, err
 	}
 	return out, nil
@@ -252,7 +313,7 @@ func (c *Client) GetOrg(ctx context.Context, id string) (*api.Org, error) {
 
 // CreateOrg creates an org.
 func (c *Client) CreateOrg(ctx context.Context, in api.OrgInput) (*api.Org, error) {
-	return send[api.Org](ctx, c, http.MethodPost, "/orgs", "", in)
+	return create[api.Org](ctx, c, "/orgs", in)
 }
 
 // UpdateOrg replaces old, if it is still as it was read.
@@ -287,7 +348,7 @@ func (c *Client) GetProject(ctx context.Context, id string) (*api.Project, error
 
 // CreateProject creates a project in the org of that id.
 func (c *Client) CreateProject(ctx context.Context, org string, in api.ProjectInput) (*api.Project, error) {
-	return send[api.Project](ctx, c, http.MethodPost, "/orgs/"+esc(org)+"/projects", "", in)
+	return create[api.Project](ctx, c, "/orgs/"+esc(org)+"/projects", in)
 }
 
 // UpdateProject replaces old, if it is still as it was read.
@@ -308,7 +369,7 @@ func (c *Client) GetKey(ctx context.Context, id string) (*api.Key, error) {
 
 // CreateKey makes a key. Its Whole is shown in this answer and never again.
 func (c *Client) CreateKey(ctx context.Context, project string, in api.KeyInput) (*api.Key, error) {
-	return send[api.Key](ctx, c, http.MethodPost, "/projects/"+esc(project)+"/keys", "", in)
+	return create[api.Key](ctx, c, "/projects/"+esc(project)+"/keys", in)
 }
 
 // UpdateKey changes the name and end of old, if it is still as it was read.
@@ -319,12 +380,18 @@ func (c *Client) UpdateKey(ctx context.Context, old api.Meta, in api.KeyInput) (
 // RotateKey replaces a key's secret; the old one works on for grace.
 func (c *Client) RotateKey(ctx context.Context, id string, grace time.Duration) (*api.Key, error) {
 	seconds := int64(grace / time.Second)
-	return send[api.Key](ctx, c, http.MethodPost, "/keys/"+esc(id)+"/rotate", "", api.RotateInput{GraceSeconds: &seconds})
+	return create[api.Key](ctx, c, "/keys/"+esc(id)+"/rotate", api.RotateInput{GraceSeconds: &seconds})
 }
 
 // RevokeKey refuses a key for good. Repeating it is harmless.
 func (c *Client) RevokeKey(ctx context.Context, id string) (*api.Key, error) {
-	return send[api.Key](ctx, c, http.MethodPost, "/keys/"+esc(id)+"/revoke", "", nil)
+	return create[api.Key](ctx, c, "/keys/"+esc(id)+"/revoke", nil)
+}
+
+// RevokeKeys refuses all keys of a project or org for good: collection is
+// projects or orgs. Above 100 expect must be their number. Repeating it is harmless.
+func (c *Client) RevokeKeys(ctx context.Context, collection, id string, expect *int) (*api.RevokedKeys, error) {
+	return create[api.RevokedKeys](ctx, c, "/"+collection+"/"+esc(id)+"/keys/revoke", api.RevokeInput{Expect: expect})
 }
 
 // Upstreams lists all upstreams.
@@ -340,7 +407,7 @@ func (c *Client) GetUpstream(ctx context.Context, ref string) (*api.Upstream, er
 
 // CreateUpstream creates an upstream.
 func (c *Client) CreateUpstream(ctx context.Context, in api.UpstreamInput) (*api.Upstream, error) {
-	return send[api.Upstream](ctx, c, http.MethodPost, "/upstreams", "", in)
+	return create[api.Upstream](ctx, c, "/upstreams", in)
 }
 
 // UpdateUpstream replaces old, if it is still as it was read.
@@ -361,7 +428,7 @@ func (c *Client) GetRoute(ctx context.Context, ref string) (*api.Route, error) {
 
 // CreateRoute creates a route.
 func (c *Client) CreateRoute(ctx context.Context, in api.RouteInput) (*api.Route, error) {
-	return send[api.Route](ctx, c, http.MethodPost, "/routes", "", in)
+	return create[api.Route](ctx, c, "/routes", in)
 }
 
 // UpdateRoute replaces old, if it is still as it was read.
@@ -382,7 +449,7 @@ func (c *Client) GetPolicy(ctx context.Context, id string) (*api.Policy, error) 
 
 // CreatePolicy creates the policy of an org or of one of its projects.
 func (c *Client) CreatePolicy(ctx context.Context, org string, in api.PolicyInput) (*api.Policy, error) {
-	return send[api.Policy](ctx, c, http.MethodPost, "/orgs/"+esc(org)+"/policies", "", in)
+	return create[api.Policy](ctx, c, "/orgs/"+esc(org)+"/policies", in)
 }
 
 // UpdatePolicy replaces old, if it is still as it was read.

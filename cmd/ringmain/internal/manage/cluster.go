@@ -146,7 +146,8 @@ func (t *tool) nodeCommand() *cobra.Command {
 		return show(t, nodes, false, nodeColumns)
 	})
 	list.Flags().StringVar(&region, "region", "", "only nodes of this region")
-	return group("node", "see the nodes that gossip knows", "  ringmain node list", list)
+	return group("node", "see nodes, and change who is in a region", "  ringmain node list\n  ringmain node members --region eu-fra",
+		append([]*cobra.Command{list}, t.raftCommands()...)...)
 }
 
 // shardRow is one line of the status table.

@@ -3,6 +3,8 @@ package manage
 import (
 	"context"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,10 +135,90 @@ func (t *tool) keyCommand() *cobra.Command {
 		t.command("get KEY", "show a key, by id, without its secret", "  ringmain key get key_any_…", func(ctx context.Context, c *Client, args []string) error {
 			return t.showKey(c.GetKey(ctx, args[0]))
 		}),
-		t.command("revoke KEY", "refuse a key everywhere from now on, for good", "  ringmain key revoke key_any_…", func(ctx context.Context, c *Client, args []string) error {
-			return t.showKey(c.RevokeKey(ctx, args[0]))
-		}),
+		t.revokeCommand(),
 		t.command("delete KEY", "forget a revoked key", "  ringmain key delete key_any_…", func(ctx context.Context, c *Client, args []string) error {
 			return t.deleted(c.Delete(ctx, "keys", args[0]), args[0])
 		}))
+}
+
+var revokedColumns = []column[api.RevokedKeys]{
+	{"KEYS", func(r api.RevokedKeys) string { return strconv.Itoa(r.Keys) }},
+	{"REVOKED-NOW", func(r api.RevokedKeys) string { return strconv.Itoa(r.Revoked) }},
+	{"ACKNOWLEDGED", func(r api.RevokedKeys) string { return r.Acknowledged }},
+}
+
+func (t *tool) revokeCommand() *cobra.Command {
+	var project, org string
+	var everyKey bool
+	var expect int
+	var cmd *cobra.Command
+	cmd = t.command("revoke [KEY]", "refuse a key, or all of a project or org, everywhere from now on, for good", "  ringmain key revoke key_any_…\n  ringmain key revoke --project Acme/web --all --expect 240", func(ctx context.Context, c *Client, args []string) error {
+		if !everyKey {
+			k, err := c.RevokeKey(ctx, args[0])
+			if err == nil && k.Held != nil {
+				t.sayHeld(k.Held)
+			}
+			return t.showKey(k, err)
+		}
+		var collection, id string
+		if project != "" {
+			p, err := projectRef(ctx, c, project)
+			if err != nil {
+				return err
+			}
+			collection, id = "projects", p.ID
+		} else {
+			o, err := orgRef(ctx, c, org)
+			if err != nil {
+				return err
+			}
+			collection, id = "orgs", o.ID
+		}
+		var wanted *int
+		if cmd.Flags().Changed("expect") {
+			wanted = &expect
+		}
+		r, err := c.RevokeKeys(ctx, collection, id, wanted)
+		if err != nil {
+			return err
+		}
+		if r.Held != nil {
+			t.sayHeld(r.Held)
+		}
+		return show(t, []api.RevokedKeys{*r}, true, revokedColumns)
+	})
+	cmd.Long = `Refuse a key everywhere from now on, for good. The answer says how many regions
+and data nodes hold the revocation; repeat the command to ask again.
+
+With --all it refuses every key of a project or org. Above 100 keys --expect
+must say how many there are, those revoked before included.`
+	cmd.Args = func(_ *cobra.Command, args []string) error {
+		one := !everyKey && len(args) == 1 && project == "" && org == ""
+		many := everyKey && len(args) == 0 && (project == "") != (org == "")
+		if !one && !many {
+			return usagef("say which: KEY, or --all with --project or --org")
+		}
+		return nil
+	}
+	cmd.Flags().BoolVar(&everyKey, "all", false, "every key of the project or org")
+	cmd.Flags().StringVar(&project, "project", "", "id or ORG/NAME of the project whose keys are meant")
+	cmd.Flags().StringVar(&org, "org", "", "id or name of the org whose keys are meant")
+	cmd.Flags().IntVar(&expect, "expect", 0, "how many keys there are; needed above 100")
+	return cmd
+}
+
+// sayHeld tells who holds a revocation, and who is not known to.
+func (t *tool) sayHeld(h *api.Held) {
+	t.say("%s", h)
+	for _, l := range []struct {
+		what  string
+		names []string
+	}{
+		{"regions that do not hold it yet", h.RegionsMissing}, {"regions not heard, so that nothing is known", h.RegionsUnknown},
+		{"data nodes that do not hold it yet", h.NodesMissing}, {"silent data nodes, of which nothing is known", h.NodesUnknown},
+	} {
+		if len(l.names) > 0 {
+			t.say("%s: %s", l.what, clean(strings.Join(l.names, ", ")))
+		}
+	}
 }

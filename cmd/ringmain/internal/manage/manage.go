@@ -1,7 +1,8 @@
 // Package manage holds the management commands of the ringmain program and
 // what they are made of: a client of /admin/v1 and the engine behind
 // `ringmain apply`. Data goes to stdout, talk to stderr, never a colour code.
-// It knows the cluster by its API only.
+// It knows the cluster by its API only, and the files of stopped nodes and
+// backups by the rooms that they belong to.
 package manage
 
 import (
@@ -18,6 +19,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ringmain/controlplane/admin/api"
 	"ringmain/internal/clusterfile"
 )
 
@@ -56,6 +58,7 @@ type tool struct {
 	ca      string // file
 	cluster string // file
 	output  string
+	ack     string // acknowledgement that writes wait for; "" = the operation's own
 }
 
 // Commands gives the management commands.
@@ -63,7 +66,7 @@ func Commands(env Env) []*cobra.Command {
 	t := &tool{env: env}
 	list := []*cobra.Command{
 		t.orgCommand(), t.projectCommand(), t.keyCommand(), t.upstreamCommand(), t.routeCommand(),
-		t.policyCommand(), t.regionCommand(), t.residencyCommand(), t.nodeCommand(), t.statusCommand(), t.applyCommand(),
+		t.policyCommand(), t.regionCommand(), t.shardCommand(), t.quarantineCommand(), t.residencyCommand(), t.nodeCommand(), t.backupCommand(), t.statusCommand(), t.applyCommand(),
 	}
 	for _, c := range list {
 		f := c.PersistentFlags()
@@ -71,6 +74,7 @@ func Commands(env Env) []*cobra.Command {
 		f.StringVar(&t.token, "token-file", "", "file that holds the admin token")
 		f.StringVar(&t.ca, "ca-file", "", "PEM file of the authority that vouches for the servers")
 		f.StringVar(&t.cluster, "cluster", "", "cluster.json of a development cluster")
+		f.StringVar(&t.ack, "acknowledge", "", "what a change waits for: region, or multi-region (default for keys and policies)")
 		f.StringVarP(&t.output, "output", "o", "table", "table, json or yaml")
 		c.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err.Error()} })
 		if c.Long == "" {
@@ -164,7 +168,10 @@ func (t *tool) clientConfig() (ClientConfig, error) {
 	if token == "" {
 		return ClientConfig{}, usagef("no admin token: give --token-file or RINGMAIN_TOKEN_FILE")
 	}
-	cfg := ClientConfig{Servers: servers}
+	if t.ack != "" && t.ack != api.AcknowledgedRegion && t.ack != api.AcknowledgedMultiRegion {
+		return ClientConfig{}, usagef("--acknowledge %q: use region or multi-region", t.ack)
+	}
+	cfg := ClientConfig{Servers: servers, Acknowledge: t.ack, Notice: func(text string) { t.say("%s", text) }}
 	b, err := os.ReadFile(filepath.Clean(token))
 	if err != nil {
 		return ClientConfig{}, fmt.Errorf("admin token: %w", err)

@@ -33,6 +33,7 @@ type JurisdictionResidency struct {
 	Regions            []string         `json:"regions"`      // that are not drained
 	Drained            []string         `json:"drained,omitempty"`
 	SurvivesRegionLoss bool             `json:"survives_region_loss"` // whichever region is lost, every model goes on
+	MultiRegion        bool             `json:"multi_region"`         // records there can be acknowledged so; drained regions hold records too
 	Models             []ModelResidency `json:"models"`
 }
 
@@ -77,7 +78,7 @@ func Residency(regions []api.Region, upstreams []api.Upstream, routes []api.Rout
 		}
 		slices.Sort(j.Regions)
 		slices.Sort(j.Drained)
-		j.SurvivesRegionLoss = len(j.Regions) > 1
+		j.SurvivesRegionLoss, j.MultiRegion = len(j.Regions) > 1, len(j.Regions)+len(j.Drained) > 1
 		for i := range routes {
 			j.Models = append(j.Models, modelsOf(&routes[i], byName, j.Regions)...)
 		}
@@ -207,6 +208,11 @@ func (t *tool) showResidency(report *ResidencyReport) error {
 		}
 		if _, err := fmt.Fprintln(t.env.Stdout, j.heading()); err != nil {
 			return fmt.Errorf("print: %w", err)
+		}
+		if all := append(slices.Clone(j.Regions), j.Drained...); len(all) == 1 {
+			if _, err := fmt.Fprintln(t.env.Stdout, "  "+clean(cannotReach(j.Jurisdiction, all[0]))); err != nil {
+				return fmt.Errorf("print: %w", err)
+			}
 		}
 		if len(j.Models) == 0 {
 			continue

@@ -50,6 +50,7 @@ func TestResidencyReport(t *testing.T) {
 	c.ok("apply", "-f", c.write("homes.yaml", homes), "--yes")
 	org := strings.Fields(strings.Split(c.ok("org", "get", "Acme"), "\n")[1])[0]
 	want := strings.ReplaceAll(`eu: eu-fra; survives the loss of any one region: no (there is no second region)
+  jurisdiction eu has one region (eu-fra): records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss
   MODEL              SERVED-IN                            ZERO-RETENTION  WITHOUT-EU-FRA
   chat at /v1/chat/completions        eu-fra  eu-fra  LOST
   chat at /v1/completions and 8 more  -       -       not served
@@ -80,7 +81,7 @@ not pinned: eu-fra, us-east, us-west (drained: us-north); survives the loss of a
 	if us.SurvivesRegionLoss || !us.Models[0].SurvivesRegionLoss || us.Models[0].ZeroSurvives || !slices.Equal(us.Models[2].LostWith, []string{"us-east"}) {
 		t.Errorf("%+v", us)
 	}
-	if yaml := c.ok("residency", "report", "-o", "yaml"); !strings.Contains(yaml, "survives_region_loss: false") {
+	if yaml := c.ok("residency", "report", "-o", "yaml"); !strings.Contains(yaml, "survives_region_loss: false") || strings.Count(yaml, "multi_region: false") != 1 || strings.Count(yaml, "multi_region: true") != 2 {
 		t.Errorf("%s", yaml)
 	}
 }
@@ -281,6 +282,7 @@ policies:
 		}
 	}
 	want := []string{
+		`jurisdiction eu has one region (eu-fra): records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss`,
 		`"Acme/nightly" uses its own upstreams only, but model "chat" has no enabled upstream that the org may use: such requests will be refused`,
 		`"Careful" would use it, but model "small" has no enabled upstream that the org may use: such requests will be refused`,
 	}

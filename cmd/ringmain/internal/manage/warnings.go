@@ -30,6 +30,7 @@ func warnings(m *manifest, w *world) []string {
 		}
 	}
 	pins := pinsOf(m, w)
+	out = append(out, alone(m, jurisdiction, pins)...)
 	for _, name := range slices.Sorted(maps.Keys(pins)) {
 		p := pins[name]
 		why := fmt.Sprintf("%q is pinned to %s", name, p.jurisdiction)
@@ -48,6 +49,38 @@ func warnings(m *manifest, w *world) []string {
 		}
 	}
 	return out
+}
+
+// alone says which records that the manifest is about only one region will
+// hold: nothing written to them can be acknowledged multi-region.
+func alone(m *manifest, jurisdiction map[string]string, pins map[string]pin) (out []string) {
+	holders := map[string][]string{} // by jurisdiction; any = all regions
+	for region, j := range jurisdiction {
+		holders[j] = append(holders[j], region)
+		holders[unpinned] = append(holders[unpinned], region)
+	}
+	about := map[string]bool{} // jurisdictions that the manifest puts something into
+	for _, r := range m.Regions {
+		about[r.V.Jurisdiction] = true
+	}
+	for _, p := range pins {
+		about[cmp.Or(p.home, unpinned)] = true
+	}
+	for _, j := range slices.Sorted(maps.Keys(about)) {
+		if len(holders[j]) == 1 {
+			out = append(out, cannotReach(j, holders[j][0]))
+		}
+	}
+	return out
+}
+
+// cannotReach is what one region alone means for records.
+func cannotReach(jurisdiction, region string) string {
+	whose := "the cluster has one region"
+	if jurisdiction != unpinned {
+		whose = fmt.Sprintf("jurisdiction %s has one region", jurisdiction)
+	}
+	return fmt.Sprintf("%s (%s): records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss", whose, region)
 }
 
 const keepingNothing = "that keeps nothing"
@@ -135,6 +168,7 @@ func servedIn(m *manifest, w *world, jurisdiction map[string]string) map[string]
 
 // pin is where the requests of an org or project must run.
 type pin struct {
+	home         string // jurisdiction that the org's records belong to; "" = none
 	jurisdiction string // "" = anywhere
 	roaming      bool
 	zero         bool     // zero retention only
@@ -183,7 +217,7 @@ func pinsOf(m *manifest, w *world) map[string]pin {
 	for name, o := range orgs {
 		p := pin{roaming: o.Roaming}
 		if o.Jurisdiction != "any" {
-			p.jurisdiction = o.Jurisdiction
+			p.home, p.jurisdiction = o.Jurisdiction, o.Jurisdiction
 		}
 		p = p.narrowed(policies[name])
 		pins[name] = p

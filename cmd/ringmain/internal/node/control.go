@@ -22,6 +22,7 @@ import (
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/forward"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/homes"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
@@ -41,6 +42,7 @@ type control struct {
 	calls    *http.Client // to control nodes of any region
 	hub      *feed.Hub
 	quorum   *quorum.Quorum
+	homes    atomic.Pointer[homes.Homes] // nil until the log is open
 	gossip   *gossipRoom
 	forward  *forward.Client
 	importer atomic.Pointer[feed.Importer] // nil unless this node leads
@@ -107,15 +109,20 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if c.gossip, err = openGossip(ctx, env, bulletin.Digest{}); err != nil {
 		return errors.Join(err, c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
+	owners, err := c.openHomes(ctx)
+	if err != nil {
+		return errors.Join(err, c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
+	}
 	c.forward = forward.New(forward.Config{Bundle: c.bundle, Addresses: c.controlsOf})
 	defer c.forward.Close()
 	api, err := c.openAdmin(secret)
 	if err != nil {
-		return errors.Join(err, c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
+		return errors.Join(err, owners.Close(), c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
 
 	inner := http.NewServeMux()
 	inner.Handle("/feed/v1/", c.hub.Handler())
+	inner.Handle(homes.Prefix, owners.Handler())
 	inner.Handle("/internal/v1/", api.Internal())
 	inner.HandleFunc("GET /livez", live)
 	operators := tls.NewListener(adminListener, public.Server([]string{"h2", "http/1.1"}))
@@ -143,7 +150,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 		return errors.Join(failed, c.quorum.Close(wait))
 	})
 	err = g.Wait()
-	return errors.Join(err, c.gossip.leave(context.WithoutCancel(ctx)), c.hub.Close(), demux.Close())
+	return errors.Join(err, owners.Close(), c.gossip.leave(context.WithoutCancel(ctx)), c.hub.Close(), demux.Close())
 }
 
 func live(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }
@@ -302,6 +309,32 @@ func (c *control) importWhileLeading(ctx context.Context) (err error) {
 	}
 }
 
+// applied tells the rooms beside the log what a command did.
+func (c *control) applied(out registry.Outcome, sender controlplane.Epoch) {
+	c.hub.Applied(out, sender)
+	if h := c.homes.Load(); h != nil {
+		h.Applied(out)
+	}
+}
+
+func (c *control) openHomes(ctx context.Context) (*homes.Homes, error) {
+	h, err := homes.Open(ctx, homes.Config{
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Store: c.quorum, Since: c.quorum.Since, Hub: c.hub,
+		Addresses: c.controlsOf, HTTP: c.calls,
+		Published: c.gossip.up, AutomaticAfter: c.cfg.Takeover.AutomaticAfter,
+		Retake: func(home string, shard controlplane.Shard) {
+			if im := c.importer.Load(); im != nil {
+				im.Retake(home, shard)
+			}
+		},
+		Logger: c.env.Logger.With("room", "homes"), Registerer: c.env.Registry,
+	})
+	if err == nil {
+		c.homes.Store(h)
+	}
+	return h, err
+}
+
 // sources are the other regions' control nodes.
 func (c *control) sources() []feed.ImportSource {
 	var out []feed.ImportSource
@@ -332,10 +365,10 @@ func (c *control) quorumConfig(raftStreams net.Listener, sealer *seal.Sealer) qu
 	}
 	return quorum.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Dir: filepath.Join(c.cfg.DataDir, "quorum"),
-		Peers: peers, Homes: homes(c.cfg),
+		Peers: peers, Homes: bornHere(c.cfg),
 		Listener: raftStreams,
 		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
-		Sealer:   sealer, OnApply: c.hub.Applied,
+		Sealer:   sealer, OnApply: c.applied,
 		Logger: c.env.Logger.With("room", "quorum"), Registerer: c.env.Registry,
 	}
 }
@@ -379,18 +412,22 @@ func (c *control) openAdmin(secret []byte) (*admin.API, error) {
 		}
 		tokens = append(tokens, token)
 	}
+	operations, err := c.operations()
+	if err != nil {
+		return nil, err
+	}
 	return admin.New(admin.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Version: c.env.Version,
-		Store: c.quorum, Forwarder: c.forward, Tokens: tokens, ClusterSecret: secret,
-		Verdicts: c.hub, Revocations: c.hub,
+		Store: c.quorum, Homes: c.homes.Load(), Forwarder: c.forward, Tokens: tokens, ClusterSecret: secret,
+		Operations: operations, Verdicts: c.hub, Revocations: c.hub,
 		Nodes: c.gossip.nodes, Published: c.gossip.published, Lags: c.lags,
 		Random: rand.Reader, Logger: c.env.Logger.With("room", "admin"), Registerer: c.env.Registry,
 	})
 }
 
-// homes lists the shards this region is born home of: global for the first
+// bornHere lists the shards this region is born home of: global for the first
 // region, its own unpinned one, and its jurisdiction's if it is the first there.
-func homes(cfg *config.Config) []quorum.ShardSpec {
+func bornHere(cfg *config.Config) []quorum.ShardSpec {
 	var all, same []string
 	own := cfg.Own()
 	first := ""

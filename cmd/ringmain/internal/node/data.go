@@ -160,6 +160,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 		return nil
 	}
 	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
+	g.Go(func() error { publishPosition(ctx, room.Publish, k.Given); return nil })
 	mux := debugMux(k.MetricsHandler())
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")

@@ -117,6 +117,15 @@ func (g *gossipRoom) published() map[string]bool {
 	return out
 }
 
+// up is which regions observers hold to be up, drained or not.
+func (g *gossipRoom) up() map[string]bool {
+	out := map[string]bool{}
+	for name, r := range g.Table().Regions {
+		out[name] = r.Up
+	}
+	return out
+}
+
 // position in short: shards' sequences, in order. It lets an operator compare
 // nodes at a glance; the epochs are in the status.
 func shortPosition(p controlplane.Position) string {

@@ -1,4 +1,4 @@
-package registry
+package tree
 
 import (
 	"cmp"
@@ -12,13 +12,13 @@ func probeInt(n int) func(int) int { return func(e int) int { return cmp.Compare
 
 // The tree against a sorted slice; and every earlier version of the tree must
 // still hold what it held.
-func TestTreeAgainstSlice(t *testing.T) {
+func TestAgainstSlice(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		values := rapid.IntRange(0, rapid.SampledFrom([]int{5, 200, 5000}).Draw(t, "range"))
 		start := slices.Compact(slices.Sorted(slices.Values(rapid.SliceOfN(values, 0, 300).Draw(t, "start"))))
-		tr, twin := newTree(cmp.Compare[int], start...), slices.Clone(start)
+		tr, twin := New(cmp.Compare[int], start...), slices.Clone(start)
 		type version struct {
-			tree tree[int]
+			tree Tree[int]
 			twin []int
 		}
 		var versions []version
@@ -27,19 +27,19 @@ func TestTreeAgainstSlice(t *testing.T) {
 			i, found := slices.BinarySearch(twin, v)
 			switch rapid.IntRange(0, 9).Draw(t, "op") {
 			case 0, 1, 2, 3:
-				if tr = tr.with(v); !found {
+				if tr = tr.With(v); !found {
 					twin = slices.Insert(slices.Clone(twin), i, v)
 				}
 			case 4, 5, 6:
-				if tr = tr.without(v); found {
+				if tr = tr.Without(v); found {
 					twin = slices.Delete(slices.Clone(twin), i, i+1)
 				}
 			case 7:
-				if _, got := tr.get(probeInt(v)); got != found {
+				if _, got := tr.Get(probeInt(v)); got != found {
 					t.Fatalf("get %d: %v", v, got)
 				}
 			case 8:
-				if got := slices.Collect(tr.from(probeInt(v))); !slices.Equal(got, twin[i:]) {
+				if got := slices.Collect(tr.From(probeInt(v))); !slices.Equal(got, twin[i:]) {
 					t.Fatalf("from %d: %v, not %v", v, got, twin[i:])
 				}
 			case 9:
@@ -47,17 +47,17 @@ func TestTreeAgainstSlice(t *testing.T) {
 			}
 		}
 		for _, v := range append(versions, version{tr, twin}) {
-			if got := slices.Collect(v.tree.all()); !slices.Equal(got, v.twin) || v.tree.size != len(v.twin) {
+			if got := slices.Collect(v.tree.All()); !slices.Equal(got, v.twin) || v.tree.size != len(v.twin) {
 				t.Fatalf("all: %v (size %d), not %v", got, v.tree.size, v.twin)
 			}
 		}
 	})
 }
 
-func TestTreeEmptiesAndFillsDensely(t *testing.T) {
-	tr := newTree(cmp.Compare[int])
+func TestEmptiesAndFillsDensely(t *testing.T) {
+	tr := New(cmp.Compare[int])
 	for i := range 10_000 {
-		tr = tr.with(i)
+		tr = tr.With(i)
 	}
 	leaves := 0
 	var count func(n *node[int])
@@ -74,7 +74,7 @@ func TestTreeEmptiesAndFillsDensely(t *testing.T) {
 		t.Errorf("ascending insertions left %d leaves, at most %d expected", leaves, most)
 	}
 	for i := range 10_000 {
-		tr = tr.without((i * 7919) % 10_000)
+		tr = tr.Without((i * 7919) % 10_000)
 	}
 	if tr.root != nil || tr.size != 0 {
 		t.Errorf("an emptied tree keeps a root (size %d)", tr.size)

@@ -1,4 +1,6 @@
-package registry
+// Package tree holds a persistent ordered set: every version of it stays as it
+// was, and shares what it can with the next. It knows nothing of what it holds.
+package tree
 
 import (
 	"iter"
@@ -9,13 +11,13 @@ import (
 // take the same time; 64 allocates a fifth more per change.
 const fan = 32
 
-// tree is a persistent ordered set, a B+tree whose nodes never change once
-// built: with and without return a new tree and copy one path. So a copy of the
+// Tree is a persistent ordered set, a B+tree whose nodes never change once
+// built: With and Without return a new tree and copy one path. So a copy of the
 // tree is a consistent snapshot that costs nothing and needs no lock.
 //
 // A node that falls below half is not merged with its neighbours, only removed
 // once it is empty.
-type tree[T any] struct {
+type Tree[T any] struct {
 	root    *node[T]
 	size    int
 	compare func(a, b T) int
@@ -26,9 +28,9 @@ type node[T any] struct {
 	kids  []*node[T] // nil in a leaf
 }
 
-// newTree builds a tree from items that ascend strictly.
-func newTree[T any](compare func(a, b T) int, sorted ...T) tree[T] {
-	t := tree[T]{size: len(sorted), compare: compare}
+// New builds a tree from items that ascend strictly.
+func New[T any](compare func(a, b T) int, sorted ...T) Tree[T] {
+	t := Tree[T]{size: len(sorted), compare: compare}
 	var level []*node[T]
 	for leaf := range slices.Chunk(sorted, fan) {
 		level = append(level, &node[T]{items: slices.Clone(leaf)})
@@ -73,7 +75,11 @@ func (n *node[T]) kid(probe func(T) int) int {
 	return i
 }
 
-func (t tree[T]) get(probe func(T) int) (item T, found bool) {
+// Len is the number of items.
+func (t Tree[T]) Len() int { return t.size }
+
+// Get returns the item for which probe is zero.
+func (t Tree[T]) Get(probe func(T) int) (item T, found bool) {
 	n := t.root
 	if n == nil {
 		return item, false
@@ -87,8 +93,9 @@ func (t tree[T]) get(probe func(T) int) (item T, found bool) {
 	return item, false
 }
 
-// from yields, in order, the items for which probe is not negative.
-func (t tree[T]) from(probe func(T) int) iter.Seq[T] {
+// From yields, in order, the items for which probe is not negative. Probe must
+// ascend with the items, and be zero for one of them at most.
+func (t Tree[T]) From(probe func(T) int) iter.Seq[T] {
 	return func(yield func(T) bool) {
 		if t.root != nil {
 			t.root.from(probe, yield)
@@ -118,7 +125,8 @@ func (n *node[T]) from(probe func(T) int, yield func(T) bool) bool {
 	return true
 }
 
-func (t tree[T]) all() iter.Seq[T] {
+// All yields the items in order.
+func (t Tree[T]) All() iter.Seq[T] {
 	return func(yield func(T) bool) {
 		if t.root != nil {
 			t.root.all(yield)
@@ -143,8 +151,8 @@ func (n *node[T]) all(yield func(T) bool) bool {
 	return true
 }
 
-// with returns the tree with item added, or put in the place of its equal.
-func (t tree[T]) with(item T) tree[T] {
+// With returns the tree with item added, or put in the place of its equal.
+func (t Tree[T]) With(item T) Tree[T] {
 	if t.root == nil {
 		t.root, t.size = &node[T]{items: []T{item}}, 1
 		return t
@@ -202,8 +210,8 @@ func split[T any](items []T, kids []*node[T], at int) (left, right *node[T]) {
 	return left, right
 }
 
-// without returns the tree without the item that compares equal.
-func (t tree[T]) without(item T) tree[T] {
+// Without returns the tree without the item that compares equal.
+func (t Tree[T]) Without(item T) Tree[T] {
 	if t.root == nil {
 		return t
 	}

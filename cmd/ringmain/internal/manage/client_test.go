@@ -1,0 +1,54 @@
+package manage_test
+
+import (
+	"errors"
+	"testing"
+
+	"ringmain/controlplane"
+	"ringmain/controlplane/admin/api"
+)
+
+// A creation is sent again until its outcome is known, and made once.
+func TestCreationIsRepeatedUntilItIsKnown(t *testing.T) {
+	c := start(t)
+	client := c.client()
+	org, err := client.CreateOrg(t.Context(), api.OrgInput{Name: "Acme", State: "verified"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := client.CreateProject(t.Context(), org.ID, api.ProjectInput{Name: "web"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked := 0
+	c.cluster.Broken = func(_ string, after bool) error {
+		asked++
+		switch {
+		case asked == 1:
+			return controlplane.ErrNoLeader
+		case after && asked == 3:
+			return controlplane.ErrUncertain // it was committed; nobody says so
+		}
+		return nil
+	}
+	key, err := client.CreateKey(t.Context(), project.ID, api.KeyInput{Name: "ci"})
+	if err != nil || key.Whole == "" {
+		t.Fatalf("%+v, %v", key, err)
+	}
+	c.cluster.Broken = nil
+	if keys, err := client.Keys(t.Context(), project.ID); err != nil || len(keys) != 1 || keys[0].ID != key.ID || asked < 3 {
+		t.Errorf("%d keys, asked %d times, %v", len(keys), asked, err)
+	}
+
+	// Of an update with a condition nobody knows: that is the caller's to find out.
+	c.cluster.Broken = func(_ string, after bool) error {
+		if after {
+			return controlplane.ErrUncertain
+		}
+		return nil
+	}
+	var p *api.Problem
+	if _, err := client.UpdateKey(t.Context(), key.Meta, api.KeyInput{Name: "cd"}); !errors.As(err, &p) || p.Code != api.CodeUncertain {
+		t.Errorf("%v", err)
+	}
+}

@@ -1,0 +1,488 @@
+package check
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"ringmain/controlplane/ownership"
+)
+
+const (
+	maxLives = 6
+	maxSlots = 5
+)
+
+// life is what one life of a region has on its disk.
+type life struct {
+	log       logID
+	promised  uint8 // number of the epoch
+	confirmed uint8
+	cut       uint8 // quarantine: set of writes
+	safety    uint8 // safety set
+	gone      uint8 // 1: not begun, or its disk is lost
+}
+
+// report is a life's answer to a seal.
+type report struct {
+	log       logID
+	confirmed uint8
+	said      uint8
+}
+
+// slot is all that was ever said of one epoch.
+type slot struct {
+	log       logID // longest history its home has sent; 0: not opened
+	epoch     uint8
+	owner     uint8 // life that campaigns
+	option    uint8
+	confirmed uint8 // how far its home has called it confirmed
+	base      uint8 // epoch that a planned move ended
+	accepted  [maxLives]uint8
+	reports   [maxLives]report
+}
+
+type state struct {
+	lives    [maxLives]life
+	slots    [maxSlots]slot // by epoch; unused ones last, with epoch 0
+	writes   uint8
+	safety   uint8
+	openings uint8
+	changes  uint8
+}
+
+// action is one step: what, and its arguments.
+type action struct {
+	kind            kind
+	slot, life, arg uint8
+}
+
+type kind uint8
+
+const (
+	campaign kind = iota + 1
+	seal
+	open
+	write
+	revoke
+	feed
+	adopt
+	confirm
+	learn
+	restore
+	forget
+	lose
+)
+
+type model struct {
+	cfg       Config
+	rules     Rules
+	h         *histories
+	options   []Option
+	region    []uint8 // of a life
+	regions   int
+	violation string
+
+	accepts map[acceptKey]acceptResult
+	plans   map[planKey][]ownership.Plan
+	tallies map[tallyKey]uint8
+}
+
+type acceptKey struct {
+	copy   life
+	sender uint8
+	entry  logID
+}
+
+type acceptResult struct {
+	log       logID
+	confirmed uint8
+	ok        bool
+}
+
+type planKey struct {
+	owner, epoch, option uint8
+	reports              [maxLives]report
+}
+
+type tallyKey struct {
+	log             logID
+	owner, promised uint8
+	confirmed       uint8
+	accepted        [maxLives]uint8
+}
+
+func newModel(cfg Config, rules Rules) *model {
+	m := &model{cfg: cfg, rules: rules,
+		accepts: make(map[acceptKey]acceptResult), plans: make(map[planKey][]ownership.Plan), tallies: make(map[tallyKey]uint8)}
+	var regions []string
+	for _, l := range cfg.Lives {
+		if i := slices.Index(regions, l.Region); i >= 0 {
+			m.region = append(m.region, uint8(i))
+			continue
+		}
+		m.region = append(m.region, uint8(len(regions)))
+		regions = append(regions, l.Region)
+	}
+	m.regions = len(regions)
+	m.h = newHistories(regions, cfg.Counters)
+	m.options = append([]Option{{}}, cfg.Options...)
+	if cfg.Moves {
+		for i := range regions {
+			m.options = append(m.options, Option{from: i + 1})
+		}
+	}
+	return m
+}
+
+// first is the founding: epoch 1 of the first life.
+func (m *model) first() state {
+	var s state
+	founders := slices.Clone(m.cfg.Lives[:m.cfg.Founders])
+	log := m.h.push(0, entry{epoch: 1, members: m.h.membership(founders)})
+	s.slots[0] = slot{epoch: 1, log: log}
+	for i := range maxLives {
+		begins := slices.ContainsFunc(m.cfg.Restores, func(r Restore) bool { return r.To == i })
+		if i >= len(m.cfg.Lives) || begins {
+			s.lives[i].gone = 1
+		} else if i == 0 || i < m.cfg.Founders && !m.cfg.Cold {
+			s.lives[i] = life{log: log, promised: 1}
+			s.slots[0].accepted[i] = 1
+		}
+	}
+	m.settle(&s)
+	return s
+}
+
+func (m *model) copyOf(l life) ownership.Copy {
+	n := &m.h.nodes[l.log]
+	return ownership.Copy{Promised: m.h.epochs[l.promised], Last: n.last, Spans: n.spans, Confirmed: uint64(l.confirmed)}
+}
+
+func (m *model) epoch(counter int, region uint8) uint8 {
+	return uint8((counter-1)*m.regions) + region + 1
+}
+
+func (m *model) fail(format string, args ...any) {
+	if m.violation == "" {
+		m.violation = fmt.Sprintf(format, args...)
+	}
+}
+
+func (s *state) slotOf(epoch uint8) int {
+	for i := range s.slots {
+		if s.slots[i].epoch == epoch {
+			return i
+		}
+	}
+	return -1
+}
+
+// successors calls emit with every state that follows s, until it returns
+// false. A violation is set before the call for the state that shows it.
+func (m *model) successors(s *state, emit func(action, *state) bool) {
+	more := true
+	send := func(a action, t *state) {
+		if more {
+			m.settle(t)
+			more = emit(a, t)
+		}
+	}
+	for i := range m.cfg.Lives {
+		if !more {
+			return
+		}
+		if s.lives[i].gone == 0 {
+			m.campaigns(s, i, send)
+			m.writes(s, i, send)
+			m.crashes(s, i, send)
+		}
+	}
+	for k := range s.slots {
+		if !more || s.slots[k].epoch == 0 {
+			break
+		}
+		m.openings(s, k, send)
+		if m.cfg.Lazy {
+			m.confirms(s, k, send)
+		}
+		for i := range m.cfg.Lives {
+			if more && s.lives[i].gone == 0 {
+				m.seals(s, k, i, send)
+				m.feeds(s, k, i, send)
+				if m.cfg.Lazy {
+					m.learns(s, k, i, send)
+				}
+			}
+		}
+	}
+	for n, r := range m.cfg.Restores {
+		if s.lives[r.From].gone == 0 && s.lives[r.To].gone == 1 && more {
+			m.restores(s, n, r, send)
+		}
+	}
+}
+
+// campaigns: a member that is not home, or a home that changes the members,
+// seals an epoch of its own.
+func (m *model) campaigns(s *state, i int, send func(action, *state)) {
+	if int(s.openings) >= m.cfg.Openings || m.cfg.Campaign != nil && !slices.Contains(m.cfg.Campaign, i) {
+		return
+	}
+	c := m.copyOf(s.lives[i])
+	role := m.rules.Role(c, m.cfg.Lives[i])
+	if role == ownership.Outside {
+		return
+	}
+	for counter := 1; counter <= m.cfg.Counters; counter++ {
+		e := m.epoch(counter, m.region[i])
+		for o, option := range m.options {
+			switch {
+			case o == 0 && role == ownership.Home && len(m.options) > 0, o > 0 && int(s.changes) >= m.cfg.Changes,
+				option.By != nil && !slices.Contains(option.By, i), option.from == int(m.region[i])+1:
+				continue
+			}
+			sealed, err := m.rules.Seal(c, m.h.epochs[e])
+			if err != nil || s.lives[i].promised == e {
+				continue
+			}
+			t := *s
+			t.openings++
+			if o > 0 {
+				t.changes++
+			}
+			t.lives[i].promised = e
+			k := t.slotOf(e)
+			if k < 0 {
+				for k = maxSlots - 1; k > 0 && (t.slots[k-1].epoch == 0 || t.slots[k-1].epoch > e); k-- {
+					t.slots[k] = t.slots[k-1]
+				}
+				t.slots[k] = slot{epoch: e}
+			}
+			sl := &t.slots[k]
+			if int(sl.owner) != i { // what was reported to another life is not for this one
+				sl.reports = [maxLives]report{}
+			}
+			sl.owner, sl.option = uint8(i), uint8(o)
+			sl.reports[i] = report{log: t.lives[i].log, confirmed: t.lives[i].confirmed, said: 1}
+			m.unchanged(sealed, &t, i)
+			send(action{campaign, e, uint8(i), uint8(o)}, &t)
+		}
+	}
+}
+
+// unchanged checks that the model's view of life i is the core's.
+func (m *model) unchanged(c ownership.Copy, s *state, i int) {
+	want := m.copyOf(s.lives[i])
+	same := func(a, b ownership.Span) bool {
+		return a.Epoch == b.Epoch && a.Start == b.Start && a.Forced == b.Forced && equal(a.Members, b.Members)
+	}
+	if c.Promised != want.Promised || c.Last != want.Last || c.Confirmed != want.Confirmed || !slices.EqualFunc(c.Spans, want.Spans, same) {
+		m.fail("the rules' copy and the payload log differ: %v, %v", c, want)
+	}
+}
+
+func (m *model) seals(s *state, k, i int, send func(action, *state)) {
+	sl := &s.slots[k]
+	if int(sl.owner) == i || sl.reports[i].said == 1 || sl.log != 0 && (len(m.cfg.Restores) == 0 || s.lives[sl.owner].promised != sl.epoch) {
+		return
+	}
+	c, err := m.rules.Seal(m.copyOf(s.lives[i]), m.h.epochs[sl.epoch])
+	if err != nil {
+		return
+	}
+	t := *s
+	t.lives[i].promised = sl.epoch
+	t.slots[k].reports[i] = report{log: t.lives[i].log, confirmed: t.lives[i].confirmed, said: 1}
+	m.unchanged(c, &t, i)
+	send(action{seal, sl.epoch, uint8(i), 0}, &t)
+}
+
+// openings: with any sufficient part of the reports that were ever sent.
+func (m *model) openings(s *state, k int, send func(action, *state)) {
+	sl := &s.slots[k]
+	i := int(sl.owner)
+	l := s.lives[i]
+	if l.gone == 1 || l.promised != sl.epoch || m.h.nodes[l.log].entry.epoch == sl.epoch || sl.reports[i].said == 0 {
+		return
+	}
+	for n, plan := range m.plansOf(sl) {
+		if plan.Forced && !plan.Lossless && !m.cfg.Lossy {
+			continue
+		}
+		t := *s
+		if m.take(&t, k, plan) {
+			send(action{open, sl.epoch, uint8(i), uint8(n)}, &t)
+		}
+	}
+}
+
+func (m *model) campaignOf(sl *slot) ownership.Campaign {
+	o := m.options[sl.option]
+	c := ownership.Campaign{Self: m.cfg.Lives[sl.owner], Epoch: m.h.epochs[sl.epoch], Force: o.Force}
+	for _, i := range o.Add {
+		c.Add = append(c.Add, m.cfg.Lives[i])
+	}
+	for _, i := range o.Remove {
+		c.Remove = append(c.Remove, m.cfg.Lives[i])
+	}
+	if o.from > 0 {
+		c.From = m.h.epochs[o.from].Region
+	}
+	return c
+}
+
+// plansOf are the openings that some part of the reports allows.
+func (m *model) plansOf(sl *slot) []ownership.Plan {
+	key := planKey{sl.owner, sl.epoch, sl.option, sl.reports}
+	if plans, ok := m.plans[key]; ok {
+		return plans
+	}
+	var plans []ownership.Plan
+	for subset := 1; subset < 1<<len(m.cfg.Lives); subset++ {
+		c, said := m.campaignOf(sl), true
+		for i, r := range sl.reports[:len(m.cfg.Lives)] {
+			if subset>>i&1 == 1 {
+				said = said && r.said == 1
+				c = c.Hear(m.reportOf(sl.epoch, i, r))
+			}
+		}
+		if !said {
+			continue
+		}
+		plan := m.rules.Next(c)
+		same := func(p ownership.Plan) bool {
+			return p.Base == plan.Base && p.Known == plan.Known && p.Lossless == plan.Lossless && equal(p.Members, plan.Members)
+		}
+		if plan.Move == ownership.Take && !slices.ContainsFunc(plans, same) {
+			plans = append(plans, plan)
+		}
+	}
+	m.plans[key] = plans
+	return plans
+}
+
+func (m *model) reportOf(epoch uint8, i int, r report) ownership.Report {
+	return ownership.Report{From: m.named(i), Copy: m.copyOf(life{log: r.log, promised: epoch, confirmed: r.confirmed})}
+}
+
+// named is how life i signs what it says.
+func (m *model) named(i int) ownership.Member {
+	if m.rules.Nameless {
+		i = slices.Index(m.region, m.region[i])
+	}
+	return m.cfg.Lives[i]
+}
+
+// take is the command by which a candidate adopts the base and opens.
+func (m *model) take(s *state, k int, plan ownership.Plan) bool {
+	sl := &s.slots[k]
+	i := int(sl.owner)
+	var base logID
+	for j, r := range sl.reports[:len(m.cfg.Lives)] {
+		if r.said == 1 && m.h.nodes[r.log].seq >= uint8(plan.Base.Seq) && m.reportOf(sl.epoch, j, r).From == plan.From {
+			base = m.h.prefix(r.log, uint8(plan.Base.Seq))
+		}
+	}
+	s.lives[i] = m.unlearnt(s.lives[i], base)
+	before := s.lives[i]
+	own := m.copyOf(before)
+	e := m.h.epochs[sl.epoch]
+	baseNode := &m.h.nodes[base]
+	c := own
+	for seq := own.Common(baseNode.last, baseNode.spans) + 1; seq <= plan.Base.Seq; seq++ {
+		step, err := m.rules.Accept(c, e, m.h.nodes[m.h.prefix(base, uint8(seq))].header)
+		if err != nil {
+			return m.refused(err, "%s takes entry %d", e, seq)
+		}
+		c = step.Copy
+	}
+	if base != before.log {
+		if step, err := m.rules.Inherit(own, e, ownership.Snapshot{Last: baseNode.last, Spans: baseNode.spans}); err != nil {
+			return m.refused(err, "%s inherits", e)
+		} else if step.Copy.Last != c.Last || step.Copy.Confirmed != c.Confirmed {
+			m.fail("entries lead to %v, the snapshot of them to %v", c.Last, step.Copy.Last)
+		}
+	}
+	if known, ok := m.rules.Confirm(c, plan.Known); ok {
+		c = known
+	}
+	c, err := m.rules.Open(c, e, plan.Base, plan.Members, plan.Forced)
+	if err != nil {
+		return m.refused(err, "%s opens", e)
+	}
+	log := m.h.push(base, entry{epoch: sl.epoch, members: m.h.membership(plan.Members), forced: plan.Forced})
+	if sl.log != 0 {
+		m.fail("S1: epoch %s is opened twice", e)
+	}
+	if m.options[sl.option].from > 0 {
+		sl.base = baseNode.entry.epoch
+		if old := s.slotOf(sl.base); s.slots[old].log != base {
+			m.fail("S6: %s is handed over without %q, which ends at %q", m.h.epochs[sl.base], m.h.text(s.slots[old].log), m.h.text(base))
+		}
+	}
+	sl.log = log
+	sl.accepted[i] = m.h.nodes[log].seq
+	m.replace(s, i, log, false)
+	s.lives[i].confirmed = uint8(c.Confirmed)
+	m.unchanged(c, s, i)
+	for j := range s.slots {
+		if o := &s.slots[j]; o.epoch != 0 && o.epoch < sl.epoch && o.confirmed > 0 && !m.h.contains(log, m.h.prefix(o.log, o.confirmed)) {
+			m.fail("S3: %s opens on %q without %q, which %s has confirmed", e, m.h.text(base), m.h.text(m.h.prefix(o.log, o.confirmed)), m.h.epochs[o.epoch])
+		}
+	}
+	return true
+}
+
+// refused reports a refusal that the rules should never give. That a confirmed
+// entry would be cut is not one: some home below it may be heard of late. It
+// must not stand in the way of a takeover, which is L.
+func (m *model) refused(err error, format string, args ...any) bool {
+	var r *ownership.Refused
+	if errors.As(err, &r) && r.Reason == ownership.Malformed {
+		m.fail("%s: %v", fmt.Sprintf(format, args...), err)
+		return true
+	}
+	return false
+}
+
+// replace makes log the content of life i: what is cut enters the quarantine,
+// what is found leaves it, revocations join the safety set.
+func (m *model) replace(s *state, i int, log logID, snapshot bool) {
+	l := &s.lives[i]
+	before, old, now := *l, &m.h.nodes[l.log], &m.h.nodes[log]
+	if !m.rules.Unquarantine {
+		l.cut |= old.writes
+	}
+	l.cut &^= now.writes
+	if snapshot && m.rules.Overwrites {
+		l.safety = 0
+	}
+	l.safety |= now.safety
+	l.log = log
+	m.content(s, i, before)
+}
+
+// content checks what a command did to the content of a life.
+func (m *model) content(s *state, i int, before life) {
+	l, old, now := s.lives[i], &m.h.nodes[before.log], &m.h.nodes[s.lives[i].log]
+	if lost := (old.writes | before.cut) &^ (now.writes | l.cut); lost != 0 {
+		m.fail("S4: %s dropped what it held: writes %b", name(m.cfg.Lives[i]), lost)
+	}
+	if before.safety&^l.safety != 0 || now.safety&^l.safety != 0 {
+		m.fail("S5: the safety set of %s lacks a revocation", name(m.cfg.Lives[i]))
+	}
+	if !m.h.contains(l.log, m.h.prefix(before.log, before.confirmed)) {
+		m.fail("S2: %s cut a confirmed entry", name(m.cfg.Lives[i]))
+	}
+	for id := l.log; id != 0; id = m.h.nodes[id].parent {
+		n := &m.h.nodes[id]
+		if id != l.log && n.entry.epoch == m.h.nodes[l.log].entry.epoch {
+			continue
+		}
+		if k := s.slotOf(n.entry.epoch); k >= 0 && m.h.prefix(s.slots[k].log, n.seq) != id {
+			m.fail("S1: %s holds %q, the home of %s wrote %q", name(m.cfg.Lives[i]), m.h.text(id), n.header.Epoch, m.h.text(s.slots[k].log))
+			return
+		}
+	}
+}

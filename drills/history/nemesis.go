@@ -1,0 +1,293 @@
+package history
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	"ringmain/controlplane/admin/api"
+	"ringmain/drills/fault"
+)
+
+// nemesis does one thing after the other to the cluster, and notes only what it
+// has proven. Between two of them it waits until all regions write again, so
+// that no shard ever lacks a majority of its regions.
+type nemesis struct {
+	net    *Network // nil: nothing is cut off
+	c      *Cluster
+	w      *workload
+	ask    *client // whose questions are no part of the history
+	random *rand.Rand
+}
+
+// recoverIn is how long the cluster may take until every shard is written
+// again, after the last fault has ended.
+const recoverIn = 40 * time.Second
+
+// calm is how long nothing is done between two acts.
+const calm = 500 * time.Millisecond
+
+func (n *nemesis) run(ctx context.Context) error {
+	type act struct {
+		name string
+		do   func(context.Context) error
+	}
+	acts := []act{
+		{"kill the leader", n.killLeader},
+		{"stop a node", n.stopNode},
+		{"zombie home", n.zombie},
+		{"hand over", n.handOver},
+		{"move", n.move},
+		{"kill a region", n.killRegion},
+	}
+	if n.net != nil {
+		acts = append(acts, act{"one-way partition", n.oneWay}, act{"isolated home", n.isolate})
+	}
+	for ctx.Err() == nil {
+		pause(ctx, calm)
+		// Each act once in every round, in an order that the seed decides.
+		for _, i := range n.random.Perm(len(acts)) {
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err := acts[i].do(context.WithoutCancel(ctx)); err != nil {
+				return fmt.Errorf("%s: %w", acts[i].name, err)
+			}
+			if err := n.settled(context.WithoutCancel(ctx), false); err != nil {
+				return fmt.Errorf("after %s: %w", acts[i].name, err)
+			}
+			pause(ctx, calm)
+		}
+	}
+	return nil
+}
+
+// proven notes a fault.
+func (n *nemesis) proven(name string, at time.Duration, format string, args ...any) {
+	n.w.rec.Fault(Fault{Fault: name, At: at, Took: n.w.rec.Now() - at, Proof: fmt.Sprintf(format, args...)})
+}
+
+func (n *nemesis) region() string { return n.c.Regions[n.random.IntN(len(n.c.Regions))].Name }
+
+// other is a region beside the one given.
+func (n *nemesis) other(than string) string {
+	for {
+		if r := n.region(); r != than {
+			return r
+		}
+	}
+}
+
+// running lists the control processes of region; node "" is all.
+func (n *nemesis) running(ctx context.Context, region, node string) ([]fault.Process, error) {
+	all, err := n.c.Supervisor.Status(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var found []fault.Process
+	for _, p := range all {
+		if p.Region == region && p.Role == "control" && (node == "" || p.Name == node) {
+			if p.State != fault.StateRunning || p.PID <= 1 {
+				return nil, fmt.Errorf("%s is %s", p.Name, p.State)
+			}
+			found = append(found, p)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("the supervisor knows no %s/%s", region, node)
+	}
+	return found, nil
+}
+
+// leader is the name of the node that says it leads a region.
+func (n *nemesis) leader(ctx context.Context, region string) (string, error) {
+	var leader string
+	err := insist(ctx, "leader of "+region, recoverIn, func() (bool, string) {
+		for _, node := range n.w.of(region) {
+			var st api.Status
+			r := n.ask.ask(ctx, http.MethodGet, node.admin+"/admin/v1/status", nil)
+			if r.outcome() == Done && r.decode(&st) == nil && st.Leads {
+				leader = node.name
+				return true, ""
+			}
+		}
+		return false, "none leads"
+	})
+	return leader, err
+}
+
+// kill ends processes and proves that they are gone.
+func kill(ps []fault.Process) (string, error) {
+	var proof []string
+	for _, p := range ps {
+		_, born := life(p.PID)
+		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+			return "", err
+		}
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+			if _, now := life(p.PID); now != born {
+				break
+			}
+			if time.Now().After(deadline) {
+				return "", fmt.Errorf("%s (%d) does not die", p.Name, p.PID)
+			}
+		}
+		proof = append(proof, fmt.Sprintf("%s: pid %d, begun at tick %s, is gone", p.Name, p.PID, born))
+	}
+	return strings.Join(proof, "; "), nil
+}
+
+// stop freezes processes, or lets them go on, and proves it.
+func stop(ps []fault.Process, on bool) (string, error) {
+	signal := map[bool]syscall.Signal{true: syscall.SIGSTOP, false: syscall.SIGCONT}[on]
+	var proof []string
+	for _, p := range ps {
+		if err := syscall.Kill(p.PID, signal); err != nil {
+			return "", err
+		}
+		for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(2 * time.Millisecond) {
+			if state, _ := life(p.PID); state != "" && (state == "T") == on {
+				proof = append(proof, fmt.Sprintf("%s: pid %d is in state %s", p.Name, p.PID, state))
+				break
+			}
+			if time.Now().After(deadline) {
+				return "", fmt.Errorf("%s (%d) does not take %v", p.Name, p.PID, signal)
+			}
+		}
+	}
+	return strings.Join(proof, "; "), nil
+}
+
+// shardOf is the shard that a region is the first home of.
+func shardOf(region string) string { return "any-" + region }
+
+// shard is one shard as the leader of region has it.
+func (n *nemesis) shard(ctx context.Context, region, name string) (api.Shard, error) {
+	var list api.ShardList
+	why := ""
+	for _, node := range n.w.of(region) {
+		r := n.ask.ask(ctx, http.MethodGet, node.admin+"/admin/v1/shards?region="+region, nil)
+		if r.outcome() != Done || r.decode(&list) != nil {
+			why = fmt.Sprint(r.status, r.code(), r.err)
+			continue
+		}
+		for _, s := range list.Items {
+			if s.Shard == name {
+				return s, nil
+			}
+		}
+		why = region + " does not hold " + name
+	}
+	return api.Shard{}, errors.New(why)
+}
+
+// rehome makes region the home of the shard, how = takeover or move.
+func (n *nemesis) rehome(ctx context.Context, shard, region, how string) (api.ShardMoved, error) {
+	var moved api.ShardMoved
+	i := 0
+	err := insist(ctx, how+" of "+shard+" to "+region, recoverIn, func() (bool, string) {
+		nodes := n.w.of(region)
+		node := nodes[i%len(nodes)]
+		i++
+		r := n.patient(ctx, http.MethodPost, node.admin+"/admin/v1/shards/"+shard+"/"+how+"?region="+region)
+		if r.outcome() == Done && r.decode(&moved) == nil {
+			return true, ""
+		}
+		if s, err := n.shard(ctx, region, shard); err == nil && s.Home == region && s.Role == "home" {
+			moved = api.ShardMoved{Shard: shard, Home: region, Epoch: s.Epoch} // an earlier one got through
+			return true, ""
+		}
+		return false, fmt.Sprintf("%d %s %v %s", r.status, r.code(), r.err, r.body)
+	})
+	return moved, err
+}
+
+// patient asks what may take as long as a takeover.
+func (n *nemesis) patient(ctx context.Context, method, url string) reply {
+	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
+	defer cancel()
+	return n.ask.askFor(ctx, method, url, nil)
+}
+
+// home is the region that says it writes a shard.
+func (n *nemesis) home(ctx context.Context, shard string) (string, error) {
+	home := ""
+	err := insist(ctx, "home of "+shard, recoverIn, func() (bool, string) {
+		for _, r := range n.c.Regions {
+			if s, err := n.shard(ctx, r.Name, shard); err == nil && s.Role == "home" {
+				home = r.Name
+				return true, ""
+			}
+		}
+		return false, "nobody is"
+	})
+	return home, err
+}
+
+// settled waits until every region has a leader, and every shard a home that the
+// others follow; equal: as far as it has got, which only happens once nobody
+// writes any more.
+func (n *nemesis) settled(ctx context.Context, equal bool) error {
+	for _, r := range n.c.Regions {
+		if _, err := n.leader(ctx, r.Name); err != nil {
+			return err
+		}
+	}
+	for _, r := range n.c.Regions {
+		shard := shardOf(r.Name)
+		if err := insist(ctx, "members of "+shard+" follow its home", recoverIn, func() (bool, string) {
+			return n.together(ctx, shard, equal)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// together says whether all regions are in the same epoch of a shard, one of
+// them as its home.
+func (n *nemesis) together(ctx context.Context, shard string, equal bool) (bool, string) {
+	homes, epochs, positions, why := 0, map[string]bool{}, map[string]bool{}, ""
+	for _, r := range n.c.Regions {
+		s, err := n.shard(ctx, r.Name, shard)
+		if err != nil {
+			return false, err.Error()
+		}
+		if s.Role == "home" {
+			homes++
+		} else if s.Role != "follower" {
+			return false, r.Name + " is " + s.Role
+		}
+		epochs[s.Epoch], positions[s.Position] = true, true
+		why += fmt.Sprintf("%s: %s in %s at %s; ", r.Name, s.Role, s.Epoch, s.Position)
+	}
+	return homes == 1 && len(epochs) == 1 && (!equal || len(positions) == 1), why
+}
+
+// cuts collects every region's quarantine.
+func (n *nemesis) cuts(ctx context.Context) ([]Cut, error) {
+	var all []Cut
+	for _, r := range n.c.Regions {
+		for _, of := range n.c.Regions {
+			shard := shardOf(of.Name)
+			var list api.QuarantineList
+			if err := insist(ctx, "quarantine of "+r.Name, recoverIn, func() (bool, string) {
+				a := n.patient(ctx, http.MethodGet, n.w.of(r.Name)[0].admin+"/admin/v1/shards/"+shard+"/quarantine?region="+r.Name)
+				return a.outcome() == Done && a.decode(&list) == nil, fmt.Sprint(a.status, a.code(), a.err)
+			}); err != nil {
+				return nil, err
+			}
+			for _, e := range list.Items {
+				for _, change := range e.Changes {
+					all = append(all, Cut{Region: r.Name, Position: e.Shard + "=" + e.ID, Level: e.Level, Op: change.Op, Record: change.ID, Name: change.Name})
+				}
+			}
+		}
+	}
+	return all, nil
+}
