@@ -24,11 +24,13 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const crockford = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
-// id is a request id of the node that these tests are.
+var begun = time.Now()
+
+// id is a request id of the node that these tests are, the same each time.
 func id(n int) string {
 	var b [30]byte
 	copy(b[:], "req_")
-	ms := uint64(time.Now().UnixMilli())
+	ms := uint64(begun.UnixMilli())
 	for i := 13; i >= 4; i-- {
 		b[i] = crockford[ms&31]
 		ms >>= 5
