@@ -24,7 +24,7 @@ var (
 	keep  = flag.String("keep", "", "directory for history and verdict (default: one of the test's own, kept if it fails)")
 	filed = flag.String("history", "", "a history.jsonl for TestFiled")
 	inner = flag.Bool("inside", false, "set by TestCluster itself: this process has a network namespace to itself")
-	port  = flag.Int("port", 27440, "first of the cluster's ports")
+	port  = flag.Int("port", 16440, "first of the cluster's ports")
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
