@@ -171,6 +171,9 @@ func TestShards(t *testing.T) {
 		}
 	}
 	call.want(404, "POST", us+"/shards/uk/takeover?region=us-east", "")
+	if r := call.want(422, "POST", us+"/shards/any-us-east/quarantine/discard", `{}`); r.str("field") != "ids" {
+		t.Errorf("entries that nobody named: %s", r.text)
+	}
 	call.want(404, "POST", us+"/shards/eu/replayed", `{"entry":""}`) // for control nodes only
 	if text := logs.String(); !strings.Contains(text, `"live":true`) || !strings.Contains(text, "shard_takeover_asked") || !strings.Contains(text, "shard_move_asked") || !strings.Contains(text, `"fact":"shard_moved"`) {
 		t.Error("no audit fact")

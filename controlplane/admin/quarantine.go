@@ -224,6 +224,9 @@ func (a *API) discardQuarantine(ctx context.Context, in *struct {
 	AtRegion
 	Body api.QuarantineVerdict
 }) (*answer[api.QuarantineResult], error) {
+	if len(in.Body.IDs) == 0 { // what nobody has looked at is not dropped
+		return nil, invalid("ids", "Name the entries to drop, as the list shows them: what came after it stays.")
+	}
 	entries, err := a.quarantined(in.Shard, in.Body.IDs)
 	if err != nil {
 		return nil, err

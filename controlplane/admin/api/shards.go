@@ -77,7 +77,7 @@ type QuarantineList struct {
 
 // QuarantineVerdict is what to do with quarantined entries.
 type QuarantineVerdict struct {
-	IDs []string `json:"ids,omitempty" doc:"Which; absent = all of the shard's"`
+	IDs []string `json:"ids,omitempty" doc:"Which; absent = all of the shard's, to replay them. To discard, they are named"`
 }
 
 // QuarantineResult says what came of each entry.

@@ -38,8 +38,8 @@ func (c *Client) Quarantine(ctx context.Context, shard, region string) (*api.Qua
 	return out, c.call(ctx, request{method: http.MethodGet, path: "/shards/" + esc(shard) + "/quarantine", query: atRegion(region)}, out)
 }
 
-// ResolveQuarantine replays or discards entries, all of the shard's if ids is
-// nil. It may be repeated.
+// ResolveQuarantine replays or discards entries; nil replays all of the
+// shard's, and discards none. It may be repeated.
 func (c *Client) ResolveQuarantine(ctx context.Context, what, shard, region string, ids []string) (*api.QuarantineResult, error) {
 	out := new(api.QuarantineResult)
 	return out, c.call(ctx, request{method: http.MethodPost, path: "/shards/" + esc(shard) + "/quarantine/" + what, query: atRegion(region), body: api.QuarantineVerdict{IDs: ids}}, out)
@@ -196,7 +196,7 @@ func (t *tool) quarantineCommand() *cobra.Command {
 		var ids []string
 		c.Long = long
 		c.Flags().StringSliceVar(&ids, "id", nil, "entry, as list shows it; may be repeated")
-		c.Flags().BoolVar(&all, "all", false, "every entry of the shard")
+		c.Flags().BoolVar(&all, "all", false, "every entry of the shard that the quarantine has now")
 		c.RunE = func(cmd *cobra.Command, args []string) error {
 			if err := t.checkOutput(); err != nil {
 				return err
@@ -209,6 +209,19 @@ func (t *tool) quarantineCommand() *cobra.Command {
 				return err
 			}
 			defer client.Close()
+			if all {
+				l, err := client.Quarantine(cmd.Context(), args[0], region)
+				if err != nil {
+					return err
+				}
+				for _, q := range l.Items {
+					ids = append(ids, q.ID)
+				}
+				if len(ids) == 0 {
+					t.say("nothing of shard %s is in the quarantine of region %s", args[0], l.Region)
+					return t.showResolved(&api.QuarantineResult{})
+				}
+			}
 			res, err := client.ResolveQuarantine(cmd.Context(), what, args[0], region, ids)
 			if err != nil {
 				return err
