@@ -18,6 +18,9 @@ type streamLayer struct {
 	addr net.Addr // what peers know this node by, whatever the listener says
 	dial func(ctx context.Context, addr string) (net.Conn, error)
 
+	ctx  context.Context //nolint:containedctx // ends with cut: raft's Dial has none
+	stop context.CancelFunc
+
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // nil once cut
 }
@@ -28,12 +31,14 @@ func (peerAddr) Network() string  { return "tcp" }
 func (a peerAddr) String() string { return string(a) }
 
 func newStreamLayer(cfg *Config) *streamLayer {
-	return &streamLayer{
+	s := &streamLayer{
 		Listener: cfg.Listener,
 		addr:     peerAddr(cfg.self().Addr),
 		dial:     cfg.Dial,
 		conns:    make(map[net.Conn]struct{}),
 	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
 }
 
 // Addr returns the configured address of this node.
@@ -54,13 +59,16 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 
 // Dial opens a stream to a peer.
 func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	c, err := s.dial(ctx, strings.TrimPrefix(string(addr), readerMark))
-	if err != nil {
-		return nil, err
+	if err == nil {
+		c, err = s.keep(c)
 	}
-	return s.keep(c)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	return c, nil
 }
 
 func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
@@ -76,6 +84,7 @@ func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
 
 // cut ends every stream and refuses new ones: for its peers this node is gone.
 func (s *streamLayer) cut() {
+	s.stop()
 	s.mu.Lock()
 	conns := s.conns
 	s.conns = nil
