@@ -37,7 +37,7 @@ type Limits struct {
 	Held      int           // refusals of one source that wait at once [64]; one more has no answer, and its connection ends
 	HeldTotal int           // refusals of all sources that wait at once [1024], at about 30 KiB each
 
-	WrongTotal int // refused keys of all sources in a second, and twice that at once; beyond that all refusals wait Late, as many as seven eighths of HeldTotal [1000]
+	WrongTotal int // refused keys of all sources in a second, and twice that at once; beyond that all refusals wait Late, give or take half, as many as seven eighths of HeldTotal [1000]
 }
 
 func (l Limits) withDefaults() Limits {

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"math/rand/v2"
 	"net"
 	"time"
 )
@@ -67,7 +68,7 @@ func (g *Guard) Wrong(ctx context.Context, now time.Time) (wait time.Duration, o
 	wait = c.source.debt.charge(limits.Wrong, limits.Late, now)
 	all := g.debt.charge(limits.WrongTotal, limits.Late, now)
 	if wait <= 0 && c.source.held < limits.Held && g.wrong.Waiting < limits.HeldTotal-limits.HeldTotal/8 {
-		wait = all // it is one of many
+		wait = spread(all) // it is one of many
 	}
 	switch {
 	case wait <= 0:
@@ -84,6 +85,13 @@ func (g *Guard) Wrong(ctx context.Context, now time.Time) (wait time.Duration, o
 		c.deafen(limits)
 	}
 	return 0, false
+}
+
+// spread gives a wait of half to one and a half times d. Requests that wait
+// for equally long come back together, on and on: those who ask meanwhile would
+// find the processors taken for a tenth of a second twice in each.
+func spread(d time.Duration) time.Duration {
+	return d/2 + time.Duration(rand.Int64N(int64(d)+1)) //nolint:gosec // jitter
 }
 
 // Waited ends the wait of one refusal.

@@ -311,6 +311,57 @@ func TestManyWithFewWrongKeys(t *testing.T) {
 	}
 }
 
+// TestManyComeBackApart: what waits because many sources present wrong keys
+// does not go on in step, however it came.
+func TestManyComeBackApart(t *testing.T) {
+	const late = 500 * time.Millisecond
+	g := New(Limits{WrongTotal: 100, HeldTotal: 1 << 20, Late: late, Silent: 1 << 20})
+	now := time.Unix(1_800_000_000, 0)
+	conns := make([]context.Context, 800)
+	due := make([]time.Time, len(conns))
+	for i := range conns {
+		a, b := net.Pipe()
+		defer func() { _, _ = a.Close(), b.Close() }()
+		c := g.admit(&from{a, net.IPv4(10, 0, byte(i/250), byte(i%250))}, now)
+		defer c.Close()
+		conns[i], due[i] = context.WithValue(t.Context(), key{}, c), now // all at once
+	}
+	var sum time.Duration
+	waits := 0
+	when := make(map[int64]int) // by slices of a fiftieth of late
+	for range 20 * len(conns) { // each asks again as soon as it has its answer
+		i := 0
+		for k := range due {
+			if due[k].Before(due[i]) {
+				i = k
+			}
+		}
+		wait, ok := g.Wrong(conns[i], due[i])
+		if !ok {
+			t.Fatal("no answer")
+		}
+		if due[i] = due[i].Add(wait + time.Millisecond); wait == 0 {
+			continue
+		}
+		g.Waited(conns[i])
+		sum += wait
+		waits++
+		if since := due[i].Sub(now); since > 3*late {
+			when[int64(since/(late/50))]++
+		}
+	}
+	most := 0
+	for _, n := range when {
+		most = max(most, n)
+	}
+	if mean := sum / time.Duration(waits); mean < late*9/10 || mean > late*11/10 {
+		t.Errorf("%d waited %v on average", waits, mean)
+	}
+	if most > 3*len(conns)/50 {
+		t.Errorf("%d of %d come back within %v", most, len(conns), late/50)
+	}
+}
+
 // TestDebtIsForgotten: a source that stops is like new after a while, and its
 // memory goes.
 func TestDebtIsForgotten(t *testing.T) {

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"slices"
 	"strings"
@@ -106,6 +109,143 @@ func TestUnreadUpdates(t *testing.T) {
 	t.Error("it goes on")
 }
 
+// TestNamesAreNotKept: names of fields are remembered for as long as their
+// connection lives, and so only short ones.
+func TestNamesAreNotKept(t *testing.T) {
+	c, kept := new(conn), 0
+	for i := range 2 * maxNames {
+		for _, size := range []int{maxName - 5, 30 << 10} {
+			name := fmt.Sprintf("x%04d%s", i, strings.Repeat("y", size))
+			if got, want := c.canonical(name), http.CanonicalHeaderKey(name); got != want {
+				t.Fatalf("%.20s became %.20s", name, got)
+			}
+		}
+	}
+	for name, as := range c.names {
+		kept += len(name) + len(as)
+	}
+	if kept == 0 || kept > 2*maxNames*maxName {
+		t.Errorf("%d bytes of names are kept", kept)
+	}
+}
+
+// TestClosedBodiesTakeNoWindow: what came of a body that its handler has closed,
+// and what still comes, is given back to the other bodies of the connection.
+func TestClosedBodiesTakeNoWindow(t *testing.T) {
+	closed, finish := make(chan struct{}), make(chan struct{})
+	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path != "/closes" {
+			stage(w, r)
+			return
+		}
+		_, _ = io.ReadFull(r.Body, make([]byte, 1))
+		ended := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, struct{ io.Reader }{r.Body})
+			ended <- err
+		}()
+		_ = r.Body.Close()
+		if err := <-ended; err == nil { // it waited
+			t.Error("a closed body has an end")
+		}
+		close(closed)
+		<-finish
+	}), nil)
+	t.Cleanup(func() { close(finish) })
+	p := dial(t, ts)
+	p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1 << 20})
+	_ = p.fr.WriteWindowUpdate(0, 1<<20)
+	p.ask(1, false, "/closes")
+	p.data(1, false, strings.Repeat("x", 10<<10))
+	<-closed
+	for range 62 {
+		p.data(1, false, strings.Repeat("x", maxFrame))
+	}
+	p.ask(3, false, "/echo")
+	for range 32 { // with the above, more than the connection's window
+		p.data(3, false, strings.Repeat("y", maxFrame-1))
+	}
+	p.data(3, true, "")
+	if v := p.verdict(1); p.seen[3] == nil || p.seen[3].body.Len() != 32*(maxFrame-1) {
+		t.Errorf("%.200s ... %s", v, p.conn)
+	}
+}
+
+// TestReadersEndWithTheirHandler: who still reads a body when its handler is
+// over, as a proxy's transport does, waits for nothing more.
+func TestReadersEndWithTheirHandler(t *testing.T) {
+	const streams = 20
+	ended, finish := make(chan error, streams), make(chan struct{})
+	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body := r.Body
+		go func() {
+			_, err := io.Copy(io.Discard, struct{ io.Reader }{body})
+			ended <- err
+		}()
+		_, _ = io.WriteString(w, "early")
+		_ = http.NewResponseController(w).Flush()
+		<-finish
+	}), nil)
+	p := dial(t, ts)
+	p.hello()
+	for i := range uint32(streams) {
+		p.ask(2*i+1, false, "/")
+	}
+	for got := 0; got < streams; { // all handlers have begun, and their readers wait
+		p.next()
+		got = 0
+		for id := range p.open {
+			if a := p.seen[id]; a != nil && a.body.Len() > 0 {
+				got++
+			}
+		}
+	}
+	close(finish)
+	for range streams {
+		select {
+		case err := <-ended:
+			if err == nil {
+				t.Error("a body that was cut off has an end")
+			}
+		case <-time.After(5 * time.Second):
+			t.Fatal("it waits")
+		}
+	}
+}
+
+// TestNothingIsSentTwice: after a write that failed in the middle nothing more
+// is sent of the answer, whatever its handler does.
+func TestNothingIsSentTwice(t *testing.T) {
+	const half = 3 << 10 // is held back at first
+	wrote := make(chan error, 3)
+	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(bytes.Repeat([]byte("a"), half))
+		control := http.NewResponseController(w)
+		_ = control.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		_, err := w.Write(bytes.Repeat([]byte("b"), half))
+		wrote <- err
+		_ = control.SetWriteDeadline(time.Now().Add(time.Minute))
+		_, err = w.Write(bytes.Repeat([]byte("c"), half))
+		wrote <- err
+		wrote <- control.Flush()
+	}), nil)
+	p := dial(t, ts)
+	p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 2 << 10})
+	p.ask(1, true, "/")
+	if err := <-wrote; !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Fatalf("the write ended with %v", err)
+	}
+	_ = p.fr.WriteWindowUpdate(1, 1<<20)
+	for what := range 2 {
+		if err := <-wrote; !errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("call %d after it ended with %v", what, err)
+		}
+	}
+	if v := p.verdict(); !strings.HasSuffix(v, "reset INTERNAL_ERROR; open") || p.seen[1].body.String() != strings.Repeat("a", 2<<10) {
+		t.Errorf("%d bytes, %s", p.seen[1].body.Len(), v[max(0, len(v)-40):])
+	}
+}
+
 // TestNoWindow: a handler without a deadline of its own waits no longer than a
 // stall for a client that opens no window.
 func TestNoWindow(t *testing.T) {
@@ -150,6 +290,32 @@ func TestSlowToTheEnd(t *testing.T) {
 	}
 	if got != size {
 		t.Errorf("%d bytes", got)
+	}
+}
+
+// TestTheLastAnswerComesFirst: GOAWAY follows the answer that the connection is
+// to end with. Python's h2 takes nothing more after it.
+func TestTheLastAnswerComesFirst(t *testing.T) {
+	ts, _ := start(t, true, stageHandler(), nil)
+	for _, ended := range []bool{true, false} {
+		p := dial(t, ts)
+		p.hello()
+		p.ask(1, ended, "/close")
+		var order []string
+		for !slices.Contains(order, "GOAWAY") {
+			f, err := p.fr.ReadFrame()
+			if err != nil {
+				t.Fatal(order, err)
+			}
+			if d, ok := f.(*http2.DataFrame); ok && d.StreamEnded() {
+				order = append(order, "END")
+			} else if f.Header().Type == http2.FrameGoAway {
+				order = append(order, "GOAWAY")
+			}
+		}
+		if !slices.Equal(order, []string{"END", "GOAWAY"}) {
+			t.Errorf("request ended %t: %v", ended, order)
+		}
 	}
 }
 

@@ -46,11 +46,13 @@ func (in incoming) Read(p []byte) (int, error) {
 	}
 }
 
-// Close implements io.Closer.
+// Close implements io.Closer. What came and what comes is dropped: it takes
+// nothing of the connection's window from other bodies.
 func (in incoming) Close() error {
-	in.s.c.mu.Lock()
-	defer in.s.c.mu.Unlock()
-	in.s.shut = true
+	s := in.s
+	s.c.mu.Lock()
+	defer s.c.mu.Unlock()
+	s.drop()
 	return nil
 }
 

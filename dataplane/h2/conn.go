@@ -45,6 +45,7 @@ type conn struct {
 	watcher *time.Timer
 	streams map[uint32]*stream // open on either side
 	last    uint32             // highest stream that the client opened
+	late    []late             // that were reset here, the oldest first
 	running int                // handlers
 	waiting []*stream          // for one of them to end
 	parked  []hand             // without a request
@@ -139,7 +140,7 @@ func (c *conn) begin() error {
 // read takes frames until the connection ends.
 func (c *conn) read() error {
 	for {
-		f, err := c.framer.ReadFrame()
+		f, err := c.readFrame()
 		now := time.Now()
 		c.mu.Lock()
 		if _, its := asStreamError(err); err == nil || its {
@@ -164,6 +165,20 @@ func (c *conn) read() error {
 			return err
 		}
 	}
+}
+
+// readFrame reads a frame. A head whose block was not decoded is an error of the
+// connection (RFC 9113, 4.3 and 6.2): the tables of both sides are no longer alike.
+func (c *conn) readFrame() (http2.Frame, error) {
+	h, err := c.framer.ReadFrameHeader()
+	if err != nil {
+		return nil, err //nolint:wrapcheck // it may have a code
+	}
+	f, err := c.framer.ReadFrameForHeader(h)
+	if se, its := asStreamError(err); its && se.Cause == nil && h.Type == http2.FrameHeaders {
+		return nil, errProtocol
+	}
+	return f, err //nolint:wrapcheck // likewise
 }
 
 func asStreamError(err error) (se http2.StreamError, ok bool) {

@@ -353,49 +353,73 @@ func TestPanicsAreLogged(t *testing.T) {
 	}
 }
 
-// Requests that are taken back at once (rapid reset) never run more handlers
-// than streams are allowed, and end the connection when too many wait.
+// Requests that are taken back at once (rapid reset, CVE-2023-44487), or that
+// the server is made to reset (MadeYouReset, CVE-2025-8671), never run more
+// handlers than streams are allowed, and end the connection when too many wait.
 func TestRapidReset(t *testing.T) {
-	var running, most atomic.Int64
-	leave := make(chan struct{})
-	ts, _ := start(t, true, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
-		n := running.Add(1)
-		defer running.Add(-1)
-		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-		}
-		<-leave // as a handler does that does not notice yet
-	}), nil)
-	p := dial(t, ts)
-	p.hello()
-	read := make(chan struct{})
-	go func() {
-		defer close(read)
-		p.fr.ReadMetaHeaders = nil
-		for p.conn == "" {
-			f, err := p.fr.ReadFrame()
-			if err != nil {
-				p.conn = "closed"
-			} else if g, ok := f.(*http2.GoAwayFrame); ok && g.ErrCode != http2.ErrCodeNo {
-				p.conn = g.ErrCode.String()
+	for name, reset := range map[string]func(p *player, id uint32) error{
+		"taken back":           func(p *player, id uint32) error { return p.fr.WriteRSTStream(id, http2.ErrCodeCancel) },
+		"a window of nothing":  func(p *player, id uint32) error { return p.fr.WriteWindowUpdate(id, 0) },
+		"a window too large":   func(p *player, id uint32) error { return p.fr.WriteWindowUpdate(id, 1<<31-1) },
+		"data after the end":   func(p *player, id uint32) error { return p.fr.WriteData(id, true, nil) },
+		"a head after the end": func(p *player, id uint32) error { return p.headers(id, p.block("x", "y")) },
+		"priority of itself":   func(p *player, id uint32) error { return p.fr.WritePriority(id, http2.PriorityParam{StreamDep: id}) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var running, most atomic.Int64
+			leave := make(chan struct{})
+			ts, _ := start(t, true, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				n := running.Add(1)
+				defer running.Add(-1)
+				for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+				}
+				<-leave // as a handler does that does not notice yet
+			}), nil)
+			p := dial(t, ts)
+			p.hello()
+			_ = p.nc.SetDeadline(time.Now().Add(20 * time.Second))
+			read := make(chan string, 1)
+			go func() {
+				fr := http2.NewFramer(nil, p.nc)
+				for {
+					f, err := fr.ReadFrame()
+					if errors.Is(err, os.ErrDeadlineExceeded) {
+						read <- "open"
+						return
+					}
+					if err != nil {
+						read <- "closed"
+						return
+					}
+					if g, ok := f.(*http2.GoAwayFrame); ok && g.ErrCode != http2.ErrCodeNo {
+						read <- g.ErrCode.String()
+						return
+					}
+				}
+			}()
+			block := p.block(":method", "GET", ":scheme", "https", ":authority", "h", ":path", "/")
+			for id := uint32(1); id < 20000; id += 2 {
+				if p.headers(id, block) != nil || reset(p, id) != nil {
+					break
+				}
 			}
-		}
-	}()
-	block := p.block(":method", "GET", ":scheme", "https", ":authority", "h", ":path", "/")
-	for id := uint32(1); id < 20000; id += 2 {
-		if p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true, BlockFragment: block}) != nil ||
-			p.fr.WriteRSTStream(id, http2.ErrCodeCancel) != nil {
-			break
-		}
+			how := <-read
+			close(leave)
+			if how != "ENHANCE_YOUR_CALM" && how != "closed" {
+				t.Errorf("the connection is %s", how)
+			}
+			if n := most.Load(); n > 20 {
+				t.Errorf("%d handlers at once", n)
+			}
+			until(t, "all handlers end", func() bool { return running.Load() == 0 })
+		})
 	}
-	<-read
-	close(leave)
-	if p.conn != "ENHANCE_YOUR_CALM" && p.conn != "closed" {
-		t.Errorf("the connection is %s", p.conn)
-	}
-	if n := most.Load(); n > 20 {
-		t.Errorf("%d handlers at once", n)
-	}
-	until(t, "all handlers end", func() bool { return running.Load() == 0 })
+}
+
+// headers sends a block that is all of a request.
+func (p *player) headers(id uint32, block []byte) error {
+	return p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: true, EndHeaders: true, BlockFragment: block})
 }
 
 // Frames that ask for nothing, or for answers that are not read, end the connection.
@@ -423,6 +447,13 @@ func TestFloods(t *testing.T) {
 			_ = p.fr.WriteRSTStream(uint32(2*i+3), http2.ErrCodeCancel)
 			_ = p.fr.WriteRSTStream(1, http2.ErrCodeCancel)
 		},
+		"goaways": func(p *player, _ int) { _ = p.fr.WriteGoAway(0, http2.ErrCodeNo, nil) },
+		"after goaway": func(p *player, i int) {
+			if i == 0 {
+				_ = p.fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+			}
+			p.ask(uint32(2*i+3), true, "/hello")
+		},
 		"over and again": func(p *player, _ int) { p.data(1, true, "x") },
 	}
 	// Requests excuse some, and those that run are bounded.
@@ -431,7 +462,9 @@ func TestFloods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			ts, _ := start(t, true, stageHandler(), func(s *http.Server) {
-				s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 500*time.Millisecond, 500*time.Millisecond
+				if name == "continuations" { // what has no end keeps the pong away
+					s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 500*time.Millisecond, 500*time.Millisecond
+				}
 			})
 			p := dial(t, ts)
 			p.hello()

@@ -3,6 +3,7 @@ package h2
 import (
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"net"
@@ -59,9 +60,21 @@ func feed(t *testing.T, b []byte) {
 	if strings.Contains(logged.String(), "panic") {
 		t.Error(logged.String())
 	}
+	if left := c.leftBehind(); left != "" {
+		t.Error(left)
+	}
+}
+
+// leftBehind tells what a connection that has ended did not put away.
+func (c *conn) leftBehind() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.streams) != 0 || c.running != 0 || len(c.waiting) != 0 || len(c.queue) != 0 || len(c.parked) != 0 || c.out.writing {
-		t.Errorf("left behind: %d streams, %d handlers, %d waiting, %d in the queue, writing %t", len(c.streams), c.running, len(c.waiting), len(c.queue), c.out.writing)
+	if len(c.streams) != 0 || c.running != 0 || len(c.waiting) != 0 || len(c.queue) != 0 || len(c.parked) != 0 || c.out.writing || c.unanswered != 0 || c.server.unanswered.Load() != 0 {
+		return fmt.Sprintf("left behind: %d streams, %d handlers, %d waiting, %d in the queue, %d parked, writing %t, %d unanswered, %d of all",
+			len(c.streams), c.running, len(c.waiting), len(c.queue), len(c.parked), c.out.writing, c.unanswered, c.server.unanswered.Load())
 	}
+	if w := c.intake; w.left+w.credit != w.most {
+		return fmt.Sprintf("of a window of %d bytes %d are left, and %d to be given back", w.most, w.left, w.credit)
+	}
+	return ""
 }

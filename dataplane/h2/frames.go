@@ -2,6 +2,7 @@ package h2
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -24,10 +25,13 @@ type intake struct {
 	most   int64
 }
 
-// take counts n bytes that came; false: more than was allowed.
+// take counts n bytes that came; false: they are more than was allowed.
 func (w *intake) take(n int64) bool {
+	if n > w.left {
+		return false
+	}
 	w.left -= n
-	return w.left >= 0
+	return true
 }
 
 // free counts n bytes that were read, and gives how much the client is to be
@@ -70,13 +74,46 @@ func (c *conn) take(f http2.Frame, err error, now time.Time) error {
 // refuse resets a stream for an error of the client's.
 func (c *conn) refuse(se http2.StreamError) {
 	c.nuisance++
-	if se.StreamID%2 == 1 && se.Cause != nil { // a malformed head, which opened the stream
-		c.last = max(c.last, se.StreamID)
+	if id := se.StreamID; id%2 == 1 && id > c.last && se.Cause != nil { // a malformed head, which opened the stream
+		c.last = id
+		c.cutOff(id, c.limits.streamWindow)
 	}
 	if s := c.streams[se.StreamID]; s != nil {
+		c.cutOff(s.id, s.intake.left)
 		c.forget(s, se)
 	}
 	c.out.reset(se.StreamID, se.Code)
+}
+
+// late is a stream that was reset here before the client may have sent all of
+// its request: what is on its way yet is no error of the client's (RFC 9113, 5.1).
+type late struct {
+	id   uint32
+	left int64 // bytes that the client may send, as far as it knows
+}
+
+const maxLate = 64
+
+// cutOff notes that a stream is reset. The caller holds mu.
+func (c *conn) cutOff(id uint32, left int64) {
+	if len(c.late) == maxLate {
+		c.late = slices.Delete(c.late, 0, 1)
+	}
+	c.late = append(c.late, late{id, left})
+}
+
+// isLate takes n bytes of a stream that is not open; false: the client knew that.
+func (c *conn) isLate(id uint32, n int64, end bool) bool {
+	i := slices.IndexFunc(c.late, func(l late) bool { return l.id == id })
+	if i < 0 {
+		return false
+	}
+	c.late[i].left -= n
+	is := c.late[i].left >= 0
+	if end || !is {
+		c.late = slices.Delete(c.late, i, i+1)
+	}
+	return is
 }
 
 const errProtocol = http2.ConnectionError(http2.ErrCodeProtocol)
@@ -106,6 +143,7 @@ func (c *conn) process(f http2.Frame) error {
 			c.out.ping(http2.FlagPingAck, f.Data)
 		}
 	case *http2.GoAwayFrame: // it asks nothing more
+		c.nuisance++
 		c.goAway(http2.ErrCodeNo, "")
 	case *http2.PriorityFrame:
 		c.nuisance++
@@ -214,7 +252,7 @@ func (c *conn) data(f *http2.DataFrame) error {
 	s := c.streams[id]
 	code := http2.ErrCodeNo
 	switch {
-	case s == nil && c.leaving: // it may be one that was not taken
+	case s == nil && (c.leaving || c.isLate(id, n, f.StreamEnded())): // it may be one that was not taken
 		c.freed(nil, n)
 		return nil
 	case s == nil || s.endedIn:
@@ -229,10 +267,14 @@ func (c *conn) data(f *http2.DataFrame) error {
 		return streamError(id, code)
 	}
 	s.got += int64(len(b))
-	s.body.add(b)
 	if f.StreamEnded() {
 		c.endIn(s)
 	}
+	if s.shut {
+		c.freed(nil, n)
+		return nil
+	}
+	s.body.add(b)
 	c.freed(s, n-int64(len(b))) // padding
 	s.readable.Signal()
 	return nil
@@ -278,13 +320,27 @@ func (c *conn) headers(f *http2.MetaHeadersFrame) error {
 		return c.trailers(s, f)
 	}
 	if c.leaving && id > c.named && id%2 == 1 { // it will be asked elsewhere; its trailers come here too
+		c.nuisance++
 		c.last = max(c.last, id)
+		return nil
+	}
+	if !c.idle(id) && c.isLate(id, 0, f.StreamEnded()) { // trailers
 		return nil
 	}
 	if !c.idle(id) || id%2 == 0 {
 		return errProtocol
 	}
 	c.last = id
+	err := c.open(f)
+	if err != nil && !f.StreamEnded() {
+		c.cutOff(id, c.limits.streamWindow)
+	}
+	return err
+}
+
+// open begins a request.
+func (c *conn) open(f *http2.MetaHeadersFrame) error {
+	id := f.StreamID
 	switch {
 	case f.HasPriority() && f.Priority.StreamDep == id:
 		return streamError(id, http2.ErrCodeProtocol)

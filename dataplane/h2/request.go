@@ -12,7 +12,10 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-const maxNames = 64 // of fields that are remembered per connection
+const (
+	maxNames = 64 // of fields that are remembered per connection
+	maxName  = 64 // bytes of each: a connection keeps them until it ends
+)
 
 // known are names of requests' fields as http.Header has them.
 var known = func() map[string]string {
@@ -42,7 +45,7 @@ func (c *conn) canonical(name string) string {
 	if c.names == nil {
 		c.names = make(map[string]string)
 	}
-	if len(c.names) < maxNames {
+	if len(c.names) < maxNames && len(name) <= maxName {
 		c.names[name] = s
 	}
 	return s

@@ -29,10 +29,11 @@ type stream struct {
 	endedIn    bool  // the client said all
 	endedOut   bool  // so did the handler
 	headSent   bool
-	expects    bool // 100-continue
-	shut       bool // the body is not read any more
-	queued     bool // in the connection's queue
-	waits      bool // for its answer's head, see Strangers
+	expects    bool  // 100-continue
+	shut       bool  // the body is not read any more
+	failed     error // a write did: how much of it was sent nobody knows
+	queued     bool  // in the connection's queue
+	waits      bool  // for its answer's head, see Strangers
 	intake     intake
 	body       body
 	declaredIn int64 // length of the body; -1 = it was not
@@ -51,6 +52,7 @@ type stream struct {
 	head     int     // bytes of the block
 	plain    bool    // needs no type: it has one, or nothing to be of a type
 	bare     bool    // has no body
+	last     bool    // the connection ends after it
 	mute     bool    // what is written of the body is not sent: HEAD
 	declared int64   // length of the answer; -1 = it was not
 	wrote    int64
@@ -70,10 +72,16 @@ func (s *stream) end(err error) {
 	}
 }
 
-// release gives up what came and was not read. The caller holds mu.
+// release gives up what is left of a stream whose handler is over. The caller holds mu.
 func (s *stream) release() {
-	s.shut = true
 	s.c.answered(s)
+	s.drop()
+}
+
+// drop gives up what came and was not read; who reads waits no more. The caller holds mu.
+func (s *stream) drop() {
+	s.shut = true
+	s.readable.Broadcast()
 	s.c.freed(nil, s.body.drop())
 	s.c.flushSoon()
 }
@@ -101,7 +109,7 @@ func (s *stream) serve() {
 }
 
 // finish ends the answer. One that is not whole is reset, so that nobody takes
-// it for whole; of a request that was not read, the rest is not wanted.
+// it for whole.
 func (s *stream) finish(returned bool) {
 	if returned {
 		if s.status == 0 {
@@ -114,16 +122,18 @@ func (s *stream) finish(returned bool) {
 	c := s.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	code := http2.ErrCodeNo
-	switch {
-	case s.err != nil, s.endedOut && s.endedIn:
-		return
-	case !s.endedOut:
-		code = http2.ErrCodeInternal
+	if s.last { // after the answer, since some clients take nothing more of any once they are told
+		c.goAway(http2.ErrCodeNo, "")
+		defer c.flush()
 	}
-	c.out.reset(s.id, code)
-	c.forget(s, errOver)
-	c.flush()
+	if s.err == nil && !s.endedOut {
+		if !s.endedIn {
+			c.cutOff(s.id, s.intake.left)
+		}
+		c.out.reset(s.id, http2.ErrCodeInternal)
+		c.forget(s, errOver)
+		c.flush()
+	}
 }
 
 // Header implements http.ResponseWriter.
@@ -157,11 +167,7 @@ func (s *stream) WriteHeader(status int) {
 		s.held = appendDate(s.held, time.Now())
 	}
 	s.head = len(s.held)
-	if slices.Contains(s.header["Connection"], "close") {
-		s.c.mu.Lock()
-		defer s.c.mu.Unlock()
-		s.c.goAway(http2.ErrCodeNo, "") // goes out with the answer
-	}
+	s.last = slices.Contains(s.header["Connection"], "close")
 }
 
 // interim sends a head before the head.
@@ -277,6 +283,8 @@ func (s *stream) send(p []byte, end bool) error {
 	switch {
 	case s.err != nil:
 		return s.err
+	case s.failed != nil:
+		return s.failed
 	case s.endedOut:
 		return nil
 	case s.headSent:
@@ -295,6 +303,7 @@ func (s *stream) send(p []byte, end bool) error {
 		for len(b) > 0 {
 			n, err := s.room(min(len(b), maxFrame))
 			if err != nil {
+				s.failed = err
 				return err
 			}
 			rest -= n
@@ -305,9 +314,11 @@ func (s *stream) send(p []byte, end bool) error {
 	s.held = s.held[:s.head]
 	if end {
 		s.endedOut = true
-		if s.endedIn {
-			c.forget(s, nil)
+		if !s.endedIn { // the rest is not wanted
+			c.cutOff(s.id, s.intake.left)
+			c.out.reset(s.id, http2.ErrCodeNo)
 		}
+		c.forget(s, nil)
 	}
 	c.flush()
 	return nil

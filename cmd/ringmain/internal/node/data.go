@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -190,8 +191,13 @@ func poolsOf(pools []string, c link.Confinement) []string {
 // edgeOf is the part of a configuration that is in force as soon as it changes.
 func edgeOf(cfg *config.Config) link.Edge {
 	e := cfg.Tunables.Edge
+	conns, total := int(e.Conns), int(e.TotalConns)
+	if total == 0 {
+		total = connsWithin(memory("/"))
+		conns = cmp.Or(conns, total/8) // no source has them all
+	}
 	return link.Edge{
-		Conns: int(e.Conns), Silent: int(e.Silent), PerSecond: int(e.NewConns), Total: int(e.TotalConns), Aborts: int(e.Aborts), Age: e.ConnAge,
+		Conns: conns, Silent: int(e.Silent), PerSecond: int(e.NewConns), Total: total, Aborts: int(e.Aborts), Age: e.ConnAge,
 		Wrong: int(e.WrongKeys), Late: e.WrongDelay, Held: int(e.WrongHeld), HeldTotal: int(e.WrongHeldBy), WrongTotal: int(e.WrongByAll),
 	}
 }
@@ -200,8 +206,8 @@ func edgeOf(cfg *config.Config) link.Edge {
 func workerSetup(cfg *config.Config) (link.Setup, error) {
 	s := link.Setup{
 		Cluster: cfg.Cluster, Region: cfg.Region, Jurisdiction: cfg.Own().Jurisdiction, Node: cfg.Node,
-		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity, ReceiptHash: cfg.Receipts.Hash, StandardHTTP2: cfg.HTTP2 == "standard",
-		Edge: edgeOf(cfg),
+		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity, ReceiptHash: cfg.Receipts.Hash,
+		StandardHTTP1: cfg.HTTP1 == "standard", StandardHTTP2: cfg.HTTP2 == "standard", Edge: edgeOf(cfg),
 	}
 	if len(s.Pools) == 0 {
 		s.Pools = []string{policy.PoolStandard, policy.PoolZeroRetention}
