@@ -96,6 +96,7 @@ type Setup struct {
 	ReceiptHash string     `cbor:"15,keyasint,omitempty"` // sha-256 = no other hash of bodies in receipts; empty = the fastest for the size
 
 	StandardHTTP2 bool `cbor:"16,keyasint,omitempty"` // clients are served by net/http's HTTP/2, not by ours
+	StandardHTTP1 bool `cbor:"18,keyasint,omitempty"` // by its HTTP/1.1, likewise
 
 	Edge Edge `cbor:"17,keyasint,omitzero"` // sent again when it changes
 }

@@ -3,6 +3,8 @@ package h1
 import (
 	"errors"
 	"io"
+
+	"ringmain/dataplane/syntax"
 )
 
 const (
@@ -153,9 +155,11 @@ func (b *body) next(wait bool) error {
 		if err != nil {
 			return cut(err)
 		}
-		if b.left, err = chunkSize(line); err != nil {
-			return err
+		size, ok := syntax.ChunkSize(line)
+		if !ok {
+			return errChunk
 		}
+		b.left = size
 		// A chunk of n bytes accounts for 16 + 2 n bytes of framing.
 		b.excess = max(0, b.excess+len(line)+2-16-int(min(2*b.left, waste)))
 		if b.excess > waste {
@@ -177,39 +181,8 @@ func (b *body) next(wait bool) error {
 		if b.trailer += len(line) + 2; b.trailer > maxTrailer {
 			return ErrTooLong
 		}
-		if _, _, err := field(line); err != nil {
-			return err
+		if _, _, ok := syntax.Field(line); !ok {
+			return errField
 		}
 	}
-}
-
-// chunkSize reads "1a", perhaps with space after it, perhaps with extensions.
-func chunkSize(line []byte) (int64, error) {
-	var size int64
-	digits := 0
-	for ; digits < len(line); digits++ {
-		c := line[digits]
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c && c <= 'f':
-			c -= 'a' - 10
-		case 'A' <= c && c <= 'F':
-			c -= 'A' - 10
-		default:
-			c = 0xff
-		}
-		if c == 0xff {
-			break
-		}
-		if digits == 15 {
-			return 0, errChunk // beyond 60 bits
-		}
-		size = size<<4 | int64(c)
-	}
-	rest := trim(line[digits:])
-	if digits == 0 || len(rest) > 0 && rest[0] != ';' || !printable(rest) {
-		return 0, errChunk
-	}
-	return size, nil
 }

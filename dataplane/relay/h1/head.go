@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"errors"
 	"io"
+
+	"ringmain/dataplane/syntax"
 )
 
 // Head is what is kept of an answer's head. Nothing else passes.
@@ -73,9 +75,9 @@ func (s *source) oneHead(left int) (h Head, used int, err error) {
 		if len(line) == 0 {
 			return h, used + 2, h.settle()
 		}
-		name, value, err := field(line)
-		if err != nil {
-			return h, used, err
+		name, value, ok := syntax.Field(line)
+		if !ok {
+			return h, used, errField
 		}
 		if err := h.take(name, value); err != nil {
 			return h, used, err
@@ -102,58 +104,11 @@ func (h *Head) status(line []byte) error {
 		}
 		h.Status = 10*h.Status + int(c-'0')
 	}
-	if h.Status < 100 || len(line) > 12 && line[12] != ' ' || !printable(line) {
+	if h.Status < 100 || len(line) > 12 && line[12] != ' ' || !syntax.IsPrintable(line) {
 		return errStatusLine
 	}
 	h.Length = -1
 	return nil
-}
-
-// token marks the bytes of a field's name (RFC 9110, 5.6.2).
-var token = func() (t [256]bool) {
-	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" {
-		t[c] = true
-	}
-	return t
-}()
-
-func isToken[T string | []byte](s T) bool {
-	for i := range len(s) {
-		if !token[s[i]] {
-			return false
-		}
-	}
-	return len(s) > 0
-}
-
-// printable says that b holds no control character but tabs.
-func printable[T string | []byte](b T) bool {
-	for i := range len(b) {
-		if b[i] < ' ' && b[i] != '\t' || b[i] == 0x7f {
-			return false
-		}
-	}
-	return true
-}
-
-// field splits a line of a head or trailer. Folded lines (RFC 9112, 5.2) and
-// spaces before the colon (5.1) are refused.
-func field(line []byte) (name, value []byte, err error) {
-	name, value, ok := bytes.Cut(line, []byte(":"))
-	if !ok || !isToken(name) || !printable(value) {
-		return nil, nil, errField
-	}
-	return name, trim(value), nil
-}
-
-func trim(b []byte) []byte {
-	for len(b) > 0 && (b[0] == ' ' || b[0] == '\t') {
-		b = b[1:]
-	}
-	for len(b) > 0 && (b[len(b)-1] == ' ' || b[len(b)-1] == '\t') {
-		b = b[:len(b)-1]
-	}
-	return b
 }
 
 // is compares a field's name with one in lower case.
@@ -229,7 +184,7 @@ func shown(value []byte) string {
 func (h *Head) connection(value []byte) {
 	for len(value) > 0 {
 		option, rest, _ := bytes.Cut(value, []byte(","))
-		option, value = trim(option), rest
+		option, value = syntax.Trim(option), rest
 		h.close = h.close || is(option, "close")
 		h.keep = h.keep || is(option, "keep-alive")
 	}

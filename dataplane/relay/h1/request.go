@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+
+	"ringmain/dataplane/syntax"
 )
 
 const (
@@ -40,7 +42,7 @@ type Start struct {
 // the request line: path and query.
 func NewStart(method, target, host string, fields ...Field) (Start, error) {
 	fields = append([]Field{{"Host", host}}, fields...)
-	if !isToken(method) || target == "" || strings.ContainsFunc(target, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+	if !syntax.IsToken(method) || target == "" || strings.ContainsFunc(target, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
 		return Start{}, ErrField
 	}
 	b := append([]byte(nil), method+" "+target+" HTTP/1.1\r\n"...)
@@ -56,7 +58,7 @@ func NewStart(method, target, host string, fields ...Field) (Start, error) {
 // Format writes "[head]" under every verb: the fields may hold a credential.
 func (Start) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, "[head]") }
 
-func (f Field) valid() bool { return isToken(f.Name) && printable(f.Value) }
+func (f Field) valid() bool { return syntax.IsToken(f.Name) && syntax.IsPrintable(f.Value) }
 
 func (f Field) append(b []byte) []byte {
 	b = append(b, f.Name...)

@@ -54,6 +54,7 @@ type Config struct {
 	Pools       []string     `yaml:"pools"`        // data; empty = standard and zero-retention
 	Documents   Documents    `yaml:"documents"`    // data; each may be empty: then clients are told that there is none
 	Receipts    Receipts     `yaml:"receipts"`     // data
+	HTTP1       string       `yaml:"http1"`        // data: empty = our own server side for clients; standard = net/http's, at a fifth more CPU
 	HTTP2       string       `yaml:"http2"`        // data: empty = our own server side for clients; standard = net/http's, at half again the CPU
 	Takeover    Takeover     `yaml:"takeover"`     // control
 	Tunables    Tunables     `yaml:"tunables"`
@@ -169,10 +170,10 @@ type Tunables struct {
 // of a source must be as wide as those of the node, and a flood of wrong keys
 // makes everybody's wrong keys wait.
 type Edge struct {
-	Conns       uint32        `yaml:"conns"`             // open connections of a source; 0 = 16384
+	Conns       uint32        `yaml:"conns"`             // open connections of a source; 0 = 16384, and an eighth of total_conns if that is 0, too
 	Silent      uint32        `yaml:"silent"`            // of those, how many may not have sent a request yet; 0 = 512. Too few turn away customers behind one address who connect at once
 	NewConns    uint32        `yaml:"new_conns"`         // new connections of a source a second, and twice that at once; 0 = 1000. Each costs a handshake
-	TotalConns  uint32        `yaml:"total_conns"`       // open connections in all; 0 = 131072, at about 50 KiB each: memory
+	TotalConns  uint32        `yaml:"total_conns"`       // open connections in all; 0 = as many as half of the memory holds at 50 KiB each, and 131072 at most
 	Aborts      uint32        `yaml:"aborts"`            // requests a connection may break off in 10 s, if they are most of it; 0 = 200
 	ConnAge     time.Duration `yaml:"conn_age"`          // after which a connection is told to go; 0 = 10m. Short ones cost handshakes, long ones stay with a node that is no longer the nearest
 	WrongKeys   uint32        `yaml:"wrong_keys"`        // refused keys of a source a second that are answered without delay; 0 = 20
@@ -417,8 +418,10 @@ func (c *Config) Validate() error {
 	default:
 		return bad("log_level", "want debug, info, warn or error, got %q", c.LogLevel)
 	}
-	if c.HTTP2 != "" && c.HTTP2 != "standard" {
-		return bad("http2", "want standard or nothing, got %q", c.HTTP2)
+	for _, f := range []struct{ field, value string }{{"http1", c.HTTP1}, {"http2", c.HTTP2}} {
+		if f.value != "" && f.value != "standard" {
+			return bad(f.field, "want standard or nothing, got %q", f.value)
+		}
 	}
 	if h := c.Receipts.Hash; h != "" && h != "sha-256" {
 		return bad("receipts.hash", "want sha-256 or nothing, got %q", h)

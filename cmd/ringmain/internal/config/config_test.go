@@ -77,6 +77,7 @@ func TestMistakesNameFieldAndLine(t *testing.T) {
 	for name, tc := range map[string]struct{ from, to, want string }{
 		"unknown field":    {"seal_key_file: s", "seal_key_fil: s", "[9:1]"},
 		"role":             {"role: control", "role: boss", "line 4: role: want control or data"},
+		"http1":            {"cluster_secret_file: cs", "cluster_secret_file: cs\nhttp1: fast", `line 11: http1: want standard or nothing, got "fast"`},
 		"http2":            {"cluster_secret_file: cs", "cluster_secret_file: cs\nhttp2: fast", `line 11: http2: want standard or nothing, got "fast"`},
 		"missing":          {"data_dir: /x/data", "data_dir: ''", "line 5: data_dir: is missing"},
 		"metrics exposed":  {"127.0.0.1:3", "0.0.0.0:3", "listen.metrics: is plain HTTP"},

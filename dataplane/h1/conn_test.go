@@ -1,0 +1,549 @@
+package h1
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// until waits for something that is about to be.
+func until(t *testing.T, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !is(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in 10 s: %s", what)
+		}
+	}
+}
+
+// What goes through a client of net/http's comes back as it was, however many
+// speak at once, in bodies of all sizes, in one piece or in many.
+func TestManyAtOnce(t *testing.T) {
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/pass" { // in pieces
+			var all []byte
+			for p := make([]byte, 100+r.ContentLength&0xfff); ; {
+				n, err := r.Body.Read(p)
+				all = append(all, p[:n]...)
+				if errors.Is(err, io.EOF) {
+					break
+				}
+				if err != nil {
+					panic(http.ErrAbortHandler)
+				}
+			}
+			for i := 1; len(all) > 0; i++ {
+				n := min(len(all), i*i*i)
+				_, _ = w.Write(all[:n])
+				if all = all[n:]; n%3 == 0 {
+					_ = http.NewResponseController(w).Flush()
+				}
+			}
+			return
+		}
+		stage(w, r)
+	}), nil)
+	client := st.client(t)
+	var all sync.WaitGroup
+	for i := range 16 {
+		all.Go(func() {
+			r := rand.New(rand.NewPCG(uint64(i), 1))
+			for range 15 {
+				size := r.IntN(100)
+				if r.IntN(4) == 0 {
+					size = r.IntN(100 << 10)
+				}
+				sent := bytes.Repeat([]byte{byte('a' + i)}, size)
+				var body io.Reader = bytes.NewReader(sent)
+				path := "/echo"
+				switch r.IntN(3) {
+				case 0:
+					body = struct{ io.Reader }{body} // of no declared length
+				case 1:
+					path = "/pass"
+					body = io.MultiReader(bytes.NewReader(sent[:size/2]), bytes.NewReader(sent[size/2:]))
+				}
+				resp, err := client.Post("https://"+st.addr+path, "text/x", body)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				got, err := io.ReadAll(resp.Body)
+				_ = resp.Body.Close()
+				if err != nil || !bytes.Equal(got, sent) || resp.StatusCode != http.StatusOK || resp.ProtoMajor != 1 {
+					t.Errorf("%s, %d bytes: %d bytes came, %v, status %d over %s", path, size, len(got), err, resp.StatusCode, resp.Proto)
+					return
+				}
+			}
+		})
+	}
+	all.Wait()
+}
+
+// Requests that are sent without waiting for answers are answered in order,
+// wherever the bytes are cut, also while a handler takes long enough to be
+// watched.
+func TestPipelined(t *testing.T) {
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		if strings.HasPrefix(string(b), "slow") {
+			time.Sleep(watchAfter + watchAfter/4)
+		}
+		if r.Context().Err() != nil {
+			t.Error("taken back")
+		}
+		_, _ = w.Write(b)
+	}), nil)
+	for seed := range uint64(8) {
+		r := rand.New(rand.NewPCG(seed, 2))
+		nc := st.dial(t)
+		var sent bytes.Buffer
+		var bodies []string
+		for i := range 30 {
+			body := fmt.Sprintf("%d-%s", i, strings.Repeat("z", r.IntN(20)*r.IntN(20)*r.IntN(20)))
+			if r.IntN(10) == 0 {
+				body = "slow" + body
+			}
+			bodies = append(bodies, body)
+			if r.IntN(2) == 0 {
+				sent.WriteString(post("/", body))
+				continue
+			}
+			at := r.IntN(len(body))
+			rest := body[at:]
+			framed := fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(rest), rest)
+			if at > 0 {
+				framed = fmt.Sprintf("%x;ext\r\n%s\r\n", at, body[:at]) + framed
+			}
+			sent.WriteString(chunked("/", framed))
+		}
+		go func() {
+			for sent.Len() > 0 {
+				if _, err := nc.Write(sent.Next(1 + r.IntN(1+r.IntN(3000)))); err != nil {
+					return // the reader says so
+				}
+			}
+		}()
+		in := bufio.NewReader(nc)
+		for _, want := range bodies {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got, err := io.ReadAll(resp.Body); string(got) != want || err != nil {
+				t.Fatalf("%.40q, want %.40q: %v", got, want, err)
+			}
+		}
+		_ = nc.Close()
+	}
+}
+
+// A client's end reaches a handler that waits, and one that streams, over real
+// sockets too; and leaves nothing running.
+func TestLeaving(t *testing.T) {
+	var under atomic.Int64
+	begun := make(chan struct{}, 1)
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		under.Add(1)
+		defer under.Add(-1)
+		_, _ = io.Copy(io.Discard, r.Body)
+		begun <- struct{}{}
+		for r.Context().Err() == nil && r.URL.Path == "/stream" {
+			if _, err := w.Write(make([]byte, 10<<10)); err != nil {
+				break
+			}
+		}
+		<-r.Context().Done()
+	}), nil)
+	for i := range 12 {
+		nc := st.dial(t)
+		path := []string{"/", "/stream"}[i%2]
+		if _, err := io.WriteString(nc, post(path, "body")); err != nil {
+			t.Fatal(err)
+		}
+		<-begun
+		switch i % 3 {
+		case 0:
+			_ = nc.Close()
+		case 1:
+			_ = nc.NetConn().(*net.TCPConn).SetLinger(0)
+			_ = nc.NetConn().Close()
+		case 2:
+			_ = nc.CloseWrite()
+			_ = nc.NetConn().(*net.TCPConn).SetLinger(0)
+			_ = nc.NetConn().Close()
+		}
+		until(t, "the handler ends", func() bool { return under.Load() == 0 })
+	}
+}
+
+// Shutdown ends idle connections, lets answers be whole and says that they are
+// the last, and those handed over to the http.Server end likewise.
+func TestShutdown(t *testing.T) {
+	release, begun := make(chan struct{}), make(chan struct{}, 10)
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/long" {
+			begun <- struct{}{}
+			<-release
+		}
+		_, _ = io.WriteString(w, "whole")
+	}), nil)
+	idle, silent := st.dial(t), st.dial(t)
+	if _, err := io.WriteString(idle, get("/")); err != nil {
+		t.Fatal(err)
+	}
+	idleIn := bufio.NewReader(idle)
+	if resp, err := http.ReadResponse(idleIn, nil); err != nil {
+		t.Fatal(err)
+	} else if _, err = io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	type reply struct {
+		resp *http.Response
+		body string
+		err  error
+	}
+	replies := make(chan reply, 2)
+	for _, client := range []*http.Client{st.client(t), st.client(t, "h2")} {
+		go func() {
+			resp, err := client.Get("https://" + st.addr + "/long")
+			if err != nil {
+				replies <- reply{err: err}
+				return
+			}
+			b, err := io.ReadAll(resp.Body)
+			_ = resp.Body.Close()
+			replies <- reply{resp, string(b), err}
+		}()
+		<-begun
+	}
+	shut := make(chan error, 1)
+	go func() { shut <- st.server.Shutdown(context.Background()) }()
+	for _, nc := range []io.Reader{idleIn, silent} { // the silent one may be amid its handshake
+		if b, err := io.ReadAll(nc); len(b) > 0 || err != nil && (nc == io.Reader(idleIn) || !errors.Is(err, syscall.ECONNRESET)) {
+			t.Errorf("an idle one: %q, %v", b, err)
+		}
+	}
+	if nc, err := net.Dial("tcp", st.addr); err == nil {
+		_ = nc.Close()
+		t.Error("new connections are taken")
+	}
+	select {
+	case err := <-shut:
+		t.Errorf("it is shut while a request runs: %v", err)
+	case <-time.After(20 * time.Millisecond):
+	}
+	close(release)
+	for range 2 {
+		r := <-replies
+		if r.err != nil || r.body != "whole" || r.resp.ProtoMajor == 1 && !r.resp.Close {
+			t.Errorf("%+v", r)
+		}
+	}
+	if err := <-shut; err != nil {
+		t.Error(err)
+	}
+}
+
+// A Shutdown that is given up says so; Close then ends what still runs.
+func TestShutdownGivenUp(t *testing.T) {
+	begun := make(chan struct{})
+	st := start(t, true, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(begun)
+		<-r.Context().Done()
+	}), nil)
+	nc := st.dial(t)
+	if _, err := io.WriteString(nc, get("/")); err != nil {
+		t.Fatal(err)
+	}
+	<-begun
+	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
+	defer cancel()
+	if err := st.server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
+		t.Error(err)
+	}
+}
+
+// Other protocols, other clients: HTTP/2 goes to the http.Server, whose handler
+// sees what ConnContext gave; a client without TLS is told so; one that says
+// nothing, or breaks off, leaves nothing behind.
+func TestOthers(t *testing.T) {
+	type key struct{}
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, server := r.Context().Value(http.ServerContextKey).(*http.Server)
+		_, addr := r.Context().Value(http.LocalAddrContextKey).(net.Addr)
+		fmt.Fprintf(w, "%s %v %t %t %s", r.Proto, r.Context().Value(key{}), server, addr, r.TLS.NegotiatedProtocol)
+	}), func(hs *http.Server) {
+		hs.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+			_, ok := nc.(*tls.Conn)
+			return context.WithValue(ctx, key{}, ok)
+		}
+		hs.ReadHeaderTimeout = 300 * time.Millisecond
+	})
+	for want, client := range map[string]*http.Client{"HTTP/1.1 true true true ": st.client(t), "HTTP/2.0 true true true h2": st.client(t, "h2")} {
+		resp, err := client.Get("https://" + st.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(resp.Body); string(b) != want || err != nil {
+			t.Errorf("%q, want %q: %v", b, want, err)
+		}
+		_ = resp.Body.Close()
+	}
+	plain, err := net.Dial("tcp", st.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer plain.Close()
+	_, _ = io.WriteString(plain, get("/"))
+	if b, _ := io.ReadAll(plain); !strings.HasPrefix(string(b), "HTTP/1.0 400 ") {
+		t.Errorf("without TLS: %q", b)
+	}
+	mute, err := net.Dial("tcp", st.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer mute.Close()
+	if b, err := io.ReadAll(mute); err != nil || len(b) > 0 { // at the end of its time
+		t.Errorf("who says nothing hears %q, %v", b, err)
+	}
+	until(t, "no connection is left but two that are idle", func() bool {
+		st.server.mu.Lock()
+		defer st.server.mu.Unlock()
+		return len(st.server.conns) <= 1 // HTTP/2's is the http.Server's
+	})
+}
+
+// A bug in a handler ends its connection, and is logged; an abort is not.
+func TestPanics(t *testing.T) {
+	st := start(t, true, http.HandlerFunc(stage), nil)
+	for _, path := range []string{"/abort", "/torn", "/panic"} {
+		nc, logs := st.dial(t), path == "/panic"
+		if _, err := io.WriteString(nc, get(path)+get("/hello")); err != nil {
+			t.Fatal(err)
+		}
+		if b, _ := io.ReadAll(nc); strings.Contains(string(b), "hello") || path != "/torn" && len(b) > 0 {
+			t.Errorf("%s: %q", path, b)
+		}
+		until(t, "the log", func() bool { return strings.Contains(st.log.String(), ": panic serving ") == logs })
+		if logs != strings.Contains(st.log.String(), "a bug") {
+			t.Errorf("%s: logged %q", path, st.log.String())
+		}
+	}
+}
+
+// A panic amid a handshake is no more than the end of its connection.
+func TestPanicInHandshake(t *testing.T) {
+	st := start(t, true, http.HandlerFunc(stage), func(hs *http.Server) {
+		hs.TLSConfig.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if hello.ServerName == "bug.example" {
+				panic("a bug")
+			}
+			return nil, nil
+		}
+	})
+	if nc, err := tls.Dial("tcp", st.addr, &tls.Config{ServerName: "bug.example", MinVersion: tls.VersionTLS13}); err == nil {
+		_ = nc.Close()
+		t.Error("it was not met")
+	}
+	if resp, err := st.client(t).Get("https://" + st.addr + "/hello"); err != nil {
+		t.Error(err)
+	} else {
+		_ = resp.Body.Close()
+	}
+}
+
+// An answer that ends with its connection, and is broken off, does not look whole.
+func TestTornWithoutLength(t *testing.T) {
+	st := start(t, true, http.HandlerFunc(stage), nil)
+	for path, says := range map[string]bool{"/torn": false, "/stream": true} {
+		raw, err := net.Dial("tcp", st.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer raw.Close()
+		var wire bytes.Buffer
+		_, roots := identity()
+		nc := tls.Client(recorder{raw, &wire}, &tls.Config{RootCAs: roots, ServerName: "example.com", MinVersion: tls.VersionTLS13})
+		if _, err := io.WriteString(nc, "GET "+path+" HTTP/1.0\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		b, _ := io.ReadAll(nc)
+		ends := bytes.HasPrefix(wire.Bytes()[wire.Len()-24:], []byte{23, 3, 3, 0, 19}) // an alert, encrypted
+		if len(b) == 0 || ends != says {
+			t.Errorf("%s: %q, and TLS says that this is the end: %t", path, b, ends)
+		}
+	}
+}
+
+type recorder struct {
+	net.Conn
+	read *bytes.Buffer
+}
+
+func (r recorder) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	r.read.Write(p[:n])
+	return n, err
+}
+
+// An answer whose body is small is one record, its head included; and the last
+// of any that declared its length waits for the handler.
+func TestOneRecord(t *testing.T) {
+	for size, before := range map[int]int{0: 0, 1: 0, 2 << 10: 0, holdBack: 0, 10 << 10: 6 << 10, 100 << 10: 96 << 10} {
+		sent := make(chan int, 10)
+		near, far := net.Pipe()
+		go func() {
+			for p := make([]byte, 64<<10); ; {
+				n, err := far.Read(p)
+				if err != nil {
+					close(sent)
+					return
+				}
+				sent <- n
+			}
+		}()
+		over := make(chan struct{})
+		s := &Server{hs: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			defer close(over)
+			w.Header().Set("Content-Length", strconv.Itoa(size))
+			w.Header().Set("Content-Type", "text/x")
+			w.WriteHeader(http.StatusOK)
+			_, _ = w.Write(make([]byte, size))
+			for left := before; ; {
+				select {
+				case n := <-sent:
+					if left -= n; left < -500 { // the head
+						t.Errorf("of %d bytes %d too many went out before the handler was over", size, -left)
+						return
+					}
+				case <-time.After(10 * time.Millisecond):
+					if left > 0 {
+						t.Errorf("of %d bytes %d too few went out", size, left)
+					}
+					return
+				}
+			}
+		})}, limits: limits{head: 8 << 10, stall: time.Minute}}
+		c := newConn(s, near)
+		c.nc = near
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			c.serve(context.Background())
+		}()
+		_, _ = io.WriteString(far, get("/", "Connection: close"))
+		<-over
+		if n := <-sent; n < size-before {
+			t.Errorf("%d bytes: the last write has %d", size, n)
+		}
+		if n, more := <-sent; more {
+			t.Errorf("%d bytes: another write has %d", size, n)
+		}
+		_ = far.Close()
+		<-ended
+	}
+}
+
+// A handler that is over has nothing more to say on its connection.
+func TestAfterTheEnd(t *testing.T) {
+	var last http.ResponseWriter
+	var body io.Reader
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if last != nil {
+			_, err := io.WriteString(last, "from before")
+			last.WriteHeader(http.StatusTeapot)
+			control := http.NewResponseController(last)
+			if err == nil || control.Flush() == nil || control.SetReadDeadline(time.Unix(1, 0)) == nil || control.SetWriteDeadline(time.Unix(1, 0)) == nil {
+				t.Error("something was taken")
+			}
+			if n, err := body.Read(make([]byte, 1)); n > 0 || err == nil {
+				t.Error("something was read")
+			}
+		}
+		last, body = w, r.Body
+		_, _ = io.WriteString(w, "ok")
+	}), nil)
+	nc := st.dial(t)
+	in := bufio.NewReader(nc)
+	for range 3 {
+		if _, err := io.WriteString(nc, post("/", "body")); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := http.ReadResponse(in, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b, err := io.ReadAll(resp.Body); string(b) != "ok" || err != nil {
+			t.Errorf("%q, %v", b, err)
+		}
+	}
+}
+
+// What is kept between requests, and while a handler streams, is not memory for
+// requests or answers.
+func TestIdleHoldsNoBuffers(t *testing.T) {
+	began, go1 := make(chan struct{}), make(chan struct{})
+	near, far := net.Pipe()
+	s := &Server{hs: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.ReadAll(r.Body)
+		_, _ = io.WriteString(w, "event")
+		_ = http.NewResponseController(w).Flush()
+		a := w.(*answer)
+		if a.buffer != nil || a.out != nil || a.c.in.buf != nil {
+			t.Error("a stream that waits has buffers")
+		}
+		close(began)
+		<-go1
+	})}, limits: limits{head: 8 << 10, stall: time.Minute}}
+	c := newConn(s, near)
+	c.nc = near
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		c.serve(context.Background())
+	}()
+	go func() { _, _ = io.WriteString(far, post("/", "body")) }()
+	in := bufio.NewReader(far)
+	resp, err := http.ReadResponse(in, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(resp.Body, make([]byte, 5)); err != nil {
+		t.Fatal(err)
+	}
+	<-began
+	close(go1)
+	if _, err := io.ReadAll(resp.Body); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the next wait", func() bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		return c.waiting
+	})
+	c.mu.Lock()
+	if c.in.buf != nil {
+		t.Error("an idle connection has a buffer")
+	}
+	c.mu.Unlock()
+	_ = far.Close()
+	<-ended
+}

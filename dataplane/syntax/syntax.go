@@ -1,0 +1,87 @@
+// Package syntax reads the smallest parts of HTTP/1.1, for both of its sides
+// here: that to clients and that to upstreams. It takes nothing that two readers
+// might take for different things.
+package syntax
+
+// token marks the bytes of a field's name (RFC 9110, 5.6.2).
+var token = func() (t [256]bool) {
+	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" {
+		t[c] = true
+	}
+	return t
+}()
+
+// IsToken says that s is a name: of a field, or of a method.
+func IsToken[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if !token[s[i]] {
+			return false
+		}
+	}
+	return len(s) > 0
+}
+
+// IsPrintable says that s holds no control character but tabs.
+func IsPrintable[T string | []byte](s T) bool {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] == 0x7f {
+			return false
+		}
+	}
+	return true
+}
+
+// Trim takes spaces and tabs off both ends.
+func Trim[T string | []byte](s T) T {
+	for len(s) > 0 && (s[0] == ' ' || s[0] == '\t') {
+		s = s[1:]
+	}
+	for len(s) > 0 && (s[len(s)-1] == ' ' || s[len(s)-1] == '\t') {
+		s = s[:len(s)-1]
+	}
+	return s
+}
+
+// Field splits a line of a head or trailer, without its end. Folded lines (RFC
+// 9112, 5.2), spaces before the colon (5.1) and control characters are none.
+func Field[T string | []byte](line T) (name, value T, ok bool) {
+	n := 0
+	for n < len(line) && token[line[n]] {
+		n++
+	}
+	if n == 0 || n == len(line) || line[n] != ':' || !IsPrintable(line[n+1:]) {
+		return name, value, false
+	}
+	return line[:n], Trim(line[n+1:]), true
+}
+
+// ChunkSize reads a chunk's first line without its end: "1a", perhaps with space
+// after it, perhaps with extensions (RFC 9112, 7.1). A size has 60 bits at most.
+func ChunkSize(line []byte) (size int64, ok bool) {
+	digits := 0
+	for ; digits < len(line); digits++ {
+		c := line[digits]
+		switch {
+		case '0' <= c && c <= '9':
+			c -= '0'
+		case 'a' <= c && c <= 'f':
+			c -= 'a' - 10
+		case 'A' <= c && c <= 'F':
+			c -= 'A' - 10
+		default:
+			c = 0xff
+		}
+		if c == 0xff {
+			break
+		}
+		if digits == 15 {
+			return 0, false
+		}
+		size = size<<4 | int64(c)
+	}
+	rest := Trim(line[digits:])
+	if digits == 0 || len(rest) > 0 && rest[0] != ';' || !IsPrintable(rest) {
+		return 0, false
+	}
+	return size, true
+}

@@ -1,0 +1,46 @@
+package syntax_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"ringmain/dataplane/syntax"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestField(t *testing.T) {
+	for line, want := range map[string]string{
+		"a: b": "a|b", "A:b": "A|b", "x-y:": "x-y|", "a: \t b c\t ": "a|b c", "a:b:c": "a|b:c", "a: \xffé": "a|\xffé", "a: b\tc": "a|b\tc",
+		"": "", ":": "", ": b": "", "a": "", "a : b": "", "a\t: b": "", " a: b": "", "\ta: b": "", "a b: c": "", "a\x00: b": "", "ä: b": "",
+		"a: b\r": "", "a: b\rc": "", "a: b\nc": "", "a: \x00": "", "a: \x7f": "", "a: \x0bb": "", "(a): b": "", "a,b: c": "",
+	} {
+		name, value, ok := syntax.Field(line)
+		inBytes, _, okBytes := syntax.Field([]byte(line))
+		if got := name + "|" + value; ok != (want != "") || ok && got != want || okBytes != ok || string(inBytes) != name {
+			t.Errorf("%q: %q, %t; want %q", line, got, ok, want)
+		}
+	}
+}
+
+func TestChunkSize(t *testing.T) {
+	for line, want := range map[string]int64{
+		"0": 0, "1a": 26, "1A": 26, "00a": 10, "5;ext": 5, "5;ext=\"v\"": 5, "5 ": 5, "5 \t;a": 5, "fffffffffffffff": 1<<60 - 1,
+		"": -1, " 5": -1, "+5": -1, "-5": -1, "0x5": -1, "5 5": -1, "5,": -1, "g": -1, ";a": -1, "5\r": -1, "5;a\x00": -1, "5;a\nb": -1, "5;a\rb": -1,
+		"1000000000000000": -1, "0000000000000005": -1, "5_0": -1,
+	} {
+		got, ok := syntax.ChunkSize([]byte(line))
+		if ok != (want >= 0) || ok && got != want {
+			t.Errorf("%q: %d, %t; want %d", line, got, ok, want)
+		}
+	}
+}
+
+func TestTokens(t *testing.T) {
+	for s, want := range map[string]bool{"GET": true, "x-1": true, "!#$%&'*+-.^_`|~": true, "": false, "a b": false, "a/b": false, "a\n": false, "\x80": false, "a\"": false} {
+		if syntax.IsToken(s) != want {
+			t.Errorf("%q: %t", s, !want)
+		}
+	}
+}
