@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/relay"
 )
@@ -192,7 +193,7 @@ func (x *exchange) problem(res *relay.Result) {
 		}
 	}
 	b := res.Body()
-	if !strings.HasPrefix(res.ContentType, "application/json") || !dialect.Valid(b) {
+	if !strings.HasPrefix(res.ContentType, "application/json") || !jsontext.Valid(b) {
 		e := dialect.Fail(code, "The upstream refused the request with status "+strconv.Itoa(res.Status)+", without a reason that can be shown.")
 		b = e.AppendBody(nil, x.dialect, x.id)
 	}

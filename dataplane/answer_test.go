@@ -15,6 +15,7 @@ import (
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 	"ringmain/dataplane/meter"
 	"ringmain/drills/simmodel"
 )
@@ -97,9 +98,9 @@ func TestAnswers(t *testing.T) {
 }
 
 // checkAnswer looks for the end, and for the usage that nobody asked for.
-func checkAnswer(t *testing.T, d dialect.Dialect, stream bool, body string) {
+func checkAnswer(t *testing.T, d dialect.Dialect, streamed bool, body string) {
 	t.Helper()
-	if !stream {
+	if !streamed {
 		path := "/v1/chat/completions"
 		if d == dialect.Anthropic {
 			path = "/v1/messages"
@@ -110,10 +111,10 @@ func checkAnswer(t *testing.T, d dialect.Dialect, stream bool, body string) {
 		}
 		return
 	}
-	s := dialect.Stream{Dialect: d, WantsUsage: true}
+	s := stream.Stream{Dialect: d, WantsUsage: true}
 	for i, e := range events(body) {
 		switch k := s.Event([]byte(e)); k {
-		case dialect.KindContent, dialect.KindIdle, dialect.KindLast:
+		case stream.KindContent, stream.KindIdle, stream.KindLast:
 		default:
 			t.Errorf("event %d is of kind %d: %s", i, k, e)
 		}
@@ -129,7 +130,7 @@ func checkAnswer(t *testing.T, d dialect.Dialect, stream bool, body string) {
 func TestUsageChunkIsLeftForThoseWhoAskForIt(t *testing.T) {
 	c, _, key := oneRegion(t)
 	r := c.do(c.client(true), call{path: chat, key: key, body: ask("sim-chat", true, `,"stream_options":{"include_usage":true}`)})
-	s := dialect.Stream{Dialect: dialect.OpenAI, WantsUsage: true}
+	s := stream.Stream{Dialect: dialect.OpenAI, WantsUsage: true}
 	for _, e := range events(r.body) {
 		s.Event([]byte(e))
 	}
@@ -314,8 +315,8 @@ func wantBroken(t *testing.T, name string, d dialect.Dialect, r *reply, code dia
 		t.Errorf("%s: looks complete: %s", name, r.body)
 	}
 	all := events(r.body)
-	s := dialect.Stream{Dialect: d}
-	if len(all) < 2 || s.Event([]byte(all[len(all)-1])) != dialect.KindError {
+	s := stream.Stream{Dialect: d}
+	if len(all) < 2 || s.Event([]byte(all[len(all)-1])) != stream.KindError {
 		t.Errorf("%s: no error event at the end: %s", name, r.body)
 		return
 	}

@@ -10,6 +10,7 @@ import (
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 )
@@ -113,7 +114,7 @@ func (x *exchange) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts
 		Upstream: l.Upstream, Endpoint: x.endpoint, ContentType: x.query.ContentType(x.contentType()), Streamed: x.query.Stream, Choices: x.query.Choices,
 		// The entry node reads the usage chunk too, and hides it itself.
 		WantsUsage: x.query.WantsUsage || !x.front,
-		Body:       x.query.Upstream(x.body.bytes(), l.Model, dialect.Rewriting{ZeroRetention: x.decision.ZeroRetention}).Held(x.body.hold),
+		Body:       x.query.Upstream(x.body.bytes(), l.Model, request.Rewriting{ZeroRetention: x.decision.ZeroRetention}).Held(x.body.hold),
 		Client:     x.r.Header, Timeouts: t,
 	})
 	over = true
@@ -209,7 +210,7 @@ func (x *exchange) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *r
 		from := res.Peer.Header
 		x.remote = &remote{region: []string{l.Region}, node: []string{l.Peer.Node}, way: bounded(from.Get(hRoute), 512)}
 		x.upstream, x.upstreamID = bounded(from.Get(hUpstream), 128), bounded(from.Get(hUpstreamID), 128)
-		x.served = bounded(from.Get(relay.HeaderServed), dialect.MaxModelName)
+		x.served = bounded(from.Get(relay.HeaderServed), request.MaxModelName)
 	}
 	return res
 }

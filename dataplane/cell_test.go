@@ -64,8 +64,8 @@ type ring struct {
 	documents []link.Document
 	// receiptHash is the only hash of bodies in receipts; empty = as it suits.
 	receiptHash string
-	// standardHTTP2: clients are served by net/http's HTTP/2.
-	standardHTTP2 bool
+	// standardHTTP1, standardHTTP2: clients are served by net/http's HTTP/1.1, or HTTP/2.
+	standardHTTP1, standardHTTP2 bool
 }
 
 // cell is one region's worker.
@@ -236,7 +236,7 @@ func (r *ring) startNode(region, jurisdiction, name string, pools []string, capa
 		Setup: link.Setup{
 			Cluster: cluster, Region: region, Jurisdiction: jurisdiction, Node: c.node,
 			APICert: server.Chain, APIKey: server.Key, NodeCert: node.Chain, NodeKey: node.Key, Roots: node.Roots,
-			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents, ReceiptHash: r.receiptHash, StandardHTTP2: r.standardHTTP2,
+			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents, ReceiptHash: r.receiptHash, StandardHTTP1: r.standardHTTP1, StandardHTTP2: r.standardHTTP2,
 		},
 		Room: func() bool { return !c.full.Load() }, Confined: c.confined,
 		Peers: c.peers, Emit: c.emit, Verdict: c.verdict, AskReceipt: r.askReceipt,
@@ -455,6 +455,15 @@ func (c *cell) do(cl *http.Client, in call) *reply {
 }
 
 func (c *cell) try(ctx context.Context, cl *http.Client, in call) (*reply, error) {
+	resp, err := c.send(ctx, cl, in)
+	if err != nil {
+		return nil, err
+	}
+	return c.receive(resp), nil
+}
+
+// send returns with the answer's head.
+func (c *cell) send(ctx context.Context, cl *http.Client, in call) (*http.Response, error) {
 	method := in.method
 	if method == "" {
 		method = http.MethodPost
@@ -474,10 +483,11 @@ func (c *cell) try(ctx context.Context, cl *http.Client, in call) (*reply, error
 			req.Header.Add(k, one)
 		}
 	}
-	resp, err := cl.Do(req)
-	if err != nil {
-		return nil, err
-	}
+	return cl.Do(req)
+}
+
+// receive reads the rest of the answer.
+func (c *cell) receive(resp *http.Response) *reply {
 	defer func() { _ = resp.Body.Close() }()
 	b, broken := io.ReadAll(resp.Body)
 	r := &reply{status: resp.StatusCode, header: resp.Header, body: string(b), broken: broken, proto: resp.ProtoMajor}
@@ -486,7 +496,7 @@ func (c *cell) try(ctx context.Context, cl *http.Client, in call) (*reply, error
 		c.ring.codes.seen[code] = true
 		c.ring.codes.mu.Unlock()
 	}
-	return r, nil
+	return r
 }
 
 // wantError checks everything that an error answer must carry.

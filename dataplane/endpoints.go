@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/request"
 )
 
 // Endpoints that this node answers by itself; dialect lists those that it
@@ -117,7 +118,7 @@ func (x *exchange) storage() {
 	defer x.departs()
 	e := x.arrive()
 	if e == nil && x.decision.ZeroRetention {
-		e = dialect.StorageRefusal(x.endpoint, nil, x.r.Header)
+		e = request.StorageRefusal(x.endpoint, nil, x.r.Header)
 	}
 	if e == nil {
 		e = dialect.Fail(dialect.NotFound, "Files and other objects that a provider would keep are not offered here: send the content within each request.")

@@ -68,7 +68,7 @@ func TestSmuggling(t *testing.T) {
 		{"a coding that is none", "Transfer-Encoding: xchunked\r\n", chunked + inner, 0},
 		{"coding twice", "Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n", chunked + inner, 0},
 		{"a space before the colon", fmt.Sprintf("Content-Length : %d\r\n", len(body)), body + inner, 0},
-		{"a folded header", "Transfer-Encoding:\r\n chunked\r\n", chunked + inner, 1},
+		{"a folded header", "Transfer-Encoding:\r\n chunked\r\n", chunked + inner, 0},
 		{"a tab before the coding", "Transfer-Encoding: \tchunked\r\n", chunked, 1},
 		{"a control character in the coding", "Transfer-Encoding: \x0bchunked\r\n", chunked + inner, 0},
 		{"a line feed alone in a header", fmt.Sprintf("X-A: b\nContent-Length: 5\r\nContent-Length: %d\r\n", len(body)), body + inner, 0},
@@ -101,7 +101,7 @@ func TestSmuggling(t *testing.T) {
 				t.Errorf("%s: status %d", c2.name, s)
 			}
 		}
-		// A folded header and a body after it may rightly be two requests.
+		// A folded header is refused; net/http takes it, and what is behind its body for another request.
 		most := c2.served
 		if c2.name == "a folded header" {
 			most = 2

@@ -16,13 +16,16 @@ import (
 // madeAt is when a model's route was made: the two nodes have one each.
 var madeAt = regexp.MustCompile(`"created":\d+|"created_at":"[^"]*"`)
 
-// TestBothHTTP2: a client sees no difference between our server side of HTTP/2
-// and net/http's, which an operator may choose.
-func TestBothHTTP2(t *testing.T) {
+// TestBothHTTP1, TestBothHTTP2: a client sees no difference between our server
+// side of HTTP/1.1, or HTTP/2, and net/http's, which an operator may choose.
+func TestBothHTTP1(t *testing.T) { bothServers(t, 1) }
+func TestBothHTTP2(t *testing.T) { bothServers(t, 2) }
+
+func bothServers(t *testing.T, major int) {
 	var seen [2][]string
 	for i, standard := range []bool{false, true} {
 		r := newRing(t)
-		r.standardHTTP2 = standard
+		r.standardHTTP1, r.standardHTTP2 = standard && major == 1, standard && major == 2
 		r.upstream("up", "us-east", "openai", provider(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
 			b, _ := io.ReadAll(q.Body)
 			switch body := string(b); {
@@ -47,7 +50,7 @@ func TestBothHTTP2(t *testing.T) {
 		key, _ := r.org("acme", "any", "verified", "live")
 		c := r.start("us-east", "us", patient)
 		r.load()
-		client := c.client(true)
+		client := c.client(major == 2)
 		for _, asked := range []call{
 			{path: chat, key: key, body: ask("m", false)},
 			{path: chat, key: key, body: ask("m", true)},
@@ -64,7 +67,7 @@ func TestBothHTTP2(t *testing.T) {
 			{path: "/v1/models", key: key, method: http.MethodGet},
 		} {
 			got := c.do(client, asked)
-			if got.proto != 2 {
+			if got.proto != major {
 				t.Fatalf("HTTP/%d", got.proto)
 			}
 			id := got.header.Get("Idc-Request-Id")

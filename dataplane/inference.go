@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/relay"
@@ -71,7 +72,7 @@ var errGeo = &dialect.Error{
 
 // prepare scans the body and plans the way.
 func (x *exchange) prepare() *dialect.Error {
-	query, bad := dialect.ScanRequest(x.endpoint, x.contentType(), x.body.bytes())
+	query, bad := request.Scan(x.endpoint, x.contentType(), x.body.bytes())
 	if bad != nil {
 		return bad
 	}

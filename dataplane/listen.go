@@ -15,6 +15,7 @@ import (
 
 	"ringmain/controlplane/identity"
 	"ringmain/dataplane/edge"
+	"ringmain/dataplane/h1"
 	"ringmain/dataplane/h2"
 )
 
@@ -31,6 +32,19 @@ func (l serverLog) Write(line []byte) (int, error) {
 	return len(line), nil
 }
 
+// server is an http.Server, or one that stands before it.
+type server interface {
+	ServeTLS(l net.Listener) error
+	Shutdown(ctx context.Context) error
+	Close() error
+}
+
+type standard struct{ *http.Server }
+
+func (s standard) ServeTLS(l net.Listener) error {
+	return s.Server.ServeTLS(l, "", "") //nolint:wrapcheck // as it is
+}
+
 // strangers is what clients may ask over HTTP/2 before one of them has shown a
 // good key: at about 30 KiB each. What is asked then is not read until there is
 // room, which for a good key's first request is at once.
@@ -42,7 +56,7 @@ func (w *Worker) serve(ctx context.Context) {
 	w.group, ctx = errgroup.WithContext(ctx)
 	base := func(net.Listener) context.Context { return ctx }
 	errorLog := log.New(serverLog{w.log}, "", 0)
-	w.api = &http.Server{
+	api := &http.Server{
 		Handler: w.guard.Handler(http.HandlerFunc(w.serveAPI)), BaseContext: base, ErrorLog: errorLog,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused as everything else is
 		TLSConfig:                    w.certs.api.Server([]string{"h2", "http/1.1"}),
@@ -52,8 +66,8 @@ func (w *Worker) serve(ctx context.Context) {
 		HTTP2:       &http.HTTP2Config{MaxConcurrentStreams: 250, SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 	}
 	if !w.setup.StandardHTTP2 {
-		w.api.HTTP2.WriteByteTimeout = w.tunables.WriteStall
-		h2.ConfigureWary(w.api, strangers)
+		api.HTTP2.WriteByteTimeout = w.tunables.WriteStall
+		h2.ConfigureWary(api, strangers)
 	}
 	only2 := new(http.Protocols)
 	door := edge.New(edge.Limits{}) // strangers reach the listener for peers too, if they cannot shake hands
@@ -70,9 +84,13 @@ func (w *Worker) serve(ctx context.Context) {
 			SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second,
 		},
 	}
-	for server, listener := range map[*http.Server]net.Listener{w.api: w.guard.Listen(w.cfg.API), w.peer: door.Listen(w.cfg.Peer)} {
+	w.api = standard{api}
+	if !w.setup.StandardHTTP1 {
+		w.api = h1.New(api, w.tunables.WriteStall)
+	}
+	for server, listener := range map[server]net.Listener{w.api: w.guard.Listen(w.cfg.API), standard{w.peer}: door.Listen(w.cfg.Peer)} {
 		w.group.Go(func() error {
-			if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			if err := server.ServeTLS(listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)
 			}
 			return nil

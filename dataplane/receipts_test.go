@@ -19,6 +19,9 @@ import (
 func (c *cell) receiptOf(key string, answer *reply, request string) *proof.Facts {
 	t := c.ring.t
 	t.Helper()
+	if answer.header.Get("idc-receipt") == "" {
+		t.Fatalf("an answer without a receipt: %d %v %.300s", answer.status, answer.header, answer.body)
+	}
 	cl := c.client(true)
 	keys := c.do(cl, call{path: "/.well-known/jwks.json"})
 	if keys.status != 200 || keys.header.Get("content-type") != "application/jwk-set+json" {
@@ -28,9 +31,13 @@ func (c *cell) receiptOf(key string, answer *reply, request string) *proof.Facts
 	if err != nil {
 		t.Fatal(err)
 	}
-	doc := c.do(cl, call{path: "/v1/receipts/" + answer.header.Get("idc-request-id"), key: key})
+	var doc *reply
+	poll(t, "the receipt to be signed", func() bool { // 503: a busy machine signs late
+		doc = c.do(cl, call{path: "/v1/receipts/" + answer.header.Get("idc-request-id"), key: key})
+		return doc.status != http.StatusServiceUnavailable
+	})
 	if doc.status != 200 || doc.header.Get("cache-control") != "private, no-store" {
-		t.Fatalf("%d %v %s", doc.status, doc.header, doc.body)
+		t.Fatalf("%d %v %s\nof an answer with %d %v %.300s", doc.status, doc.header, doc.body, answer.status, answer.header, answer.body)
 	}
 	bodies := proof.Bodies{Request: []byte(request), Response: []byte(answer.body)}
 	if request == "" { // of a body that was never read there is no hash

@@ -2,6 +2,7 @@ package dataplane
 
 import (
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/relay"
 )
@@ -88,13 +89,13 @@ func (x *exchange) suits() *dialect.Error {
 		return errGeo
 	}
 	if x.decision.ZeroRetention {
-		if e := dialect.StorageRefusal(x.endpoint, &x.query, x.r.Header); e != nil {
+		if e := request.StorageRefusal(x.endpoint, &x.query, x.r.Header); e != nil {
 			return e
 		}
 	}
 	// The accounts of upstreams that are not an org's own are shared by all callers.
 	if !x.decision.Dedicated() {
-		if e := dialect.SharedRefusal(&x.query); e != nil {
+		if e := request.SharedRefusal(&x.query); e != nil {
 			return e
 		}
 	}

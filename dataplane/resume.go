@@ -9,6 +9,7 @@ import (
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/splice"
 )
@@ -33,7 +34,7 @@ func (x *exchange) splices() bool {
 // keep notes from now on what the client is given, if that may be of use.
 func (f *flow) keep() {
 	if f.x.splices() {
-		f.have = dialect.NewTranscript(splice.Limit)
+		f.have = stream.NewTranscript(splice.Limit)
 		f.res.Stream.Keep(f.have)
 	}
 }
@@ -99,7 +100,7 @@ func (f *flow) replayed(ctx context.Context, by time.Time) (next *spliced, resul
 			res.Release()
 			return nil, "refused"
 		}
-		s := &spliced{res: res, machine: splice.New(f.have, dialect.Stream{Dialect: x.dialect, Endpoint: x.endpoint, Choices: x.query.Choices})}
+		s := &spliced{res: res, machine: splice.New(f.have, stream.Stream{Dialect: x.dialect, Endpoint: x.endpoint, Choices: x.query.Choices})}
 		b := s.Next()
 		if s.machine.Level() { // f.have counts what comes with b as given
 			s.first = &b
@@ -183,7 +184,7 @@ func (s *spliced) next() relay.Batch {
 		return relay.Batch{Forward: out, Broken: &relay.Broken{Outcome: o, Cause: cause}}
 	}
 	for len(b.Forward) > 0 {
-		var split dialect.Splitter
+		var split stream.Splitter
 		n := split.Next(b.Forward)
 		part, v := s.machine.Event(b.Forward[:n])
 		b.Forward = b.Forward[n:]

@@ -9,6 +9,7 @@ import (
 
 	"ringmain/dataplane/caller"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/edge"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/receipt"
@@ -44,7 +45,7 @@ type exchange struct {
 	carried  carried
 
 	body  *body
-	query dialect.Request
+	query request.Request
 	plan  *route.Plan
 	model string // asked for, if a route has that name
 

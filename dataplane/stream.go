@@ -6,6 +6,7 @@ import (
 
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/relay"
 )
@@ -22,12 +23,12 @@ type flow struct {
 	res     *relay.Result // whose stream is passed on at the moment
 	from    source
 	control *http.ResponseController
-	moved   time.Time           // when the write deadline last was
-	stall   time.Duration       // how long the client has for a write, and the upstream for the next event
-	have    *dialect.Transcript // what the client was given; nil = the answer may not be continued elsewhere
-	cancel  func()              // of a replay
-	blamed  bool                // the break was told to the circuits
-	refused bool                // a replay was declined
+	moved   time.Time          // when the write deadline last was
+	stall   time.Duration      // how long the client has for a write, and the upstream for the next event
+	have    *stream.Transcript // what the client was given; nil = the answer may not be continued elsewhere
+	cancel  func()             // of a replay
+	blamed  bool               // the break was told to the circuits
+	refused bool               // a replay was declined
 }
 
 // stream passes on a streamed answer, whole events at a time. Where it breaks,

@@ -129,9 +129,10 @@ type Worker struct {
 	meeting  atomic.Int64 // requests whose key is being checked
 	draining atomic.Bool
 
-	api, peer *http.Server
-	group     *errgroup.Group
-	stop      context.CancelFunc
+	api   server
+	peer  *http.Server
+	group *errgroup.Group
+	stop  context.CancelFunc
 }
 
 // Open starts to serve on the listeners, which belong to the worker from here

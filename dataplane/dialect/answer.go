@@ -2,6 +2,8 @@ package dialect
 
 import (
 	"strings"
+
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // Usage is what a provider says an answer cost. The zero Usage says nothing.
@@ -26,9 +28,9 @@ func (u *Usage) add(b besides, sign int64) {
 	u.CacheWrite += sign * b.cacheWrite
 }
 
-// costs reports whether any figure is more than 0. Zeros stand where a provider
+// Costs reports whether any figure is more than 0. Zeros stand where a provider
 // has none to tell.
-func (u *Usage) costs() bool { return u.Input|u.Output|u.CacheRead|u.CacheWrite != 0 }
+func (u *Usage) Costs() bool { return u.Input|u.Output|u.CacheRead|u.CacheWrite != 0 }
 
 // EstimateTokens is how many tokens n bytes of text stand for, where a
 // provider's own figure never came: four bytes a token, rounded up. Such
@@ -49,17 +51,17 @@ func ReadAnswer(ep *Endpoint, contentType string, body []byte) (a Answer, ok boo
 	if ep.Binary && !saysJSON(contentType) {
 		return Answer{}, len(body) > 0
 	}
-	c := cursor{b: body}
-	if c.peek() != '{' {
+	c := jsontext.Cursor{Data: body}
+	if c.Peek() != '{' {
 		return Answer{}, false
 	}
-	r := answerReader{cursor: c, ep: ep}
-	r.object(r.member)
-	if !r.end() || r.failed && !r.declined {
+	r := answerReader{Cursor: c, ep: ep}
+	r.Object(r.member)
+	if !r.End() || r.failed && !r.declined {
 		return Answer{}, false
 	}
 	r.answer.Refused = r.answer.Refused || r.declined
-	r.answer.Usage.Final = r.told.closes(ep.Streams) && r.answer.Usage.costs()
+	r.answer.Usage.Final = r.told.Closes(ep.Streams) && r.answer.Usage.Costs()
 	return r.answer, true
 }
 
@@ -71,10 +73,10 @@ func saysJSON(contentType string) bool {
 
 // answerReader is one pass over a plain answer.
 type answerReader struct {
-	cursor
+	jsontext.Cursor
 	ep       *Endpoint
 	answer   Answer
-	told     told
+	told     Told
 	failed   bool // it says that it failed
 	declined bool // and that a refusal was why
 }
@@ -83,32 +85,32 @@ type answerReader struct {
 func (r *answerReader) member(key []byte) {
 	switch string(key) {
 	case "error":
-		r.failed = r.failed || !r.isNull()
-		r.objectOr(func(key []byte) {
-			if s, ok := r.problemText(key); ok && isRefusalCode(s) {
+		r.failed = r.failed || !r.IsNull()
+		r.ObjectOr(func(key []byte) {
+			if s, ok := r.problemText(key); ok && IsRefusalCode(s) {
 				r.declined = true
 			}
 		})
 	case "status": // of a response
-		if s, _ := r.text(); string(s) == "failed" {
+		if s, _ := r.Text(); string(s) == "failed" {
 			r.failed = true
 		}
 	case "incomplete_details":
-		r.objectOr(func(key []byte) {
+		r.ObjectOr(func(key []byte) {
 			if string(key) != "reason" {
-				r.value()
-			} else if s, _ := r.text(); string(s) == "content_filter" {
+				r.Value()
+			} else if s, _ := r.Text(); string(s) == "content_filter" {
 				r.answer.Refused = true
 			}
 		})
 	case "usage":
 		if r.ep.Usage == UsageNone {
-			r.value()
+			r.Value()
 		} else {
-			r.told |= readUsage(r.ep.Dialect, &r.cursor, &r.answer.Usage)
+			r.told |= ReadUsage(r.ep.Dialect, &r.Cursor, &r.answer.Usage)
 		}
 	case "stop_reason":
-		if s, _ := r.text(); r.ep.Dialect == Anthropic && string(s) == "refusal" {
+		if s, _ := r.Text(); r.ep.Dialect == Anthropic && string(s) == "refusal" {
 			r.answer.Refused = true
 		}
 	case "choices":
@@ -116,53 +118,53 @@ func (r *answerReader) member(key []byte) {
 	case "output":
 		r.each(r.item)
 	default:
-		r.value()
+		r.Value()
 	}
 }
 
 // problemText takes the value of key and gives it if key is a code or type.
 func (r *answerReader) problemText(key []byte) (s []byte, ok bool) {
 	if string(key) != "code" && string(key) != "type" {
-		r.value()
+		r.Value()
 		return nil, false
 	}
-	return r.text()
+	return r.Text()
 }
 
 // each takes the objects of an array, or any other value whole.
 func (r *answerReader) each(member func(key []byte)) {
-	if r.peek() != '[' {
-		r.value()
+	if r.Peek() != '[' {
+		r.Value()
 		return
 	}
-	r.array(func() { r.objectOr(member) })
+	r.Array(func() { r.ObjectOr(member) })
 }
 
 // choice takes one field of a chat or text completion's choice.
 func (r *answerReader) choice(key []byte) {
 	switch string(key) {
 	case "finish_reason":
-		if s, _ := r.text(); string(s) == "content_filter" {
+		if s, _ := r.Text(); string(s) == "content_filter" {
 			r.answer.Refused = true
 		}
 	case "message":
-		r.objectOr(func(key []byte) {
+		r.ObjectOr(func(key []byte) {
 			if string(key) != "refusal" {
-				r.value()
-			} else if s, _ := r.text(); len(s) > 0 {
+				r.Value()
+			} else if s, _ := r.Text(); len(s) > 0 {
 				r.answer.Refused = true
 			}
 		})
 	case "content_filter_results", "content_filter_result": // Azure: {"hate": {"filtered": true}}
-		r.objectOr(func([]byte) {
-			r.objectOr(func(key []byte) {
-				if s := r.span(); string(key) == "filtered" && string(s.of(r.b)) == "true" {
+		r.ObjectOr(func([]byte) {
+			r.ObjectOr(func(key []byte) {
+				if s := r.Span(); string(key) == "filtered" && string(s.Of(r.Data)) == "true" {
 					r.answer.Refused = true
 				}
 			})
 		})
 	default:
-		r.value()
+		r.Value()
 	}
 }
 
@@ -170,84 +172,84 @@ func (r *answerReader) choice(key []byte) {
 // of which one may be a refusal.
 func (r *answerReader) item(key []byte) {
 	if string(key) != "content" {
-		r.value()
+		r.Value()
 		return
 	}
 	r.each(func(key []byte) {
 		switch string(key) {
 		case "type":
-			if s, _ := r.text(); string(s) == "refusal" {
+			if s, _ := r.Text(); string(s) == "refusal" {
 				r.answer.Refused = true
 			}
 		default:
-			r.value()
+			r.Value()
 		}
 	})
 }
 
-// told says which figures a usage value held.
-type told uint8
+// Told says which figures a usage value held.
+type Told uint8
 
 const (
-	toldInput told = 1 << iota
+	toldInput Told = 1 << iota
 	toldOutput
 	toldOdd // one that is no count
 )
 
-// closes reports whether the figures are fit to close an account: of what
+// Closes reports whether the figures are fit to close an account: of what
 // writes text, output belongs to them.
-func (t told) closes(writes bool) bool {
+func (t Told) Closes(writes bool) bool {
 	return t&toldOdd == 0 && (t&toldOutput != 0 || t != 0 && !writes)
 }
 
 // maxTokens bounds what a provider is believed. No answer costs as much.
 const maxTokens = 1 << 32
 
-// readUsage takes a usage value. Figures that are absent, null or no counts
+// ReadUsage takes a usage value. Figures that are absent, null or no counts
 // keep what u has.
-func readUsage(d Dialect, c *cursor, u *Usage) told {
-	var t told
+func ReadUsage(d Dialect, c *jsontext.Cursor, u *Usage) Told {
+	var t Told
 	u.add(u.beside, -1)
-	c.objectOr(func(key []byte) {
+	c.ObjectOr(func(key []byte) {
 		switch string(key) {
 		case "input_tokens":
-			t |= c.tally(&u.Input, toldInput)
+			t |= tally(c, &u.Input, toldInput)
 			return
 		case "output_tokens":
-			t |= c.tally(&u.Output, toldOutput)
+			t |= tally(c, &u.Output, toldOutput)
 			return
 		}
 		if d == Anthropic {
 			switch string(key) {
 			case "cache_read_input_tokens":
-				t |= c.tally(&u.CacheRead, 0)
+				t |= tally(c, &u.CacheRead, 0)
 			case "cache_creation_input_tokens":
-				t |= c.tally(&u.CacheWrite, 0)
+				t |= tally(c, &u.CacheWrite, 0)
 			case "iterations":
-				t |= c.iterations(&u.beside)
+				t |= iterations(c, &u.beside)
 			default:
-				c.value()
+				c.Value()
 			}
 			return
 		}
 		switch string(key) {
 		case "prompt_tokens":
-			t |= c.tally(&u.Input, toldInput)
+			t |= tally(c, &u.Input, toldInput)
 		case "completion_tokens":
-			t |= c.tally(&u.Output, toldOutput)
+			t |= tally(c, &u.Output, toldOutput)
 		case "prompt_tokens_details", "input_tokens_details":
-			c.objectOr(func(key []byte) {
+			c.ObjectOr(func(key []byte) {
 				switch string(key) {
 				case "cached_tokens":
-					t |= c.tally(&u.CacheRead, 0)
+					t |= tally(c, &u.CacheRead, 0)
 				case "cache_write_tokens":
-					t |= c.tally(&u.CacheWrite, 0)
+					t |= tally(c, &u.CacheWrite, 0)
 				default:
-					c.value()
+					c.Value()
 				}
 			})
 		default:
-			c.value()
+			c.Value()
 		}
 	})
 	u.add(u.beside, 1)
@@ -261,32 +263,32 @@ const maxIterations = 1 << 10
 // iterations takes the list of what an answer of the Messages API is made of.
 // The totals hold what its own model read and wrote, but not what a compaction
 // or an advisor did (anthropic-sdk-go v1.84, BetaUsage.Iterations).
-func (c *cursor) iterations(all *besides) told {
-	if c.peek() != '[' {
-		c.value()
+func iterations(c *jsontext.Cursor, all *besides) Told {
+	if c.Peek() != '[' {
+		c.Value()
 		return 0
 	}
-	var t told
+	var t Told
 	var sum besides
 	n := 0
-	c.array(func() {
+	c.Array(func() {
 		var one besides
 		apart := false
-		c.objectOr(func(key []byte) {
+		c.ObjectOr(func(key []byte) {
 			switch string(key) {
 			case "type":
-				s, _ := c.text()
+				s, _ := c.Text()
 				apart = string(s) == "compaction" || string(s) == "advisor_message"
 			case "input_tokens":
-				t |= c.tally(&one.input, 0)
+				t |= tally(c, &one.input, 0)
 			case "output_tokens":
-				t |= c.tally(&one.output, 0)
+				t |= tally(c, &one.output, 0)
 			case "cache_read_input_tokens":
-				t |= c.tally(&one.cacheRead, 0)
+				t |= tally(c, &one.cacheRead, 0)
 			case "cache_creation_input_tokens":
-				t |= c.tally(&one.cacheWrite, 0)
+				t |= tally(c, &one.cacheWrite, 0)
 			default:
-				c.value()
+				c.Value()
 			}
 		})
 		if n++; n > maxIterations {
@@ -302,12 +304,12 @@ func (c *cursor) iterations(all *besides) told {
 
 // tally takes a value and counts it, unless it is null. It gives what if it
 // did, and toldOdd where the value is no count of tokens.
-func (c *cursor) tally(n *int64, what told) told {
-	if c.isNull() {
-		c.value()
+func tally(c *jsontext.Cursor, n *int64, what Told) Told {
+	if c.IsNull() {
+		c.Value()
 		return 0
 	}
-	v, ok := whole(c.span().of(c.b))
+	v, ok := jsontext.Whole(c.Span().Of(c.Data))
 	if !ok || v < 0 || v > maxTokens {
 		return toldOdd
 	}

@@ -11,9 +11,12 @@ import (
 	"sync/atomic"
 )
 
+// MaxParts is how many pieces a body has at most: around three edits, and the edits.
+const MaxParts = 7
+
 // Body is a request body in pieces. It prints as [content].
 type Body struct {
-	parts [maxParts]Content
+	parts [MaxParts]Content
 	n     int
 	size  int64
 	hold  *Hold
@@ -50,11 +53,12 @@ func (b Body) Held(h *Hold) Body {
 // WholeBody is a body that is sent as it is.
 func WholeBody(b []byte) Body {
 	var out Body
-	out.add(b)
+	out.Add(b)
 	return out
 }
 
-func (b *Body) add(p []byte) {
+// Add appends a piece, which shares p's memory.
+func (b *Body) Add(p []byte) {
 	if len(p) > 0 {
 		b.parts[b.n] = Conceal(p)
 		b.n++
@@ -107,7 +111,7 @@ func (Body) MarshalText() ([]byte, error) { return []byte(contentText), nil }
 // be called while Read runs: after Close nothing is read any more.
 type Reader struct {
 	mu    sync.Mutex
-	parts [maxParts]Content
+	parts [MaxParts]Content
 	n, i  int
 	off   int
 	hold  *Hold

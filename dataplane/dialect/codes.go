@@ -1,9 +1,10 @@
-// Package dialect speaks the OpenAI and Anthropic wire formats: the tables of
-// endpoints, of error codes and of what providers would keep, error bodies, the
-// strict scan of a request, the few fields a route rewrites, and what an answer
-// says about itself (usage, refusal, end).
+// Package dialect is what the OpenAI and Anthropic wire formats have in common for
+// the gateway: the tables of endpoints and of error codes, error bodies, content
+// that cannot print, and what a plain answer says about itself (usage, refusal).
+// Its parts read what comes: jsontext any JSON, request what clients ask, stream
+// what providers answer.
 //
-// It is pure: no clock, no goroutine, no network, and it keeps no content
+// All of it is pure: no clock, no goroutine, no network, and it keeps no content
 // beyond the call that was handed it.
 package dialect
 

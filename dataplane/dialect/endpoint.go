@@ -40,26 +40,25 @@ type Endpoint struct {
 	// at the provider. It is never served.
 	Stores bool
 
-	fields fieldSet // what the scan reads at the top level of a body
-	// usageOption: takes stream_options.include_usage.
-	usageOption bool
-	// keepsUnset: the provider keeps the answer unless store is false.
-	keepsUnset bool
+	// UsageOption: takes stream_options.include_usage.
+	UsageOption bool
+	// KeepsUnset: the provider keeps the answer unless store is false.
+	KeepsUnset bool
 }
 
 var endpoints = [...]Endpoint{
-	{Path: "/v1/chat/completions", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, Streams: true, Splices: true, fields: chatFields, usageOption: true},
-	{Path: "/v1/messages", Dialect: Anthropic, Body: BodyJSON, Usage: UsageInput, Streams: true, Splices: true, fields: messagesFields},
-	{Path: "/v1/responses", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput, Streams: true, Splices: true, fields: responsesFields, keepsUnset: true},
-	{Path: "/v1/completions", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, Streams: true, Splices: true, fields: completionsFields, usageOption: true},
-	{Path: "/v1/embeddings", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, fields: plainFields},
-	{Path: "/v1/messages/count_tokens", Dialect: Anthropic, Body: BodyJSON, fields: messagesFields},
-	{Path: "/v1/audio/speech", Dialect: OpenAI, Body: BodyJSON, Binary: true, fields: speechFields},
-	{Path: "/v1/audio/transcriptions", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true, fields: plainFields},
-	{Path: "/v1/audio/translations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true, fields: plainFields},
-	{Path: "/v1/images/generations", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput, fields: imageFields},
-	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, fields: imageFields},
-	{Path: "/v1/images/variations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, fields: imageFields},
+	{Path: "/v1/chat/completions", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, Streams: true, Splices: true, UsageOption: true},
+	{Path: "/v1/messages", Dialect: Anthropic, Body: BodyJSON, Usage: UsageInput, Streams: true, Splices: true},
+	{Path: "/v1/responses", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput, Streams: true, Splices: true, KeepsUnset: true},
+	{Path: "/v1/completions", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, Streams: true, Splices: true, UsageOption: true},
+	{Path: "/v1/embeddings", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt},
+	{Path: "/v1/messages/count_tokens", Dialect: Anthropic, Body: BodyJSON},
+	{Path: "/v1/audio/speech", Dialect: OpenAI, Body: BodyJSON, Binary: true},
+	{Path: "/v1/audio/transcriptions", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
+	{Path: "/v1/audio/translations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
+	{Path: "/v1/images/generations", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput},
+	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput},
+	{Path: "/v1/images/variations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput},
 	{Path: "/v1/files", Dialect: OpenAI, Stores: true},
 	{Path: "/v1/uploads", Dialect: OpenAI, Stores: true},
 	{Path: "/v1/batches", Dialect: OpenAI, Stores: true},

@@ -1,7 +1,6 @@
 package dialect
 
 import (
-	"math/bits"
 	"slices"
 	"strings"
 	"testing"
@@ -65,32 +64,11 @@ func TestEndpoints(t *testing.T) {
 		if found, ok := EndpointOf(ep.Path); !ok || found != ep {
 			t.Errorf("%s finds another endpoint", ep.Path)
 		}
-		if (ep.Body == BodyNone) != ep.Stores || ep.Splices && !ep.Streams || ep.usageOption && !ep.Streams {
+		if (ep.Body == BodyNone) != ep.Stores || ep.Splices && !ep.Streams || ep.UsageOption && !ep.Streams {
 			t.Errorf("row %d does not hold together: %+v", i, ep)
 		}
 	}
 	if n := testing.AllocsPerRun(100, func() { _, _ = EndpointOf("/v1/files/file-1") }); n > 0 {
 		t.Errorf("%v allocations", n)
-	}
-	if got := bits.TrailingZeros64(uint64(fieldEnd)); got != len(fieldNames) {
-		t.Errorf("%d fields, %d names", got, len(fieldNames))
-	}
-}
-
-func TestFieldsAreFound(t *testing.T) {
-	for f := fModel; f != fieldEnd; f <<= 1 {
-		name := f.name()
-		if one, folded := (fieldEnd - 1).find([]byte(name)); one != f || folded {
-			t.Errorf("%s finds %s, folded %t", name, one.name(), folded)
-		}
-		if one, folded := (fieldEnd - 1).find([]byte(strings.ToUpper(name))); one != f || !folded {
-			t.Errorf("%s in capitals finds %d, folded %t", name, one, folded)
-		}
-		if one, _ := (fieldEnd - 1 - f).find([]byte(name)); one != 0 {
-			t.Errorf("%s finds %s though it is not in the set", name, one.name())
-		}
-	}
-	if one, _ := (fieldEnd - 1).find([]byte("modelx")); one != 0 {
-		t.Errorf("modelx finds %s", one.name())
 	}
 }

@@ -2,7 +2,8 @@ package dialect
 
 import (
 	"strconv"
-	"unicode/utf8"
+
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // Error is a failure that the client is told about. Message says what to do,
@@ -23,25 +24,25 @@ func Fail(code Code, message string) *Error { return &Error{Code: code, Message:
 func (e *Error) AppendBody(dst []byte, d Dialect, requestID string) []byte {
 	if d == Anthropic {
 		dst = append(dst, `{"type":"error","error":{"type":`...)
-		dst = appendString(dst, e.Code.Type(d))
+		dst = jsontext.AppendString(dst, e.Code.Type(d))
 		dst = append(dst, `,"message":`...)
-		dst = appendString(dst, e.Message)
+		dst = jsontext.AppendString(dst, e.Message)
 		dst = append(dst, `},"request_id":`...)
-		dst = appendString(dst, requestID)
+		dst = jsontext.AppendString(dst, requestID)
 		return append(dst, '}')
 	}
 	dst = append(dst, `{"error":{"message":`...)
-	dst = appendString(dst, e.Message)
+	dst = jsontext.AppendString(dst, e.Message)
 	dst = append(dst, `,"type":`...)
-	dst = appendString(dst, e.Code.Type(d))
+	dst = jsontext.AppendString(dst, e.Code.Type(d))
 	dst = append(dst, `,"param":`...)
 	if e.Param == "" {
 		dst = append(dst, "null"...)
 	} else {
-		dst = appendString(dst, e.Param)
+		dst = jsontext.AppendString(dst, e.Param)
 	}
 	dst = append(dst, `,"code":`...)
-	dst = appendString(dst, string(e.Code))
+	dst = jsontext.AppendString(dst, string(e.Code))
 	return append(dst, "}}"...)
 }
 
@@ -54,32 +55,6 @@ func (e *Error) AppendEvent(dst []byte, d Dialect, requestID string) []byte {
 	dst = append(dst, "data: "...)
 	dst = e.AppendBody(dst, d, requestID)
 	return append(dst, "\n\n"...)
-}
-
-const hex = "0123456789abcdef"
-
-// appendString appends s as a JSON string; bytes that are not UTF-8 become U+FFFD.
-func appendString(dst []byte, s string) []byte {
-	dst = append(dst, '"')
-	for i := 0; i < len(s); {
-		c := s[i]
-		switch {
-		case c == '"' || c == '\\':
-			dst = append(dst, '\\', c)
-			i++
-		case c < ' ':
-			dst = append(dst, '\\', 'u', '0', '0', hex[c>>4], hex[c&15])
-			i++
-		case c < utf8.RuneSelf:
-			dst = append(dst, c)
-			i++
-		default:
-			r, n := utf8.DecodeRuneInString(s[i:])
-			dst = utf8.AppendRune(dst, r)
-			i += n
-		}
-	}
-	return append(dst, '"')
 }
 
 // Model describes one entry of GET /v1/models. The body satisfies the official
@@ -97,15 +72,15 @@ type Model struct {
 // AppendModel appends one model object.
 func AppendModel(dst []byte, m Model) []byte {
 	dst = append(dst, `{"id":`...)
-	dst = appendString(dst, m.ID)
+	dst = jsontext.AppendString(dst, m.ID)
 	dst = append(dst, `,"object":"model","created":`...)
 	dst = strconv.AppendInt(dst, m.Created, 10)
 	dst = append(dst, `,"owned_by":`...)
-	dst = appendString(dst, m.Owner)
+	dst = jsontext.AppendString(dst, m.Owner)
 	dst = append(dst, `,"type":"model","display_name":`...)
-	dst = appendString(dst, m.ID)
+	dst = jsontext.AppendString(dst, m.ID)
 	dst = append(dst, `,"created_at":`...)
-	dst = appendString(dst, m.Date)
+	dst = jsontext.AppendString(dst, m.Date)
 	dst = appendStrings(append(dst, `,"idc_regions":`...), m.Regions)
 	dst = appendStrings(append(dst, `,"idc_jurisdictions":`...), m.Jurisdictions)
 	dst = appendStrings(append(dst, `,"idc_retention":`...), m.Retention)
@@ -119,7 +94,7 @@ func appendStrings(dst []byte, list []string) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = appendString(dst, s)
+		dst = jsontext.AppendString(dst, s)
 	}
 	return append(dst, ']')
 }
@@ -137,8 +112,8 @@ func AppendModels(dst []byte, models []Model) []byte {
 	if len(models) == 0 {
 		return append(dst, `null,"last_id":null}`...)
 	}
-	dst = appendString(dst, models[0].ID)
+	dst = jsontext.AppendString(dst, models[0].ID)
 	dst = append(dst, `,"last_id":`...)
-	dst = appendString(dst, models[len(models)-1].ID)
+	dst = jsontext.AppendString(dst, models[len(models)-1].ID)
 	return append(dst, '}')
 }

@@ -1,12 +1,14 @@
 package dialect
 
 import (
-	"bytes"
 	"encoding/json"
 	"math"
 	"strings"
 	"testing"
 	"unicode/utf8"
+
+	"ringmain/dataplane/dialect/jsontext"
+	"ringmain/internal/testkit/jsonkit"
 )
 
 // FuzzAnswers: no answer of an upstream's makes the reader fail, and what it
@@ -21,22 +23,22 @@ func FuzzAnswers(f *testing.F) {
 		`{"stop_reason":"refusal","usage":{"input_tokens":3,"cache_read_input_tokens":4}}`,
 		`{"choices":[{"finish_reason":"content_filter","content_filter_results":{"hate":{"filtered":true}}}]}`, `{"input_tokens":5}`, "sound",
 	} {
-		for i := range jsonEndpoints() {
+		for i := range answering() {
 			f.Add([]byte(s), uint8(i))
 		}
 	}
 	f.Fuzz(func(t *testing.T, body []byte, which uint8) {
 		ReadProblem(body)
-		ep := jsonEndpoints()[int(which)%len(jsonEndpoints())]
+		ep := answering()[int(which)%len(answering())]
 		if a, ok := ReadAnswer(ep, "audio/mpeg", body); ep.Binary && (a != Answer{} || ok != (len(body) > 0)) {
 			t.Fatalf("%q as sound: %+v %t", body, a, ok)
 		}
 		a, ok := ReadAnswer(ep, "application/json", body)
-		m := decode(body)
-		if ok && (!naiveValid(body) || m == nil) {
+		m := jsonkit.Decode(body)
+		if ok && (!jsonkit.Valid(body, jsontext.MaxDepth) || m == nil) {
 			t.Fatalf("%q is taken for an answer", body)
 		}
-		if m == nil || !naiveValid(body) || duplicates(body) || twoForms(m["usage"]) {
+		if m == nil || !jsonkit.Valid(body, jsontext.MaxDepth) || jsonkit.Duplicates(body) || twoForms(m["usage"]) {
 			return
 		}
 		if want, good := naiveAnswer(ep, m); ok != good || ok && a != want {
@@ -55,8 +57,8 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 		}
 		return all
 	}
-	var sum told
-	count := func(v any, what ...told) int64 {
+	var sum Told
+	count := func(v any, what ...Told) int64 {
 		if v == nil {
 			return 0
 		}
@@ -77,7 +79,7 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 	failure := object(m["error"])
 	code, _ := failure["code"].(string)
 	kind, _ := failure["type"].(string)
-	declined := isRefusalCode([]byte(code)) || isRefusalCode([]byte(kind))
+	declined := IsRefusalCode([]byte(code)) || IsRefusalCode([]byte(kind))
 	if (m["error"] != nil || m["status"] == "failed") && !declined {
 		return Answer{}, false
 	}
@@ -100,7 +102,7 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 	if ep.Usage == UsageNone || usage == nil {
 		return a, true
 	}
-	either := func(a, b string, what told) int64 { return count(usage[a], what) + count(usage[b], what) } // both: see twoForms
+	either := func(a, b string, what Told) int64 { return count(usage[a], what) + count(usage[b], what) } // both: see twoForms
 	var u Usage
 	if ep.Dialect == Anthropic {
 		u.Input, u.Output = count(usage["input_tokens"], toldInput), count(usage["output_tokens"], toldOutput)
@@ -120,7 +122,7 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 			u.CacheWrite += count(object(usage[name])["cache_write_tokens"])
 		}
 	}
-	u.Final = sum.closes(ep.Streams) && u.costs()
+	u.Final = sum.Closes(ep.Streams) && u.Costs()
 	a.Usage = u
 	return a, true
 }
@@ -138,7 +140,7 @@ func twoForms(v any) bool {
 }
 
 // FuzzErrorBodies: whatever a message holds, clients of both dialects read it
-// as an error, whole and in a stream; and what we wrote ourselves is neither a
+// as an error; and what we wrote ourselves is neither a
 // refusal nor too long, but where its code says so.
 func FuzzErrorBodies(f *testing.F) {
 	f.Add("say \"so\"\n\x01\xff", "model", "req_1", uint8(0))
@@ -155,7 +157,7 @@ func FuzzErrorBodies(f *testing.F) {
 					Code, Param   *string
 				}
 			}
-			if err := json.Unmarshal(body, &got); err != nil || !Valid(body) {
+			if err := json.Unmarshal(body, &got); err != nil || !jsontext.Valid(body) {
 				t.Fatalf("%q: %v", body, err)
 			}
 			if !sameRunes(got.Error.Message, clean) || got.Error.Type != code.Type(d) || d == OpenAI && *got.Error.Code != string(code) {
@@ -163,24 +165,6 @@ func FuzzErrorBodies(f *testing.F) {
 			}
 			if p := ReadProblem(body); p.ContextLength != (d == OpenAI && code == ContextLengthExceeded || contains([]byte(clean), lengthTexts)) || p.Refused != contains([]byte(clean), refusalTexts) {
 				t.Fatalf("%q reads as %+v", body, p)
-			}
-		}
-		for _, ep := range Endpoints() {
-			if !ep.Streams {
-				continue
-			}
-			s := Stream{Dialect: ep.Dialect, Endpoint: ep, Sequence: 7}
-			event := s.AppendFailure(nil, e, id)
-			var split Splitter
-			if n := split.Next(event); n != len(event) {
-				t.Fatalf("%q is cut at %d", event, n)
-			}
-			if kind := s.Event(event); kind != KindError {
-				t.Fatalf("%s: %q reads as %d", ep.Path, event, kind)
-			}
-			_, data, _ := bytes.Cut(event, []byte("data: "))
-			if !Valid(data) {
-				t.Fatalf("%q", data)
 			}
 		}
 	})
@@ -191,4 +175,14 @@ func FuzzErrorBodies(f *testing.F) {
 func sameRunes(a, b string) bool {
 	drop := func(s string) string { return strings.ReplaceAll(s, string(utf8.RuneError), "") }
 	return drop(a) == drop(b)
+}
+
+// answering are the endpoints that are served.
+func answering() (all []*Endpoint) {
+	for _, ep := range Endpoints() {
+		if !ep.Stores {
+			all = append(all, ep)
+		}
+	}
+	return all
 }

@@ -1,6 +1,10 @@
 package dialect
 
-import "bytes"
+import (
+	"bytes"
+
+	"ringmain/dataplane/dialect/jsontext"
+)
 
 // Codes that providers use for "our safety system declines", in the code or
 // type of an error, of its innererror, or of a failed response. Sources:
@@ -30,7 +34,8 @@ var (
 	}
 )
 
-func isRefusalCode(code []byte) bool { return oneOf(code, refusalCodes) }
+// IsRefusalCode reports whether a provider says by code that its safety system declines.
+func IsRefusalCode(code []byte) bool { return oneOf(code, refusalCodes) }
 
 func oneOf(s []byte, all []string) bool {
 	for _, one := range all {
@@ -59,15 +64,15 @@ type Problem struct {
 // ReadProblem reads an upstream's error body in either dialect. A body that is
 // not understood is no problem in particular.
 func ReadProblem(body []byte) Problem {
-	r := problemReader{cursor: cursor{b: body}}
-	r.objectOr(func(key []byte) {
+	r := problemReader{Cursor: jsontext.Cursor{Data: body}}
+	r.ObjectOr(func(key []byte) {
 		if string(key) == "error" {
-			r.objectOr(r.member)
+			r.ObjectOr(r.member)
 		} else {
 			r.member(key) // vLLM and others have no envelope
 		}
 	})
-	if !r.end() {
+	if !r.End() {
 		return Problem{}
 	}
 	return r.p
@@ -75,7 +80,7 @@ func ReadProblem(body []byte) Problem {
 
 // problemReader is one pass over an error body.
 type problemReader struct {
-	cursor
+	jsontext.Cursor
 	p Problem
 }
 
@@ -83,23 +88,23 @@ type problemReader struct {
 func (r *problemReader) member(key []byte) {
 	switch string(key) {
 	case "code", "type":
-		s, _ := r.text()
-		r.p.Refused = r.p.Refused || isRefusalCode(s)
+		s, _ := r.Text()
+		r.p.Refused = r.p.Refused || IsRefusalCode(s)
 		r.p.ContextLength = r.p.ContextLength || oneOf(s, lengthCodes)
 	case "message":
-		s, _ := r.text()
+		s, _ := r.Text()
 		r.p.Refused = r.p.Refused || contains(s, refusalTexts)
 		r.p.ContextLength = r.p.ContextLength || contains(s, lengthTexts)
 	case "innererror", "inner_error":
-		r.objectOr(func(key []byte) {
+		r.ObjectOr(func(key []byte) {
 			if string(key) != "code" {
-				r.value()
+				r.Value()
 				return
 			}
-			s, _ := r.text()
-			r.p.Refused = r.p.Refused || isRefusalCode(s)
+			s, _ := r.Text()
+			r.p.Refused = r.p.Refused || IsRefusalCode(s)
 		})
 	default:
-		r.value()
+		r.Value()
 	}
 }

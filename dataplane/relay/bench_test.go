@@ -21,6 +21,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // overNetHTTP is Upstream over net/http's Transport, whatever the server speaks.
@@ -37,7 +38,7 @@ func (c *Client) overNetHTTP(ctx context.Context, ask *Ask) *Result {
 	}
 	r.Reached, r.Status, r.RequestID, r.ContentType = true, ans.status, ans.requestID, ans.contentType
 	if ask.Streamed {
-		return c.stream(r, ans.body, dialect.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint}, ask.Timeouts.Idle)
+		return c.stream(r, ans.body, stream.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint}, ask.Timeouts.Idle)
 	}
 	return c.plain(r, ans.body, ans.length, ask.Endpoint, ask.Timeouts.Idle)
 }

@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // The forward protocol: POST ForwardPath on the peer listener of a data node
@@ -151,7 +152,7 @@ func (c *Client) Peer(ctx context.Context, ask *AskPeer) *Result {
 	switch r.Peer.Outcome {
 	case OutcomeAnswer:
 		if ask.Streamed {
-			return c.stream(r, resp.Body, dialect.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}, t.Idle)
+			return c.stream(r, resp.Body, stream.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}, t.Idle)
 		}
 		return c.plain(r, resp.Body, resp.ContentLength, ask.Endpoint, t.Idle)
 	case OutcomeFinal:

@@ -18,6 +18,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 func TestMain(m *testing.M) {
@@ -191,7 +192,7 @@ func TestOddAnswers(t *testing.T) {
 		}, true, breaker.Transport},
 		"an event without an end": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("content-type", "text/event-stream")
-			for range dialect.MaxEvent/(64<<10) + 3 {
+			for range stream.MaxEvent/(64<<10) + 3 {
 				if _, err := io.WriteString(w, strings.Repeat("x", 64<<10)); err != nil {
 					return
 				}

@@ -8,19 +8,19 @@ import (
 	"time"
 
 	"ringmain/dataplane/breaker"
-	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // Stream is a streamed answer that has begun. It is not safe for concurrent use.
 type Stream struct {
-	State dialect.Stream // what the events said so far
+	State stream.Stream // what the events said so far
 
 	body    io.ReadCloser
 	attempt *attempt
 	idle    time.Duration
 	client  *Client
 	buffer  *[]byte
-	split   dialect.Splitter
+	split   stream.Splitter
 	from    int    // first byte not yet given out
 	next    int    // first byte not yet cut into an event
 	begun   bool   // an event that says something was seen
@@ -59,7 +59,7 @@ var (
 
 // stream reads the answer up to its first event that says something. A stream
 // that breaks before is a failed attempt: nothing has gone to the client.
-func (c *Client) stream(r *Result, body io.ReadCloser, state dialect.Stream, idle time.Duration) *Result {
+func (c *Client) stream(r *Result, body io.ReadCloser, state stream.Stream, idle time.Duration) *Result {
 	if !strings.HasPrefix(strings.ToLower(r.ContentType), eventType[0]) {
 		_ = body.Close()
 		return r.fail(errNoSSE, breaker.ServerError)
@@ -88,11 +88,11 @@ func (c *Client) stream(r *Result, body io.ReadCloser, state dialect.Stream, idl
 
 // Keep notes in t what the client is given of the stream. It is called before
 // the first Next.
-func (s *Stream) Keep(t *dialect.Transcript) {
+func (s *Stream) Keep(t *stream.Transcript) {
 	if s.first != nil {
-		again := dialect.Stream{Dialect: s.State.Dialect, Endpoint: s.State.Endpoint, Transcript: t}
+		again := stream.Stream{Dialect: s.State.Dialect, Endpoint: s.State.Endpoint, Transcript: t}
 		for b := s.first.Forward; len(b) > 0; {
-			var split dialect.Splitter
+			var split stream.Splitter
 			n := split.Next(b)
 			again.Event(b[:n])
 			b = b[n:]
@@ -179,17 +179,17 @@ func (s *Stream) take() (b Batch, spoke bool) {
 		}
 		event := buf[s.next : s.next+n]
 		kind := s.State.Event(event)
-		if kind == dialect.KindIdle {
+		if kind == stream.KindIdle {
 			s.next += n
 			continue
 		}
-		spoke = spoke || kind != dialect.KindSkip
+		spoke = spoke || kind != stream.KindSkip
 		switch kind {
-		case dialect.KindContent:
+		case stream.KindContent:
 			s.next += n
 			continue
-		case dialect.KindHidden, dialect.KindSkip:
-			if kind == dialect.KindSkip {
+		case stream.KindHidden, stream.KindSkip:
+			if kind == stream.KindSkip {
 				s.skipped++
 			}
 			b.Forward = s.give(s.next)
@@ -199,9 +199,9 @@ func (s *Stream) take() (b Batch, spoke bool) {
 				return b, spoke
 			}
 			continue
-		case dialect.KindLast:
+		case stream.KindLast:
 			b.Forward, b.Last = s.give(s.next), event
-		case dialect.KindError:
+		case stream.KindError:
 			o := breaker.ServerError
 			if s.State.Refused {
 				o = breaker.Refused
@@ -236,7 +236,7 @@ func (s *Stream) read() error {
 		s.next -= s.from
 		s.from = 0
 	}
-	if len(b) > dialect.MaxEvent {
+	if len(b) > stream.MaxEvent {
 		return errGarbage
 	}
 	if cap(b)-len(b) < 512 {

@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"ringmain/dataplane/breaker"
-	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // played is what an upstream sends, in turn: bytes, or a pause. It ends with
@@ -95,7 +95,7 @@ func TestStreamClock(t *testing.T) {
 				defer r.Release()
 				ep := endpointOf(c.path)
 				began := time.Now()
-				r = client.stream(r, &played{a, c.sent}, dialect.Stream{Dialect: ep.Dialect, Endpoint: ep, Choices: 1}, 20*second)
+				r = client.stream(r, &played{a, c.sent}, stream.Stream{Dialect: ep.Dialect, Endpoint: ep, Choices: 1}, 20*second)
 				if r.Cause != nil {
 					t.Fatal(r.Cause)
 				}

@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 	"ringmain/dataplane/relay/h1"
 )
 
@@ -73,7 +74,7 @@ func (c *Client) Upstream(ctx context.Context, ask *Ask) *Result {
 		return r.fail(errors.New("the answer is compressed, which was not asked for"), breaker.ServerError)
 	}
 	if ask.Streamed {
-		state := dialect.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}
+		state := stream.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}
 		return c.stream(r, ans.body, state, ask.Timeouts.Idle)
 	}
 	return c.plain(r, ans.body, ans.length, ask.Endpoint, ask.Timeouts.Idle)

@@ -5,7 +5,7 @@ import (
 	"strings"
 	"testing"
 
-	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // FuzzReplay: whatever two upstreams send, the machine does not fail, and what
@@ -26,16 +26,16 @@ func FuzzReplay(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, first, replay string, which uint8) {
 		path := paths[int(which)%len(paths)]
-		g := &gateway{have: dialect.NewTranscript(1 << 10)}
-		if _, again := g.play(stream(nil, path), nil, first); !again || g.have.Off() {
+		g := &gateway{have: stream.NewTranscript(1 << 10)}
+		if _, again := g.play(streamOf(nil, path), nil, first); !again || g.have.Off() {
 			return
 		}
 		g.told.Reset()
-		g.play(stream(nil, path), New(g.have, stream(nil, path)), replay)
-		check := stream(nil, path)
+		g.play(streamOf(nil, path), New(g.have, streamOf(nil, path)), replay)
+		check := streamOf(nil, path)
 		check.WantsUsage = true
 		for _, e := range cut(g.told.String()) {
-			if k := check.Event([]byte(e)); k > dialect.KindLast {
+			if k := check.Event([]byte(e)); k > stream.KindLast {
 				t.Fatalf("the client is given an event of kind %d: %q", k, e)
 			}
 		}

@@ -11,7 +11,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // part is a run of text, or a call of a tool with its arguments.
@@ -399,13 +399,13 @@ func (c *client) take(m *message) {
 // gateway is the twin of the path from an upstream's bytes to the client: it
 // cuts events, passes them on, and splices until there is nobody left to ask.
 type gateway struct {
-	have *dialect.Transcript
+	have *stream.Transcript
 	told strings.Builder
 }
 
 // play passes on one upstream's stream. It reports whether the answer is
 // complete, and whether another may be asked.
-func (g *gateway) play(s dialect.Stream, m *Machine, body string) (complete, again bool) {
+func (g *gateway) play(s stream.Stream, m *Machine, body string) (complete, again bool) {
 	pass := func(event string) Verdict {
 		if m == nil {
 			g.told.WriteString(event)
@@ -421,15 +421,15 @@ func (g *gateway) play(s dialect.Stream, m *Machine, body string) (complete, aga
 	for _, e := range cut(body) {
 		kind := s.Event([]byte(e))
 		switch kind {
-		case dialect.KindGarbage, dialect.KindError:
+		case stream.KindGarbage, stream.KindError:
 			return false, true
-		case dialect.KindSkip, dialect.KindHidden:
+		case stream.KindSkip, stream.KindHidden:
 			continue
 		}
 		switch v := pass(e); {
 		case v > Last:
 			return false, false
-		case kind == dialect.KindLast:
+		case kind == stream.KindLast:
 			return v == Last || m == nil, false
 		}
 	}
@@ -452,18 +452,18 @@ func TestNothingIsMixed(t *testing.T) {
 		path := rapid.SampledFrom([]string{"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"}).Draw(t, "path")
 		true1 := drawAnswer(t, path)
 		answers := []answer{true1}
-		g := &gateway{have: dialect.NewTranscript(Limit)}
+		g := &gateway{have: stream.NewTranscript(Limit)}
 		bytes, _ := hurt(t, (&pen{t: t, id: "first"}).write(path, true1))
-		complete, again := g.play(stream(nil, path), nil, bytes)
+		complete, again := g.play(streamOf(nil, path), nil, bytes)
 		if !strings.Contains(g.told.String(), "data: ") {
 			return // nothing was given out: that is failover, not a splice
 		}
 		for i := 0; again && i < 2 && !g.have.Off(); i++ {
 			b := other(t, true1)
 			answers = append(answers, b)
-			m := New(g.have, stream(nil, path))
+			m := New(g.have, streamOf(nil, path))
 			bytes, whole := hurt(t, (&pen{t: t, id: fmt.Sprintf("replay%d", i)}).write(path, b))
-			complete, again = g.play(stream(nil, path), m, bytes)
+			complete, again = g.play(streamOf(nil, path), m, bytes)
 			same := !slices.ContainsFunc(answers, func(a answer) bool { return a.flat() != true1.flat() })
 			if whole && !complete && same {
 				t.Fatalf("the same answer, and whole, was not taken: %s\nthe client has %s", bytes, g.told.String())

@@ -1,7 +1,7 @@
 // Package splice continues a streamed answer that broke with the same answer
 // of another replica. It is a pure machine over events: it drops the replay's
 // events while they say what the client has, byte for byte in the canonical
-// form of dialect.Transcript, cuts the one that crosses the boundary, and passes
+// form of stream.Transcript, cuts the one that crosses the boundary, and passes
 // on what follows under the names that the client knows. Whatever differs, or
 // cannot be compared, ends it: a client is never given two answers in one.
 package splice
@@ -10,6 +10,7 @@ import (
 	"bytes"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 // Limit is how much of an answer is kept for its continuation elsewhere, in
@@ -32,7 +33,7 @@ const (
 // Machine splices one replay. It is not safe for concurrent use.
 type Machine struct {
 	have   dialect.Content // what the client had when the replay began
-	replay *dialect.Replay
+	replay *stream.Replay
 	at     int  // bytes of it that the replay has said again
 	level  bool // the replay has said all of it
 	out    dialect.Content
@@ -41,9 +42,9 @@ type Machine struct {
 // New continues the stream that t notes with the events that s describes. What
 // the client is given is added to t, so that a replay that breaks too may be
 // followed by another.
-func New(t *dialect.Transcript, s dialect.Stream) *Machine {
+func New(t *stream.Transcript, s stream.Stream) *Machine {
 	s.WantsUsage = true // hidden chunks do not come this far
-	return &Machine{have: t.Bytes(), replay: dialect.NewReplay(t, s)}
+	return &Machine{have: t.Bytes(), replay: stream.NewReplay(t, s)}
 }
 
 // Level reports whether the client is being given events of the replay.
@@ -53,14 +54,14 @@ func (m *Machine) Level() bool { return m.level }
 func (m *Machine) Event(event []byte) (out []byte, v Verdict) {
 	kind, adds, doubtful := m.replay.Event(event)
 	switch kind {
-	case dialect.KindError:
+	case stream.KindError:
 		if m.replay.Stream.Refused && !m.level {
 			return nil, Declined
 		}
 		return nil, Failed
-	case dialect.KindGarbage:
+	case stream.KindGarbage:
 		return nil, Failed
-	case dialect.KindSkip, dialect.KindHidden:
+	case stream.KindSkip, stream.KindHidden:
 		return nil, Wait
 	}
 	skip, ok := m.match(adds.Bytes(), doubtful)
@@ -70,7 +71,7 @@ func (m *Machine) Event(event []byte) (out []byte, v Verdict) {
 	case !ok:
 		return nil, Diverged
 	case !m.level:
-		if kind == dialect.KindLast { // it ends before the client's does
+		if kind == stream.KindLast { // it ends before the client's does
 			return nil, Diverged
 		}
 		return nil, Wait
@@ -83,7 +84,7 @@ func (m *Machine) Event(event []byte) (out []byte, v Verdict) {
 		return nil, Diverged
 	}
 	m.replay.Given(skip)
-	if kind == dialect.KindLast {
+	if kind == stream.KindLast {
 		return b, Last
 	}
 	return b, Forward

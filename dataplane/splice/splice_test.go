@@ -7,20 +7,21 @@ import (
 	"testing"
 
 	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/stream"
 )
 
 var verdicts = map[Verdict]string{Wait: "wait", Forward: "forward", Last: "last", Diverged: "diverged", Failed: "failed", Declined: "declined"}
 
-func stream(t testing.TB, path string) dialect.Stream { // t may be nil
+func streamOf(t testing.TB, path string) stream.Stream { // t may be nil
 	ep, ok := dialect.EndpointOf(path)
 	if !ok {
 		t.Fatalf("no endpoint %s", path)
 	}
-	return dialect.Stream{Dialect: ep.Dialect, Endpoint: ep, Choices: 1}
+	return stream.Stream{Dialect: ep.Dialect, Endpoint: ep, Choices: 1}
 }
 
 func cut(events string) (all []string) {
-	var s dialect.Splitter
+	var s stream.Splitter
 	for n := s.Next([]byte(events)); n > 0; n = s.Next([]byte(events)) {
 		all = append(all, events[:n])
 		events = events[n:]
@@ -55,10 +56,10 @@ func TestTranscripts(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			section := sections(t, file)
 			path := strings.TrimSpace(section["endpoint"])
-			have, first := dialect.NewTranscript(Limit), stream(t, path)
+			have, first := stream.NewTranscript(Limit), streamOf(t, path)
 			first.Transcript = have
 			for _, e := range cut(section["first"]) {
-				if k := first.Event([]byte(e)); k != dialect.KindContent && k != dialect.KindIdle {
+				if k := first.Event([]byte(e)); k != stream.KindContent && k != stream.KindIdle {
 					t.Fatalf("%q is of kind %d", e, k)
 				}
 			}
@@ -69,7 +70,7 @@ func TestTranscripts(t *testing.T) {
 				}
 				return
 			}
-			m, got, end := New(have, stream(t, path)), "", Wait
+			m, got, end := New(have, streamOf(t, path)), "", Wait
 			for _, e := range cut(section["replay"]) {
 				var out []byte
 				out, end = m.Event([]byte(e))

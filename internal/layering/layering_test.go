@@ -42,18 +42,25 @@ var allowed = map[string][]string{
 	"dataplane/link":    {"controlplane", "controlplane/feed"},
 	"dataplane/view":    {"controlplane", "controlplane/registry", "controlplane/feed"},
 	"dataplane/dialect": {},
-	"dataplane/breaker": {},
-	"dataplane/sock":    {},
-	"dataplane/h2":      {},
+	// Three readers share the cursor; neither request nor stream knows the other.
+	"dataplane/dialect/jsontext": {},
+	"dataplane/dialect/request":  {"dataplane/dialect", "dataplane/dialect/jsontext"},
+	"dataplane/dialect/stream":   {"dataplane/dialect", "dataplane/dialect/jsontext"},
+	"dataplane/breaker":          {},
+	"dataplane/sock":             {},
+	"dataplane/h2":               {},
+	// syntax is what both sides of HTTP/1.1 read alike: strictly.
+	"dataplane/syntax":  {},
+	"dataplane/h1":      {"dataplane/syntax"},
 	"dataplane/edge":    {"dataplane/sock"},
-	"dataplane/splice":  {"dataplane/dialect"},
+	"dataplane/splice":  {"dataplane/dialect/..."},
 	"dataplane/receipt": {"controlplane", "controlplane/identity"},
 	"dataplane/meter":   {},
 	"dataplane/policy":  {"controlplane", "controlplane/registry", "dataplane/view"},
 	"dataplane/caller":  {"controlplane", "controlplane/registry", "controlplane/apikey", "controlplane/feed", "dataplane/view"},
 	// route knows the classes of keys: test keys reach simulated upstreams only.
 	"dataplane/route": {"controlplane", "controlplane/registry", "controlplane/apikey", "dataplane/view", "dataplane/policy", "dataplane/link"},
-	"dataplane/relay": {"controlplane", "controlplane/registry", "controlplane/identity", "dataplane/dialect", "dataplane/breaker", "dataplane/sock"},
+	"dataplane/relay": {"controlplane", "controlplane/registry", "controlplane/identity", "dataplane/dialect/...", "dataplane/breaker", "dataplane/sock", "dataplane/syntax"},
 	// keeper finds one receipt in the batches it keeps.
 	"dataplane/keeper": {"controlplane", "controlplane/registry", "controlplane/seal", "controlplane/identity", "controlplane/feed", "controlplane/apikey", "dataplane/link/...", "dataplane/view", "dataplane/receipt/proof"},
 	// documents publishes which fields the records and receipts have.

@@ -1,23 +1,27 @@
-package dialect
+package request
 
-import "bytes"
+import (
+	"bytes"
+
+	"ringmain/dataplane/dialect/jsontext"
+)
 
 // references takes a value of messages, input or the like, and looks for what
 // refers to things kept at the provider.
 func (s *scan) references() {
-	switch s.peek() {
+	switch s.Peek() {
 	case '{':
-		s.object(func(key []byte) { s.member(key) })
+		s.Object(func(key []byte) { s.member(key) })
 	case '[':
-		s.array(func() { s.references() })
+		s.Array(func() { s.references() })
 	default:
-		s.value()
+		s.Value()
 	}
 }
 
 // member takes the value of one nested field, key.
 func (s *scan) member(key []byte) {
-	if !lowerASCII(key) {
+	if !jsontext.LowerASCII(key) {
 		s.foldedMember(key)
 		return
 	}
@@ -27,10 +31,10 @@ func (s *scan) member(key []byte) {
 	case "skill_id", "tunnel_id", "cached_content":
 		s.id(nestedName(key))
 	case "container": // an id, or how to make a new one
-		if !s.isNull() {
+		if !s.IsNull() {
 			s.stores("file_id")
 		}
-		if s.peek() == '{' {
+		if s.Peek() == '{' {
 			s.references()
 		} else {
 			s.id("file_id")
@@ -40,7 +44,7 @@ func (s *scan) member(key []byte) {
 	case "voice":
 		s.ownID("voice.id")
 	case "type":
-		switch v, _ := s.text(); string(v) {
+		switch v, _ := s.Text(); string(v) {
 		case "item_reference":
 			s.kept("item_reference")
 		case "container_upload":
@@ -51,13 +55,13 @@ func (s *scan) member(key []byte) {
 	case "tools":
 		s.tools()
 	case "definition":
-		if s.peek() == '{' {
+		if s.Peek() == '{' {
 			s.tool()
 		} else {
 			s.references()
 		}
 	case "input", "parameters", "input_schema", "schema", "arguments", "input_examples", "metadata":
-		s.value() // the client's own structures, which may use any name
+		s.Value() // the client's own structures, which may use any name
 	default:
 		s.references()
 	}
@@ -79,7 +83,7 @@ func nestedName(key []byte) string {
 }
 
 // something takes a value and reports whether it is neither null nor empty.
-func (s *scan) something() bool { return !hollow(s.span().of(s.b)) }
+func (s *scan) something() bool { return !hollow(s.Span().Of(s.Data)) }
 
 // hollow reports whether v, a JSON value, is null or empty.
 func hollow(v []byte) bool {
@@ -91,7 +95,7 @@ func hollow(v []byte) bool {
 
 // id takes a value that names something kept.
 func (s *scan) id(what string) {
-	if !s.isNull() {
+	if !s.IsNull() {
 		s.stores(what)
 	}
 	if s.something() {
@@ -101,11 +105,11 @@ func (s *scan) id(what string) {
 
 // ownID takes an object that may be named by its id alone.
 func (s *scan) ownID(what string) {
-	if s.peek() != '{' {
+	if s.Peek() != '{' {
 		s.references()
 		return
 	}
-	s.object(func(key []byte) {
+	s.Object(func(key []byte) {
 		if is(key, "id") {
 			s.id(what)
 		} else {
@@ -116,12 +120,12 @@ func (s *scan) ownID(what string) {
 
 // items takes the input of a response.
 func (s *scan) items() {
-	if s.peek() != '[' {
+	if s.Peek() != '[' {
 		s.references()
 		return
 	}
-	s.array(func() {
-		if s.peek() == '{' {
+	s.Array(func() {
+		if s.Peek() == '{' {
 			s.item()
 		} else {
 			s.references()
@@ -145,7 +149,7 @@ const (
 // read either way.
 func (s *scan) item() {
 	seen, named, typed, role, carries, twice := 0, false, false, false, false, false
-	s.object(func(key []byte) {
+	s.Object(func(key []byte) {
 		field := 0
 		switch {
 		case is(key, "id"):
@@ -153,13 +157,13 @@ func (s *scan) item() {
 			named = s.something() || named
 		case is(key, "type"):
 			field = itemType
-			typed = s.peek() == '"'
+			typed = s.Peek() == '"'
 			s.member(key)
 		case is(key, "role"):
 			field = itemRole
 			role = s.something()
 		case is(key, "status"), is(key, "summary"): // of what is kept
-			s.value()
+			s.Value()
 		default:
 			switch {
 			case is(key, "content"):
@@ -169,10 +173,10 @@ func (s *scan) item() {
 			case is(key, "result"):
 				field = itemResult
 			}
-			s.space()
-			from := s.i
+			s.Space()
+			from := s.At
 			s.member(key)
-			carries = carries || !hollow(s.b[from:s.i])
+			carries = carries || !hollow(s.Data[from:s.At])
 		}
 		twice = twice || seen&field != 0
 		seen |= field
@@ -185,24 +189,24 @@ func (s *scan) item() {
 // container takes Anthropic's container: the id of one, or what a new one is to
 // hold. Skills are the provider's, or kept in its account.
 func (s *scan) container() {
-	if s.peek() != '{' {
+	if s.Peek() != '{' {
 		s.id("container")
 		return
 	}
 	s.stores("container")
-	s.object(func(key []byte) {
+	s.Object(func(key []byte) {
 		switch {
 		case is(key, "id"):
 			s.id("container")
-		case is(key, "skills") && s.peek() == '[':
-			s.array(func() {
+		case is(key, "skills") && s.Peek() == '[':
+			s.Array(func() {
 				theirs, ours := false, false
-				s.objectOr(func(key []byte) {
+				s.ObjectOr(func(key []byte) {
 					if !is(key, "type") {
-						s.value()
+						s.Value()
 						return
 					}
-					v, _ := s.text()
+					v, _ := s.Text()
 					theirs, ours = theirs || string(v) == "anthropic", ours || string(v) != "anthropic"
 				})
 				if ours || !theirs {
@@ -210,7 +214,7 @@ func (s *scan) container() {
 				}
 			})
 		default:
-			s.value()
+			s.Value()
 		}
 	})
 }
@@ -219,7 +223,7 @@ func (s *scan) container() {
 // providers do.
 func (s *scan) foldedMember(key []byte) {
 	for _, name := range nestedNames {
-		if foldsTo(key, name) {
+		if jsontext.FoldsTo(key, name) {
 			s.member([]byte(name))
 			return
 		}
@@ -229,12 +233,12 @@ func (s *scan) foldedMember(key []byte) {
 
 // cacheControl takes Anthropic's cache_control.
 func (s *scan) cacheControl() {
-	s.objectOr(func(key []byte) {
+	s.ObjectOr(func(key []byte) {
 		if !is(key, "ttl") {
-			s.value()
+			s.Value()
 			return
 		}
-		if v, ok := s.text(); ok && string(v) != "5m" {
+		if v, ok := s.Text(); ok && string(v) != "5m" {
 			s.stores("cache_control.ttl")
 		}
 	})
@@ -244,7 +248,7 @@ func (s *scan) cacheControl() {
 func (s *scan) storing(f fieldSet) {
 	switch f {
 	case fBackground, fDeferred:
-		if v := s.span().of(s.b); string(v) != "false" && string(v) != "null" {
+		if v := s.Span().Of(s.Data); string(v) != "false" && string(v) != "null" {
 			s.kept(f.name())
 		}
 	case fPrevious, fConversation, fDataSources:
@@ -252,58 +256,58 @@ func (s *scan) storing(f fieldSet) {
 	case fContainer:
 		s.container()
 	case fAudio:
-		if !s.isNull() {
+		if !s.IsNull() {
 			s.stores(f.name())
 		}
 		s.references()
 	case fVoice:
 		s.ownID("voice.id")
 	case fDiagnostics:
-		if !s.isNull() {
+		if !s.IsNull() {
 			s.stores(f.name())
 		}
-		s.objectOr(func(key []byte) {
+		s.ObjectOr(func(key []byte) {
 			if is(key, "previous_message_id") {
 				s.id(f.name())
 			} else {
-				s.value()
+				s.Value()
 			}
 		})
 	case fRetention:
-		if s.isNull() {
-			s.value()
-		} else if v, _ := s.text(); string(v) != "in_memory" && string(v) != "in-memory" {
+		if s.IsNull() {
+			s.Value()
+		} else if v, _ := s.Text(); string(v) != "in_memory" && string(v) != "in-memory" {
 			s.stores(f.name())
 		}
 	case fCacheOptions:
-		s.objectOr(func(key []byte) {
+		s.ObjectOr(func(key []byte) {
 			switch {
 			case is(key, "ttl"):
-				if v, ok := s.text(); ok && string(v) != "30m" {
+				if v, ok := s.Text(); ok && string(v) != "30m" {
 					s.stores("prompt_cache_options.ttl")
 				}
 			case is(key, "comparison_response_id"):
 				s.id("prompt_cache_options.comparison_response_id")
 			default:
-				s.value()
+				s.Value()
 			}
 		})
 	case fMCP:
-		if !s.isNull() {
+		if !s.IsNull() {
 			s.q.ProviderTools = true
 			s.stores(f.name())
 		}
-		s.value()
+		s.Value()
 	case fCacheControl:
 		s.cacheControl()
 	case fResponseFormat:
-		if v, _ := s.text(); string(v) == "url" {
+		if v, _ := s.Text(); string(v) == "url" {
 			s.stores(f.name())
 		}
 	default: // an id of something kept, or a demand to keep it
-		if !s.isNull() {
+		if !s.IsNull() {
 			s.stores(f.name())
 		}
-		s.value()
+		s.Value()
 	}
 }

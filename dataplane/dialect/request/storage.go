@@ -1,6 +1,10 @@
-package dialect
+package request
 
-import "strings"
+import (
+	"strings"
+
+	"ringmain/dataplane/dialect"
+)
 
 // StorageAction is what is done, without retention, about a request that asks
 // the provider to keep something.
@@ -139,10 +143,10 @@ var betasPassed = [...]struct {
 // something kept at its provider, and what is done about it without retention.
 func Storage() []StorageRow {
 	all := append([]StorageRow(nil), storageTable[:]...)
-	for i := range endpoints {
-		if ep := &endpoints[i]; ep.Stores {
+	for _, ep := range dialect.Endpoints() {
+		if ep.Stores {
 			row := StorageRow{Where: ep.Path, Field: "path", Values: "and everything below it", Action: Refuse, Reason: "keeps what it is sent", Source: openAIData}
-			if ep.Dialect == Anthropic {
+			if ep.Dialect == dialect.Anthropic {
 				row.Source = anthropicData
 			} else if ep.Path == "/v1/skills" || ep.Path == "/v1/uploads" || ep.Path == "/v1/containers" {
 				row.Source = "" // our reading: not in the provider's table of endpoints
@@ -163,9 +167,9 @@ func Storage() []StorageRow {
 // StorageRefusal says why a request may not be served without retention; nil
 // if it may. q may be nil where ep was never scanned. header is the client's,
 // with canonical names.
-func StorageRefusal(ep *Endpoint, q *Request, header map[string][]string) *Error {
+func StorageRefusal(ep *dialect.Endpoint, q *Request, header map[string][]string) *dialect.Error {
 	if ep.Stores {
-		return Fail(StorageNotAllowed, "This endpoint keeps data at the provider, and this request is to leave none: send the data with each request instead.")
+		return dialect.Fail(dialect.StorageNotAllowed, "This endpoint keeps data at the provider, and this request is to leave none: send the data with each request instead.")
 	}
 	if q != nil && q.Stores != "" {
 		param, _, _ := strings.Cut(q.Stores, ":")
@@ -173,15 +177,15 @@ func StorageRefusal(ep *Endpoint, q *Request, header map[string][]string) *Error
 		if q.Stores == q.Kept && q.Kept != "background" && q.Kept != "deferred" {
 			message = "`" + q.Stores + "` refers to what a provider keeps, and this request is to leave nothing there: send the content itself."
 		}
-		return &Error{Code: StorageNotAllowed, Param: param, Message: message}
+		return &dialect.Error{Code: dialect.StorageNotAllowed, Param: param, Message: message}
 	}
 	if len(header["Openai-Beta"]) > 0 {
-		return Fail(StorageNotAllowed, "The header openai-beta may have the provider keep data, and this request is to leave none: leave it out.")
+		return dialect.Fail(dialect.StorageNotAllowed, "The header openai-beta may have the provider keep data, and this request is to leave none: leave it out.")
 	}
 	for _, line := range header["Anthropic-Beta"] {
 		for beta := range strings.SplitSeq(line, ",") {
 			if !betaPassed(strings.Trim(beta, " \t")) {
-				return Fail(StorageNotAllowed, "The header anthropic-beta names a feature that keeps data at the provider, or that is not known to keep none, and this request is to leave none: leave it out.")
+				return dialect.Fail(dialect.StorageNotAllowed, "The header anthropic-beta names a feature that keeps data at the provider, or that is not known to keep none, and this request is to leave none: leave it out.")
 			}
 		}
 	}
@@ -192,7 +196,7 @@ func StorageRefusal(ep *Endpoint, q *Request, header map[string][]string) *Error
 // several customers share; nil if it may. What one of them left there, whoever
 // learns its id could use; and nothing of it can be fetched or deleted through
 // the gateway. q comes from ScanRequest.
-func SharedRefusal(q *Request) *Error {
+func SharedRefusal(q *Request) *dialect.Error {
 	if q.Kept == "" {
 		return nil
 	}
@@ -200,7 +204,7 @@ func SharedRefusal(q *Request) *Error {
 	if q.Kept == "item_reference" {
 		message += " Of reasoning, ask for `reasoning.encrypted_content` with `include`, and send that back."
 	}
-	return &Error{Code: StorageNotAllowed, Param: q.Kept, Message: message}
+	return &dialect.Error{Code: dialect.StorageNotAllowed, Param: q.Kept, Message: message}
 }
 
 func betaPassed(beta string) bool {

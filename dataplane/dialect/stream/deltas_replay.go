@@ -1,10 +1,13 @@
-package dialect
+package stream
 
 import (
 	"bytes"
 	"cmp"
 	"slices"
 	"strconv"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // Replay reads the events of a second stream of an answer whose beginning a
@@ -26,8 +29,8 @@ func NewReplay(have *Transcript, s Stream) *Replay {
 // Event reads one event. adds is what it adds to the answer, in the canonical
 // form of Transcript; it is valid until the next Event. doubtful: the event
 // holds something that cannot be compared.
-func (r *Replay) Event(event []byte) (kind Kind, adds Content, doubtful bool) {
-	r.own.log = Conceal(r.own.log.Bytes()[:0])
+func (r *Replay) Event(event []byte) (kind Kind, adds dialect.Content, doubtful bool) {
+	r.own.log = dialect.Conceal(r.own.log.Bytes()[:0])
 	kind = r.Stream.Event(event)
 	return kind, r.own.log, r.own.doubtful
 }
@@ -42,13 +45,13 @@ func (r *Replay) Given(skip int) {
 	data := own.data.Bytes()
 	for _, m := range own.marks {
 		if m.what == markItem || m.what == markCall {
-			t.learnItem(m.what, int64(m.index), m.at.of(data))
+			t.learnItem(m.what, int64(m.index), m.at.Of(data))
 		}
 	}
 	for _, e := range own.elements {
-		t.learnItem(markCall, e.index, e.id.of(data))
+		t.learnItem(markCall, e.index, e.id.Of(data))
 	}
-	t.log, t.last = Conceal(append(t.log.Bytes(), own.log.Bytes()[skip:]...)), own.last
+	t.log, t.last = dialect.Conceal(append(t.log.Bytes(), own.log.Bytes()[skip:]...)), own.last
 	if own.doubtful || t.log.Len() > t.limit {
 		t.end()
 	}
@@ -56,7 +59,7 @@ func (r *Replay) Given(skip int) {
 
 // change is a part of an event's data, and what stands there instead.
 type change struct {
-	at Span
+	at jsontext.Span
 	by []byte
 }
 
@@ -104,8 +107,8 @@ func (r *Replay) Append(dst, event []byte, skip int) (out []byte, ok bool) {
 // rename gives the changes that put the first stream's names in place.
 func (r *Replay) rename(data []byte) []change {
 	var all []change
-	put := func(at Span, by Content) {
-		if by.Len() > 0 && !bytes.Equal(at.of(data), by.Bytes()) {
+	put := func(at jsontext.Span, by dialect.Content) {
+		if by.Len() > 0 && !bytes.Equal(at.Of(data), by.Bytes()) {
 			all = append(all, change{at, by.Bytes()})
 		}
 	}
@@ -126,10 +129,10 @@ func (r *Replay) rename(data []byte) []change {
 }
 
 // name is what the client knows an item or call by.
-func (t *Transcript) name(w what, index int64) Content {
+func (t *Transcript) name(w what, index int64) dialect.Content {
 	switch {
 	case index < 0 || index >= int64(len(t.items)):
-		return Content{}
+		return dialect.Content{}
 	case w == markCall:
 		return t.items[index].call
 	}
@@ -154,7 +157,7 @@ func (t *Transcript) cut(data []byte, skip int, have *Transcript) ([]change, boo
 			return nil, false // structure comes in events of its own
 		}
 		if p.op == opText || !t.tools.Present() {
-			all = append(all, change{p.text, appendString(nil, p.rest(data))})
+			all = append(all, change{p.text, jsontext.AppendString(nil, p.rest(data))})
 		}
 	}
 	if len(t.elements) == 0 {
@@ -165,7 +168,7 @@ func (t *Transcript) cut(data []byte, skip int, have *Transcript) ([]change, boo
 		calls = t.appendCall(calls, data, e, have)
 	}
 	calls = append(calls, ']')
-	if !bytes.Equal(calls, t.tools.of(data)) {
+	if !bytes.Equal(calls, t.tools.Of(data)) {
 		all = append(all, change{t.tools, calls})
 	}
 	return all, skip == 0
@@ -173,8 +176,8 @@ func (t *Transcript) cut(data []byte, skip int, have *Transcript) ([]change, boo
 
 // rest is what the client does not have of p's text.
 func (p *piece) rest(data []byte) string {
-	raw := p.text.of(data)
-	text := appendUnescaped(nil, raw[1:len(raw)-1])
+	raw := p.text.Of(data)
+	text := jsontext.AppendUnescaped(nil, raw[1:len(raw)-1])
 	return string(text[len(text)-min(p.said, p.size-p.had):])
 }
 
@@ -195,12 +198,12 @@ func (t *Transcript) appendCall(dst, data []byte, e element, have *Transcript) [
 		dst = append(dst, `{"index":`...)
 		dst = strconv.AppendInt(dst, e.index, 10)
 		dst = append(dst, `,"function":{"arguments":`...)
-		dst = appendString(dst, arguments.rest(data))
+		dst = jsontext.AppendString(dst, arguments.rest(data))
 		return append(dst, "}}"...)
 	}
 	id := have.name(markCall, e.index)
 	if id.Len() == 0 || !e.id.Present() {
-		return append(dst, e.at.of(data)...)
+		return append(dst, e.at.Of(data)...)
 	}
 	dst = append(append(dst, data[e.at.Start:e.id.Start]...), id.Bytes()...)
 	return append(dst, data[e.id.End:e.at.End]...)

@@ -1,27 +1,30 @@
-package dialect
+package request
 
 import (
 	"bytes"
 	"mime"
 	"strings"
 	"unicode/utf8"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // maxFormParts bounds the parts of one form.
 const maxFormParts = 1000
 
 var (
-	errFormType  = Fail(InvalidRequest, "This endpoint takes a form: send it as multipart/form-data, with the boundary in the content type and nothing else.")
-	errFormShape = Fail(InvalidRequest, "The form is not well formed: begin with the boundary, end every line with CRLF, close with the boundary and two hyphens, and send nothing before or after.")
-	errFormClash = Fail(InvalidRequest, "The boundary of the form occurs inside it: choose another boundary.")
-	errFormHead  = Fail(InvalidRequest, "A part of the form has a head that cannot be read in one way only: give each part one content-disposition of form-data with a plain name, and no transfer encoding.")
-	errFormParts = Fail(InvalidRequest, "The form has too many parts: send at most 1000.")
+	errFormType  = dialect.Fail(dialect.InvalidRequest, "This endpoint takes a form: send it as multipart/form-data, with the boundary in the content type and nothing else.")
+	errFormShape = dialect.Fail(dialect.InvalidRequest, "The form is not well formed: begin with the boundary, end every line with CRLF, close with the boundary and two hyphens, and send nothing before or after.")
+	errFormClash = dialect.Fail(dialect.InvalidRequest, "The boundary of the form occurs inside it: choose another boundary.")
+	errFormHead  = dialect.Fail(dialect.InvalidRequest, "A part of the form has a head that cannot be read in one way only: give each part one content-disposition of form-data with a plain name, and no transfer encoding.")
+	errFormParts = dialect.Fail(dialect.InvalidRequest, "The form has too many parts: send at most 1000.")
 )
 
 // scanForm reads a form (RFC 7578) strictly: what a lenient reader might take
 // for another part, or another name, is refused, since the provider's may be
 // lenient. Nothing is copied but the model's name.
-func scanForm(q Request, contentType string, body []byte) (Request, *Error) {
+func scanForm(q Request, contentType string, body []byte) (Request, *dialect.Error) {
 	f := form{q: q, body: body}
 	f.q.multipart = true
 	media, params, err := mime.ParseMediaType(contentType)
@@ -57,7 +60,7 @@ func scanForm(q Request, contentType string, body []byte) (Request, *Error) {
 		if end < start || string(body[end:end+2]) != "\r\n" {
 			return f.q, errFormClash
 		}
-		if e := f.part(Span{start, end}); e != nil {
+		if e := f.part(jsontext.Span{Start: start, End: end}); e != nil {
 			return f.q, e
 		}
 		at = start + k + len(delimiter)
@@ -100,7 +103,7 @@ type form struct {
 }
 
 // part reads one part: its head, an empty line, its value.
-func (f *form) part(at Span) *Error {
+func (f *form) part(at jsontext.Span) *dialect.Error {
 	name, file, text, ok := "", false, true, false
 	for {
 		line, _, found := bytes.Cut(f.body[at.Start:at.End], []byte("\r\n"))
@@ -136,31 +139,31 @@ func (f *form) part(at Span) *Error {
 }
 
 // field reads the value of a part of that name.
-func (f *form) field(name string, at Span, plain bool) *Error {
+func (f *form) field(name string, at jsontext.Span, plain bool) *dialect.Error {
 	if name == "_charset_" {
-		return &Error{Code: InvalidRequest, Message: "The form names a charset: write its text in UTF-8, and leave the part `_charset_` out.", Param: name}
+		return &dialect.Error{Code: dialect.InvalidRequest, Message: "The form names a charset: write its text in UTF-8, and leave the part `_charset_` out.", Param: name}
 	}
 	base, _, _ := strings.Cut(name, "[") // some readers take model[] for model, or trim it
 	base = strings.TrimSpace(base)
-	one, folded := (f.q.Endpoint.fields & (fModel | fStream | fResponseFormat)).find([]byte(base))
+	one, folded := (fieldsOf(f.q.Endpoint) & (fModel | fStream | fResponseFormat)).find([]byte(base))
 	if one == 0 {
 		return nil
 	}
 	folded = folded || base != name
-	v := at.of(f.body)
+	v := at.Of(f.body)
 	switch {
 	case folded:
-		return &Error{Code: InvalidRequest, Message: "A part of the form is named almost as `" + one.name() + "` is: write it exactly so.", Param: one.name()}
+		return &dialect.Error{Code: dialect.InvalidRequest, Message: "A part of the form is named almost as `" + one.name() + "` is: write it exactly so.", Param: one.name()}
 	case f.seen&one != 0:
-		return &Error{Code: InvalidRequest, Message: "The part `" + one.name() + "` is given twice: give it once.", Param: one.name()}
+		return &dialect.Error{Code: dialect.InvalidRequest, Message: "The part `" + one.name() + "` is given twice: give it once.", Param: one.name()}
 	case !plain || !utf8.Valid(v) || !printable(v):
-		return &Error{Code: InvalidRequest, Message: "The part `" + one.name() + "` must be one line of plain text in UTF-8, not a file.", Param: one.name()}
+		return &dialect.Error{Code: dialect.InvalidRequest, Message: "The part `" + one.name() + "` must be one line of plain text in UTF-8, not a file.", Param: one.name()}
 	}
 	f.seen |= one
 	switch one {
 	case fModel:
 		if len(v) == 0 || len(v) > MaxModelName {
-			return &Error{Code: InvalidRequest, Message: "`model` must be the name of a model: list them with GET /v1/models.", Param: "model"}
+			return &dialect.Error{Code: dialect.InvalidRequest, Message: "`model` must be the name of a model: list them with GET /v1/models.", Param: "model"}
 		}
 		f.q.Model, f.q.modelAt = string(v), at
 	case fStream:
@@ -169,7 +172,7 @@ func (f *form) field(name string, at Span, plain bool) *Error {
 		case "true":
 			return errNoStream
 		default:
-			return &Error{Code: InvalidRequest, Message: "`stream` must be true or false.", Param: "stream"}
+			return &dialect.Error{Code: dialect.InvalidRequest, Message: "`stream` must be true or false.", Param: "stream"}
 		}
 	case fResponseFormat:
 		if strings.EqualFold(string(v), "url") && f.q.Stores == "" {

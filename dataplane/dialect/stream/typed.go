@@ -1,23 +1,9 @@
-package dialect
+package stream
 
-// quoted takes a string and gives its range, quotes included.
-func (c *cursor) quoted() Span {
-	c.space()
-	start := c.i
-	c.str()
-	return Span{start, c.i}
-}
-
-// inside gives a cursor at a range that was taken before. It sees nothing behind it.
-func inside(data []byte, s Span) cursor { return cursor{b: data[:s.End], i: s.Start} }
-
-// says reports whether the value at a range is the string word, however it is
-// written.
-func says(data []byte, at Span, word string) bool {
-	c := inside(data, at)
-	s, ok := c.text()
-	return ok && string(s) == word
-}
+import (
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
+)
 
 // typeOf is the type of an event: what its data says, or else its name. ok is
 // false where there is none, or two.
@@ -34,51 +20,61 @@ func typeOf(name, given []byte) (kind []byte, ok bool) {
 	return given, string(name) == string(given)
 }
 
+// typed says of which type an event is whose data c has walked. One that is not
+// KindContent needs no more reading.
+func (s *Stream) typed(c *jsontext.Cursor, name, given []byte, failed bool) (kind []byte, is Kind) {
+	kind, ok := typeOf(name, given)
+	switch {
+	case !c.End() || !ok:
+		return nil, KindGarbage
+	case failed || string(kind) == "error":
+		s.declined(c.Data)
+		return nil, KindError
+	}
+	return kind, KindContent
+}
+
 // message reads an event of the Messages API.
 // https://docs.claude.com/en/docs/build-with-claude/streaming
 func (s *Stream) message(name, data []byte) Kind {
-	c := cursor{b: data}
-	if c.peek() != '{' {
+	c := jsontext.Cursor{Data: data}
+	if c.Peek() != '{' {
 		return KindGarbage
 	}
 	t := s.Transcript
 	var given []byte
 	var index int64
-	var start, block, delta Span
+	var start, block, delta jsontext.Span
 	failed, usage := false, false
-	c.object(func(key []byte) {
+	c.Object(func(key []byte) {
 		switch string(key) {
 		case "type":
 			t.once(memberType)
-			given, _ = c.text()
+			given, _ = c.Text()
 		case "error":
-			failed = !c.isNull()
-			c.value()
+			failed = !c.IsNull()
+			c.Value()
 		case "usage": // message_delta
-			usage = readUsage(Anthropic, &c, &s.Usage).closes(true)
+			usage = dialect.ReadUsage(dialect.Anthropic, &c, &s.Usage).Closes(true)
 		case "index":
 			t.once(memberIndex)
-			index = c.count()
+			index = c.Count()
 		case "message": // message_start
 			t.once(memberStart)
-			start = c.span()
+			start = c.Span()
 		case "content_block": // content_block_start
 			t.once(memberBlock)
-			block = c.span()
+			block = c.Span()
 		case "delta": // content_block_delta, message_delta
 			t.once(memberDelta)
-			delta = c.span()
+			delta = c.Span()
 		default:
-			t.other(key, c.span())
+			t.other(key, c.Span())
 		}
 	})
-	kind, ok := typeOf(name, given)
-	if !c.end() || !ok {
-		return KindGarbage
-	}
-	if failed || string(kind) == "error" {
-		s.declined(data)
-		return KindError
+	kind, is := s.typed(&c, name, given, failed)
+	if is != KindContent {
+		return is
 	}
 	switch string(kind) {
 	case "ping":
@@ -100,34 +96,34 @@ func (s *Stream) message(name, data []byte) Kind {
 	default:
 		t.doubt()
 	}
-	s.Usage.Final = s.Usage.Final || usage && s.Usage.costs()
+	s.Usage.Final = s.Usage.Final || usage && s.Usage.Costs()
 	t.belong(0, index)
 	return KindContent
 }
 
-func (s *Stream) messageStart(data []byte, where Span) {
-	c, t := inside(data, where), s.Transcript
-	c.objectOr(func(key []byte) {
+func (s *Stream) messageStart(data []byte, where jsontext.Span) {
+	c, t := jsontext.Inside(data, where), s.Transcript
+	c.ObjectOr(func(key []byte) {
 		switch string(key) {
 		case "usage":
-			readUsage(Anthropic, &c, &s.Usage)
+			dialect.ReadUsage(dialect.Anthropic, &c, &s.Usage)
 		case "content", "container":
-			t.blank(c.span())
+			t.blank(c.Span())
 		default:
-			c.value()
+			c.Value()
 		}
 	})
 }
 
-func (s *Stream) blockStart(data []byte, where Span) {
+func (s *Stream) blockStart(data []byte, where jsontext.Span) {
 	t := s.Transcript
 	if t == nil {
 		return
 	}
-	c := inside(data, where)
-	var kind, name, text Span
-	c.objectOr(func(key []byte) {
-		switch v := c.span(); string(key) {
+	c := jsontext.Inside(data, where)
+	var kind, name, text jsontext.Span
+	c.ObjectOr(func(key []byte) {
+		switch v := c.Span(); string(key) {
 		case "type":
 			kind = v
 		case "name":
@@ -141,7 +137,7 @@ func (s *Stream) blockStart(data []byte, where Span) {
 			t.blank(v)
 		}
 	})
-	switch string(kind.of(data)) {
+	switch string(kind.Of(data)) {
 	case `"text"`:
 		t.piece(opOpen, 0, kind)
 		t.blank(text)
@@ -153,31 +149,31 @@ func (s *Stream) blockStart(data []byte, where Span) {
 	}
 }
 
-func (s *Stream) messageDelta(data []byte, where Span) {
-	c, t := inside(data, where), s.Transcript
-	var finish Span
-	c.objectOr(func(key []byte) {
+func (s *Stream) messageDelta(data []byte, where jsontext.Span) {
+	c, t := jsontext.Inside(data, where), s.Transcript
+	var finish jsontext.Span
+	c.ObjectOr(func(key []byte) {
 		switch string(key) {
 		case "text":
 			s.said(&c, opText, 0)
 		case "partial_json":
 			s.said(&c, opArguments, 0)
 		case "thinking":
-			v := c.span()
+			v := c.Span()
 			s.Text += int64(max(0, v.End-v.Start-2))
 			t.doubt()
 		case "stop_reason":
-			v := c.span()
+			v := c.Span()
 			if v.End-v.Start > len("null") {
 				finish, s.stopped = v, true
 			}
-			if says(data, v, "refusal") {
+			if jsontext.Says(data, v, "refusal") {
 				s.Refused = true
 			}
 		case "type", "stop_sequence", "stop_details":
-			c.value()
+			c.Value()
 		default: // signature, citation, container
-			t.blank(c.span())
+			t.blank(c.Span())
 		}
 	})
 	if finish.Present() {
@@ -188,65 +184,61 @@ func (s *Stream) messageDelta(data []byte, where Span) {
 // response reads an event of the Responses API. The list of types is that of
 // the official clients (openai-go v3, ResponseStreamEventUnion).
 func (s *Stream) response(name, data []byte) Kind {
-	c := cursor{b: data}
-	if c.peek() != '{' {
+	c := jsontext.Cursor{Data: data}
+	if c.Peek() != '{' {
 		return KindGarbage
 	}
 	t := s.Transcript
 	var given []byte
 	var output, content int64
-	var whole, item, part, delta Span
+	var whole, item, part, delta jsontext.Span
 	failed := false
-	c.object(func(key []byte) {
+	c.Object(func(key []byte) {
 		switch string(key) {
 		case "type":
 			t.once(memberType)
-			given, _ = c.text()
+			given, _ = c.Text()
 		case "error":
-			failed = !c.isNull()
-			c.value()
+			failed = !c.IsNull()
+			c.Value()
 		case "sequence_number":
 			t.once(memberSequence)
-			at := c.span()
+			at := c.Span()
 			t.mark(markSequence, at)
-			n := inside(data, at)
-			s.Sequence, s.numbered = n.count(), true
+			n := jsontext.Inside(data, at)
+			s.Sequence, s.numbered = n.Count(), true
 		case "output_index":
 			t.once(memberIndex)
-			output = c.count()
+			output = c.Count()
 		case "content_index":
 			t.once(memberContent)
-			content = c.count()
+			content = c.Count()
 		case "item_id":
 			t.once(memberItem)
-			t.mark(markItem, c.span())
+			t.mark(markItem, c.Span())
 		case "response":
 			t.once(memberStart)
-			whole = c.span()
+			whole = c.Span()
 		case "item":
 			t.once(memberBlock)
-			item = c.span()
+			item = c.Span()
 		case "part":
 			t.once(memberPart)
-			part = c.span()
+			part = c.Span()
 		case "delta":
 			t.once(memberDelta)
-			delta = c.span()
+			delta = c.Span()
 		case "logprobs", "annotation":
-			t.blank(c.span())
+			t.blank(c.Span())
 		case "text", "arguments", "input", "name", "obfuscation": // text and the like, whole, when done
-			c.value()
+			c.Value()
 		default:
-			t.other(key, c.span())
+			t.other(key, c.Span())
 		}
 	})
-	kind, ok := typeOf(name, given)
-	if !c.end() || !ok {
-		return KindGarbage
-	}
-	if failed || string(kind) == "error" {
-		s.declined(data)
-		return KindError
+	kind, is := s.typed(&c, name, given, failed)
+	if is != KindContent {
+		return is
 	}
 	last := KindContent
 	switch string(kind) {
@@ -272,10 +264,10 @@ func (s *Stream) response(name, data []byte) Kind {
 		t.act(opPartClose, content)
 		s.contentPart(data, part, content)
 	case "response.output_text.delta":
-		d := inside(data, delta)
+		d := jsontext.Inside(data, delta)
 		s.said(&d, opText, content)
 	case "response.function_call_arguments.delta", "response.custom_tool_call_input.delta":
-		d := inside(data, delta)
+		d := jsontext.Inside(data, delta)
 		s.said(&d, opArguments, 0)
 	case "response.output_text.done", "response.function_call_arguments.done", "response.custom_tool_call_input.done":
 		t.act(opDone, content)
@@ -283,7 +275,7 @@ func (s *Stream) response(name, data []byte) Kind {
 		s.Refused = true
 		s.Text += int64(max(0, delta.End-delta.Start-2))
 	default: // reasoning, providers' own tools, what is not known
-		if d := delta.of(data); len(d) > 2 && d[0] == '"' {
+		if d := delta.Of(data); len(d) > 2 && d[0] == '"' {
 			s.Text += int64(len(d) - 2)
 		}
 		t.doubt()
@@ -293,69 +285,60 @@ func (s *Stream) response(name, data []byte) Kind {
 }
 
 // wholeResponse reads the response object that the first and last events hold.
-func (s *Stream) wholeResponse(data []byte, where Span) {
-	c, t := inside(data, where), s.Transcript
-	c.objectOr(func(key []byte) {
+func (s *Stream) wholeResponse(data []byte, where jsontext.Span) {
+	c, t := jsontext.Inside(data, where), s.Transcript
+	c.ObjectOr(func(key []byte) {
 		switch string(key) {
 		case "id":
-			t.mark(markID, c.span())
+			t.mark(markID, c.Span())
 		case "created_at":
-			t.mark(markCreated, c.span())
+			t.mark(markCreated, c.Span())
 		case "usage":
-			told := readUsage(OpenAI, &c, &s.Usage)
-			s.Usage.Final = s.Usage.Final || told.closes(true) && s.Usage.costs()
+			told := dialect.ReadUsage(dialect.OpenAI, &c, &s.Usage)
+			s.Usage.Final = s.Usage.Final || told.Closes(true) && s.Usage.Costs()
 		case "error":
-			v := c.span()
+			v := c.Span()
 			s.declinedAs(data, v)
 		case "incomplete_details":
-			c.objectOr(func(key []byte) {
-				v := c.span()
-				if string(key) == "reason" && says(data, v, "content_filter") {
+			c.ObjectOr(func(key []byte) {
+				v := c.Span()
+				if string(key) == "reason" && jsontext.Says(data, v, "content_filter") {
 					s.Refused = true
 				}
 			})
 		case "previous_response_id", "conversation":
-			t.blank(c.span())
+			t.blank(c.Span())
 		case "output":
-			if t == nil || c.peek() != '[' {
-				c.value()
+			if t == nil || c.Peek() != '[' {
+				c.Value()
 				return
 			}
 			var i int64
-			c.array(func() {
+			c.Array(func() {
 				itemNames(&c, t, i)
 				i++
 			})
 		default:
-			c.value()
+			c.Value()
 		}
 	})
 }
 
 // declinedAs notes an error object by which the provider's safety system refuses.
-func (s *Stream) declinedAs(data []byte, where Span) {
-	c := inside(data, where)
-	c.objectOr(func(key []byte) {
-		v, ok := c.text()
-		if ok && string(key) == "code" && refusalCode(v) {
+func (s *Stream) declinedAs(data []byte, where jsontext.Span) {
+	c := jsontext.Inside(data, where)
+	c.ObjectOr(func(key []byte) {
+		v, ok := c.Text()
+		if ok && string(key) == "code" && dialect.IsRefusalCode(v) {
 			s.Refused = true
 		}
 	})
 }
 
-func refusalCode(code []byte) bool {
-	for _, known := range refusalCodes {
-		if string(code) == known {
-			return true
-		}
-	}
-	return false
-}
-
 // itemNames marks the names by which a client knows an output item.
-func itemNames(c *cursor, t *Transcript, index int64) {
-	c.objectOr(func(key []byte) {
-		v := c.span()
+func itemNames(c *jsontext.Cursor, t *Transcript, index int64) {
+	c.ObjectOr(func(key []byte) {
+		v := c.Span()
 		switch string(key) {
 		case "id":
 			t.markAt(markItem, index, v)
@@ -365,15 +348,15 @@ func itemNames(c *cursor, t *Transcript, index int64) {
 	})
 }
 
-func (s *Stream) outputItem(data []byte, where Span, begins bool) {
+func (s *Stream) outputItem(data []byte, where jsontext.Span, begins bool) {
 	t := s.Transcript
 	if t == nil {
 		return
 	}
-	c := inside(data, where)
-	var kind, name Span
-	c.objectOr(func(key []byte) {
-		v := c.span()
+	c := jsontext.Inside(data, where)
+	var kind, name jsontext.Span
+	c.ObjectOr(func(key []byte) {
+		v := c.Span()
 		switch string(key) {
 		case "type":
 			kind = v
@@ -389,7 +372,7 @@ func (s *Stream) outputItem(data []byte, where Span, begins bool) {
 			}
 		}
 	})
-	switch string(kind.of(data)) {
+	switch string(kind.Of(data)) {
 	case `"message"`:
 		if begins {
 			t.piece(opOpen, 0, kind)
@@ -404,16 +387,16 @@ func (s *Stream) outputItem(data []byte, where Span, begins bool) {
 	}
 }
 
-func (s *Stream) contentPart(data []byte, where Span, content int64) {
+func (s *Stream) contentPart(data []byte, where jsontext.Span, content int64) {
 	t := s.Transcript
 	if t == nil {
 		return
 	}
-	c := inside(data, where)
+	c := jsontext.Inside(data, where)
 	begins := t.pieces() == 0
-	var kind Span
-	c.objectOr(func(key []byte) {
-		v := c.span()
+	var kind jsontext.Span
+	c.ObjectOr(func(key []byte) {
+		v := c.Span()
 		switch string(key) {
 		case "type":
 			kind = v
@@ -425,7 +408,7 @@ func (s *Stream) contentPart(data []byte, where Span, content int64) {
 			t.blank(v)
 		}
 	})
-	switch string(kind.of(data)) {
+	switch string(kind.Of(data)) {
 	case `"output_text"`:
 		if begins {
 			t.piece(opPart, content, kind)

@@ -1,22 +1,16 @@
-package dialect
+// Package request reads the body of a request as far as the gateway must: which
+// model, what the provider would keep, what may not pass. It refuses whatever two
+// readers might understand differently, and rewrites the few fields that a route
+// or policy changes; the rest of a body passes byte for byte.
+package request
 
 import (
 	"math/bits"
 	"mime"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 )
-
-// Span is a byte range of a body; the zero Span means "not there".
-type Span struct{ Start, End int }
-
-// Present reports whether the field is there.
-func (s Span) Present() bool { return s.End > s.Start }
-
-func (s Span) of(b []byte) []byte {
-	if s.End > len(b) {
-		return nil
-	}
-	return b[s.Start:s.End]
-}
 
 // MaxModelName bounds the model name a request may ask for, in bytes.
 const MaxModelName = 256
@@ -24,8 +18,8 @@ const MaxModelName = 256
 // Request is what a scan found in a request body. It points into the body and
 // copies nothing of it but the model name.
 type Request struct {
-	Endpoint *Endpoint
-	Dialect  Dialect
+	Endpoint *dialect.Endpoint
+	Dialect  dialect.Dialect
 	Model    string // decoded
 	Stream   bool
 	// WantsUsage: the client itself asked for the usage chunk of an OpenAI stream.
@@ -55,11 +49,11 @@ type Request struct {
 	// Geo: the request says itself in which geography the provider may compute.
 	Geo bool
 
-	modelAt        Span // JSON: with its quotes
-	streamAt       Span
-	optionsAt      Span // stream_options
-	includeUsageAt Span // stream_options.include_usage
-	storeAt        Span
+	modelAt        jsontext.Span // JSON: with its quotes
+	streamAt       jsontext.Span
+	optionsAt      jsontext.Span // stream_options
+	includeUsageAt jsontext.Span // stream_options.include_usage
+	storeAt        jsontext.Span
 	optionsEmpty   bool
 	optionsNull    bool
 	multipart      bool
@@ -136,6 +130,27 @@ const (
 	imageFields  = plainFields | fResponseFormat | fImages | fMask
 )
 
+// fieldsOf is what the scan reads at the top level of a body for ep.
+func fieldsOf(ep *dialect.Endpoint) fieldSet {
+	switch ep.Path {
+	case "/v1/chat/completions":
+		return chatFields
+	case "/v1/messages", "/v1/messages/count_tokens":
+		return messagesFields
+	case "/v1/responses":
+		return responsesFields
+	case "/v1/completions":
+		return completionsFields
+	case "/v1/embeddings", "/v1/audio/transcriptions", "/v1/audio/translations":
+		return plainFields
+	case "/v1/audio/speech":
+		return speechFields
+	case "/v1/images/generations", "/v1/images/edits", "/v1/images/variations":
+		return imageFields
+	}
+	return 0
+}
+
 const includeUsage = "include_usage"
 
 // name of the lowest field of the set.
@@ -149,11 +164,11 @@ func (f fieldSet) find(key []byte) (one fieldSet, folded bool) {
 			return left & -left, false
 		}
 	}
-	if lowerASCII(key) { // folds to nothing but itself
+	if jsontext.LowerASCII(key) { // folds to nothing but itself
 		return 0, false
 	}
 	for left := f; left != 0; left &= left - 1 {
-		if foldsTo(key, left.name()) {
+		if jsontext.FoldsTo(key, left.name()) {
 			return left & -left, true
 		}
 	}
@@ -162,16 +177,16 @@ func (f fieldSet) find(key []byte) (one fieldSet, folded bool) {
 
 // scan is one pass over a request body.
 type scan struct {
-	cursor
+	jsontext.Cursor
 	q       Request // by value: what a pointer here pointed to would go to the heap
 	seen    fieldSet
-	refused *Error
+	refused *dialect.Error
 }
 
 // refuse notes the first reason to refuse the request.
-func (s *scan) refuse(code Code, param, message string) {
+func (s *scan) refuse(code dialect.Code, param, message string) {
 	if s.refused == nil {
-		s.refused = &Error{Code: code, Message: message, Param: param}
+		s.refused = &dialect.Error{Code: code, Message: message, Param: param}
 	}
 }
 
@@ -190,36 +205,37 @@ func (s *scan) kept(what string) {
 	s.stores(what)
 }
 
-// ScanRequest checks that body is of the form that ep takes, and finds the
+// Scan checks that body is of the form that ep takes, and finds the
 // fields the gateway reads. contentType is the client's header; it matters
 // where ep takes a form. It allocates only the model name.
-func ScanRequest(ep *Endpoint, contentType string, body []byte) (Request, *Error) {
-	q := Request{Endpoint: ep, Dialect: ep.Dialect, KeepsAnswer: ep.keepsUnset, Choices: 1}
-	if ep.Body == BodyMultipart && !isJSON(contentType) {
+func Scan(ep *dialect.Endpoint, contentType string, body []byte) (Request, *dialect.Error) {
+	q := Request{Endpoint: ep, Dialect: ep.Dialect, KeepsAnswer: ep.KeepsUnset, Choices: 1}
+	if ep.Body == dialect.BodyMultipart && !isJSON(contentType) {
 		return scanForm(q, contentType, body)
 	}
-	s := scan{cursor: cursor{b: body}, q: q}
-	if s.peek() != '{' {
-		return q, Fail(InvalidJSON, "The request body must be one JSON object: check that it is complete and not empty.")
+	s := scan{Cursor: jsontext.Cursor{Data: body}, q: q}
+	if s.Peek() != '{' {
+		return q, dialect.Fail(dialect.InvalidJSON, "The request body must be one JSON object: check that it is complete and not empty.")
 	}
-	s.object(func(key []byte) {
-		f, folded := ep.fields.find(key)
+	fields := fieldsOf(ep)
+	s.Object(func(key []byte) {
+		f, folded := fields.find(key)
 		if f == 0 {
-			s.value()
+			s.Value()
 			return
 		}
 		if folded {
-			s.refuse(InvalidJSON, f.name(), "A field of the request differs from `"+f.name()+"` in case only: write it in lower case.")
+			s.refuse(dialect.InvalidJSON, f.name(), "A field of the request differs from `"+f.name()+"` in case only: write it in lower case.")
 		}
 		if s.seen&f != 0 {
-			s.refuse(InvalidJSON, f.name(), "The field `"+f.name()+"` is given twice: give it once.")
+			s.refuse(dialect.InvalidJSON, f.name(), "The field `"+f.name()+"` is given twice: give it once.")
 		}
 		s.seen |= f
 		s.field(f)
 	})
 	switch {
-	case !s.end():
-		return s.q, Fail(InvalidJSON, "The request body is not valid JSON: check it with a JSON parser, encode it in UTF-8 and nest it at most 128 deep.")
+	case !s.End():
+		return s.q, dialect.Fail(dialect.InvalidJSON, "The request body is not valid JSON: check it with a JSON parser, encode it in UTF-8 and nest it at most 128 deep.")
 	case s.refused != nil:
 		return s.q, s.refused
 	case s.seen&fModel == 0:
@@ -228,8 +244,8 @@ func ScanRequest(ep *Endpoint, contentType string, body []byte) (Request, *Error
 	return s.q, nil
 }
 
-func missingModel() *Error {
-	return &Error{Code: InvalidRequest, Message: "`model` is missing: name the model to use, as listed by GET /v1/models.", Param: "model"}
+func missingModel() *dialect.Error {
+	return &dialect.Error{Code: dialect.InvalidRequest, Message: "`model` is missing: name the model to use, as listed by GET /v1/models.", Param: "model"}
 }
 
 // isJSON reports whether contentType is that of JSON.
@@ -253,37 +269,37 @@ func (s *scan) field(f fieldSet) {
 	q := &s.q
 	switch f {
 	case fModel:
-		s.space()
-		start := s.i
-		name, ok := s.text()
-		q.modelAt = Span{start, s.i}
+		s.Space()
+		start := s.At
+		name, ok := s.Text()
+		q.modelAt = jsontext.Span{Start: start, End: s.At}
 		if !ok || len(name) == 0 || len(name) > MaxModelName {
-			s.refuse(InvalidRequest, "model", "`model` must be the name of a model, as a string: list them with GET /v1/models.")
+			s.refuse(dialect.InvalidRequest, "model", "`model` must be the name of a model, as a string: list them with GET /v1/models.")
 			return
 		}
 		q.Model = string(name)
 	case fStream:
-		q.streamAt = s.span()
-		switch v := q.streamAt.of(s.b); string(v) {
+		q.streamAt = s.Span()
+		switch v := q.streamAt.Of(s.Data); string(v) {
 		case "true":
 			s.stream()
 		case "false", "null":
 		default:
-			s.refuse(InvalidRequest, "stream", "`stream` must be true or false.")
+			s.refuse(dialect.InvalidRequest, "stream", "`stream` must be true or false.")
 		}
 	case fOptions:
 		s.options()
 	case fTemperature:
-		if isZero(s.span().of(s.b)) {
+		if isZero(s.Span().Of(s.Data)) {
 			q.Deterministic = true
 		}
 	case fSeed:
-		if isInteger(s.span().of(s.b)) {
+		if isInteger(s.Span().Of(s.Data)) {
 			q.Deterministic = true
 		}
 	case fStore:
-		q.storeAt = s.span()
-		switch v := q.storeAt.of(s.b); string(v) {
+		q.storeAt = s.Span()
+		switch v := q.storeAt.Of(s.Data); string(v) {
 		case "false":
 			q.KeepsAnswer = false
 		case "null":
@@ -291,30 +307,30 @@ func (s *scan) field(f fieldSet) {
 			q.KeepsAnswer = true
 		}
 	case fStreamFormat:
-		if v, _ := s.text(); string(v) == "sse" {
+		if v, _ := s.Text(); string(v) == "sse" {
 			s.stream()
 		}
 	case fGeo:
-		q.Geo = q.Geo || !s.isNull()
-		s.value()
+		q.Geo = q.Geo || !s.IsNull()
+		s.Value()
 	case fWebSearch:
-		q.ProviderTools = q.ProviderTools || !s.isNull()
-		s.value()
+		q.ProviderTools = q.ProviderTools || !s.IsNull()
+		s.Value()
 	case fChoices:
-		if !s.isNull() && q.Choices != 0 {
-			q.Choices = int(min(s.count(), 1<<20))
+		if !s.IsNull() && q.Choices != 0 {
+			q.Choices = int(min(s.Count(), 1<<20))
 		} else {
-			s.value()
+			s.Value()
 		}
 	case fBestOf:
-		if !s.isNull() {
+		if !s.IsNull() {
 			q.Choices = 0
 		}
-		s.value()
+		s.Value()
 	case fPrompt:
 		s.prompt()
 	case fLogprobs, fTopLogprobs:
-		v := s.span().of(s.b)
+		v := s.Span().Of(s.Data)
 		q.Logprobs = q.Logprobs || string(v) != "null" && string(v) != "false"
 	case fInclude:
 		s.include()
@@ -325,10 +341,10 @@ func (s *scan) field(f fieldSet) {
 	case fMessages, fSystem, fImages, fMask, fExtraBody:
 		s.references()
 	case fFallbacks, fModels:
-		if !s.isNull() {
-			s.refuse(InvalidRequest, f.name(), "`"+f.name()+"` names further models, which would answer unseen by policy and record: leave it out, and ask for one model at a time.")
+		if !s.IsNull() {
+			s.refuse(dialect.InvalidRequest, f.name(), "`"+f.name()+"` names further models, which would answer unseen by policy and record: leave it out, and ask for one model at a time.")
 		}
-		s.value()
+		s.Value()
 	default:
 		s.storing(f)
 	}
@@ -341,34 +357,34 @@ func (s *scan) stream() {
 	}
 }
 
-var errNoStream = &Error{Code: InvalidRequest, Message: "This endpoint answers whole, not as a stream: leave the option out.", Param: "stream"}
+var errNoStream = &dialect.Error{Code: dialect.InvalidRequest, Message: "This endpoint answers whole, not as a stream: leave the option out.", Param: "stream"}
 
 // prompt takes the prompt of a text completion: one, as text or tokens, or a
 // list; or that of a response, which refers to one that is kept.
 func (s *scan) prompt() {
-	if s.peek() == '{' {
+	if s.Peek() == '{' {
 		s.kept("prompt")
 	}
-	if s.peek() != '[' {
-		s.value()
+	if s.Peek() != '[' {
+		s.Value()
 		return
 	}
-	s.array(func() {
-		if x := s.peek(); x == '"' || x == '[' {
+	s.Array(func() {
+		if x := s.Peek(); x == '"' || x == '[' {
 			s.q.Choices = 0
 		}
-		s.value()
+		s.Value()
 	})
 }
 
 // include takes the list of what else the answer is to carry.
 func (s *scan) include() {
-	if s.peek() != '[' {
-		s.value()
+	if s.Peek() != '[' {
+		s.Value()
 		return
 	}
-	s.array(func() {
-		if v, _ := s.text(); string(v) == "message.output_text.logprobs" {
+	s.Array(func() {
+		if v, _ := s.Text(); string(v) == "message.output_text.logprobs" {
 			s.q.Logprobs = true
 		}
 	})
@@ -377,40 +393,40 @@ func (s *scan) include() {
 // options takes stream_options.
 func (s *scan) options() {
 	q := &s.q
-	if !q.Endpoint.usageOption { // its options are the provider's business
-		s.value()
+	if !q.Endpoint.UsageOption { // its options are the provider's business
+		s.Value()
 		return
 	}
-	if s.isNull() {
-		q.optionsAt, q.optionsNull = s.span(), true
+	if s.IsNull() {
+		q.optionsAt, q.optionsNull = s.Span(), true
 		return
 	}
-	if s.peek() != '{' {
-		q.optionsAt = s.span()
-		s.refuse(InvalidRequest, "stream_options", "`stream_options` must be an object.")
+	if s.Peek() != '{' {
+		q.optionsAt = s.Span()
+		s.refuse(dialect.InvalidRequest, "stream_options", "`stream_options` must be an object.")
 		return
 	}
-	start := s.i
+	start := s.At
 	q.optionsEmpty = true
-	s.object(func(key []byte) {
+	s.Object(func(key []byte) {
 		q.optionsEmpty = false
-		if string(key) != includeUsage && !foldsTo(key, includeUsage) {
-			s.value()
+		if string(key) != includeUsage && !jsontext.FoldsTo(key, includeUsage) {
+			s.Value()
 			return
 		}
 		if q.includeUsageAt.Present() || string(key) != includeUsage {
-			s.refuse(InvalidJSON, "stream_options", "`stream_options.include_usage` must be given once, in lower case.")
+			s.refuse(dialect.InvalidJSON, "stream_options", "`stream_options.include_usage` must be given once, in lower case.")
 		}
-		q.includeUsageAt = s.span()
-		switch v := q.includeUsageAt.of(s.b); string(v) {
+		q.includeUsageAt = s.Span()
+		switch v := q.includeUsageAt.Of(s.Data); string(v) {
 		case "true":
 			q.WantsUsage = true
 		case "false", "null":
 		default:
-			s.refuse(InvalidRequest, "stream_options", "`stream_options.include_usage` must be true or false.")
+			s.refuse(dialect.InvalidRequest, "stream_options", "`stream_options.include_usage` must be true or false.")
 		}
 	})
-	q.optionsAt = Span{start, s.i}
+	q.optionsAt = jsontext.Span{Start: start, End: s.At}
 }
 
 // isZero reports whether v, a JSON value, is a number that is exactly 0.

@@ -1,4 +1,4 @@
-package dialect
+package stream
 
 import (
 	"bytes"
@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"ringmain/dataplane/dialect"
 )
 
 func openAIEvents(usage string) string {
@@ -22,7 +24,7 @@ const anthropicEvents = "event: message_start\ndata: {\"type\":\"message_start\"
 
 // said is what a stream's events said.
 type said struct {
-	Usage         Usage
+	Usage         dialect.Usage
 	Refused, Done bool
 	Text          int64
 }
@@ -38,23 +40,23 @@ func TestStream(t *testing.T) {
 		kinds string // a digit each
 		want  said
 	}{
-		{"openai", Stream{Dialect: OpenAI}, openAIEvents(`,"usage":null`) + final + "data: [DONE]\n\n", "0111123",
-			said{Usage: Usage{Input: 4, Output: 2, Final: true}, Done: true, Text: 4 + int64(len(`[{"x":1}]`))}},
-		{"usage asked for", Stream{Dialect: OpenAI, WantsUsage: true}, final + "data:[DONE] \r\n\r\n", "13",
-			said{Usage: Usage{Input: 4, Output: 2, Final: true}, Done: true}},
-		{"usage beside choices is content", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n", "1",
-			said{Usage: Usage{Input: 1, Output: 1, Final: true}}},
-		{"content filter", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"finish_reason\":\"content_filter\"}]}\n\n", "1", said{Refused: true}},
-		{"refusal delta", Stream{Dialect: OpenAI}, "data: {\"choices\":[{\"delta\":{\"refusal\":\"I\"}}]}\n\n", "1", said{Refused: true, Text: 1}},
-		{"error", Stream{Dialect: OpenAI}, "data: {\"error\":{\"message\":\"x\"}}\n\n", "4", said{}},
-		{"garbage", Stream{Dialect: OpenAI}, "data: {\"a\":\n\ndata: \xff\n\n<html>\n\ndata: 5\n\n", "5555", said{}},
-		{"two data lines", Stream{Dialect: OpenAI}, "data: {\"choices\":\ndata: []}\n\n", "1", said{}},
-		{"anthropic", Stream{Dialect: Anthropic}, anthropicEvents, "10113",
-			said{Usage: Usage{Input: 9, Output: 5, Final: true}, Done: true, Text: 4}},
-		{"anthropic refusal", Stream{Dialect: Anthropic}, "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"refusal\"}}\n\n", "1", said{Refused: true}},
-		{"anthropic error", Stream{Dialect: Anthropic}, "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n", "4", said{}},
-		{"anthropic nameless", Stream{Dialect: Anthropic}, "data: {\"a\":1}\n\n", "5", said{}},
-		{"[DONE] means nothing to anthropic", Stream{Dialect: Anthropic}, "data: [DONE]\n\n", "5", said{}},
+		{"openai", Stream{Dialect: dialect.OpenAI}, openAIEvents(`,"usage":null`) + final + "data: [DONE]\n\n", "0111123",
+			said{Usage: dialect.Usage{Input: 4, Output: 2, Final: true}, Done: true, Text: 4 + int64(len(`[{"x":1}]`))}},
+		{"usage asked for", Stream{Dialect: dialect.OpenAI, WantsUsage: true}, final + "data:[DONE] \r\n\r\n", "13",
+			said{Usage: dialect.Usage{Input: 4, Output: 2, Final: true}, Done: true}},
+		{"usage beside choices is content", Stream{Dialect: dialect.OpenAI}, "data: {\"choices\":[{\"delta\":{}}],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":1}}\n\n", "1",
+			said{Usage: dialect.Usage{Input: 1, Output: 1, Final: true}}},
+		{"content filter", Stream{Dialect: dialect.OpenAI}, "data: {\"choices\":[{\"finish_reason\":\"content_filter\"}]}\n\n", "1", said{Refused: true}},
+		{"refusal delta", Stream{Dialect: dialect.OpenAI}, "data: {\"choices\":[{\"delta\":{\"refusal\":\"I\"}}]}\n\n", "1", said{Refused: true, Text: 1}},
+		{"error", Stream{Dialect: dialect.OpenAI}, "data: {\"error\":{\"message\":\"x\"}}\n\n", "4", said{}},
+		{"garbage", Stream{Dialect: dialect.OpenAI}, "data: {\"a\":\n\ndata: \xff\n\n<html>\n\ndata: 5\n\n", "5555", said{}},
+		{"two data lines", Stream{Dialect: dialect.OpenAI}, "data: {\"choices\":\ndata: []}\n\n", "1", said{}},
+		{"anthropic", Stream{Dialect: dialect.Anthropic}, anthropicEvents, "10113",
+			said{Usage: dialect.Usage{Input: 9, Output: 5, Final: true}, Done: true, Text: 4}},
+		{"anthropic refusal", Stream{Dialect: dialect.Anthropic}, "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"refusal\"}}\n\n", "1", said{Refused: true}},
+		{"anthropic error", Stream{Dialect: dialect.Anthropic}, "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"overloaded_error\"}}\n\n", "4", said{}},
+		{"anthropic nameless", Stream{Dialect: dialect.Anthropic}, "data: {\"a\":1}\n\n", "5", said{}},
+		{"[DONE] means nothing to anthropic", Stream{Dialect: dialect.Anthropic}, "data: [DONE]\n\n", "5", said{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			for step := 1; step <= len(c.in); step = step*3 + 1 { // however the bytes arrive
@@ -100,7 +102,7 @@ func FuzzStream(f *testing.F) {
 		if !bytes.Equal(bytes.Join(a, nil), in) || fmt.Sprint(a) != fmt.Sprint(b) {
 			t.Fatalf("%q cut as %q and %q", in, a, b)
 		}
-		for _, d := range []Dialect{OpenAI, Anthropic} {
+		for _, d := range []dialect.Dialect{dialect.OpenAI, dialect.Anthropic} {
 			s := Stream{Dialect: d}
 			for _, e := range a[:len(a)-1] {
 				if k := s.Event(e); k == KindLast != s.Done && k == KindLast {
@@ -113,7 +115,7 @@ func FuzzStream(f *testing.F) {
 
 func TestStreamEventsDoNotAllocate(t *testing.T) {
 	event := []byte("data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"finish_reason\":null}],\"usage\":null}\n\n")
-	s := Stream{Dialect: OpenAI}
+	s := Stream{Dialect: dialect.OpenAI}
 	if n := testing.AllocsPerRun(200, func() {
 		if s.Event(event) != KindContent {
 			t.Fatal("not content")
@@ -125,7 +127,7 @@ func TestStreamEventsDoNotAllocate(t *testing.T) {
 
 func BenchmarkEvent(b *testing.B) {
 	event := []byte("data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"m\",\"system_fingerprint\":\"fp_0123456789\",\"choices\":[{\"index\":0,\"delta\":{\"content\":\" word\"},\"logprobs\":null,\"finish_reason\":null}],\"usage\":null}\n\n")
-	s := Stream{Dialect: OpenAI}
+	s := Stream{Dialect: dialect.OpenAI}
 	b.SetBytes(int64(len(event)))
 	b.ReportAllocs()
 	for b.Loop() {
@@ -142,7 +144,7 @@ func FuzzStreamEnds(f *testing.F) {
 		f.Add([]byte(s))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
-		s, split := Stream{Dialect: OpenAI}, Splitter{}
+		s, split := Stream{Dialect: dialect.OpenAI}, Splitter{}
 		for n := split.Next(in); n > 0; n = split.Next(in) {
 			if kind := s.Event(in[:n]); kind <= KindHidden && ends(string(in[:n])) {
 				t.Fatalf("%q passes as kind %d and reads as the end", in[:n], kind)
@@ -171,7 +173,7 @@ func ends(event string) bool {
 
 // TestErrorEvents: an event named error is one in both dialects, whatever it says.
 func TestErrorEvents(t *testing.T) {
-	for _, d := range []Dialect{OpenAI, Anthropic} {
+	for _, d := range []dialect.Dialect{dialect.OpenAI, dialect.Anthropic} {
 		s := Stream{Dialect: d}
 		if kind := s.Event([]byte("event: error\ndata: {\"message\":\"overloaded\"}\n\n")); kind != KindError {
 			t.Errorf("%s: kind %d", d, kind)
@@ -217,8 +219,8 @@ func response(sequence int, kind, members string) string {
 
 // TestTypedStreams: events of the Responses API, and text completions.
 func TestTypedStreams(t *testing.T) {
-	endpoint := func(path string) *Endpoint {
-		ep, ok := EndpointOf(path)
+	endpoint := func(path string) *dialect.Endpoint {
+		ep, ok := dialect.EndpointOf(path)
 		if !ok {
 			t.Fatal(path)
 		}
@@ -228,22 +230,22 @@ func TestTypedStreams(t *testing.T) {
 	created := response(0, "response.created", `,"response":{"id":"r","error":null,"usage":null,"output":[]}`)
 	for _, c := range []struct {
 		name  string
-		ep    *Endpoint
+		ep    *dialect.Endpoint
 		in    string
 		kinds string
 		want  said
 	}{
 		{"a response", responses, created + response(1, "keepalive", "") + response(2, "response.output_text.delta", `,"delta":"four"`) +
 			response(3, "response.completed", `,"response":{"usage":{"input_tokens":5,"input_tokens_details":{"cached_tokens":2},"output_tokens":7}}`), "1013",
-			said{Usage: Usage{Input: 5, Output: 7, CacheRead: 2, Final: true}, Done: true, Text: 4}},
+			said{Usage: dialect.Usage{Input: 5, Output: 7, CacheRead: 2, Final: true}, Done: true, Text: 4}},
 		{"without names", responses, "data: {\"type\":\"response.completed\",\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":1}}}\n\n", "3",
-			said{Usage: Usage{Input: 1, Output: 1, Final: true}, Done: true}},
+			said{Usage: dialect.Usage{Input: 1, Output: 1, Final: true}, Done: true}},
 		{"the type at the end", responses, "data: {\"response\":{\"usage\":{\"input_tokens\":1,\"output_tokens\":1}},\"type\":\"response.completed\"}\n\n", "3",
-			said{Usage: Usage{Input: 1, Output: 1, Final: true}, Done: true}},
+			said{Usage: dialect.Usage{Input: 1, Output: 1, Final: true}, Done: true}},
 		{"incomplete", responses, response(0, "response.incomplete", `,"response":{"incomplete_details":{"reason":"max_output_tokens"}}`), "3", said{Done: true}},
 		{"stopped by a filter", responses, response(0, "response.incomplete", `,"response":{"incomplete_details":{"reason":"content_filter"}}`), "3", said{Done: true, Refused: true}},
 		{"failed", responses, created + response(1, "response.failed", `,"response":{"error":{"code":"server_error","message":"x"},"usage":{"input_tokens":3,"output_tokens":0}}`), "14",
-			said{Usage: Usage{Input: 3, Final: true}}},
+			said{Usage: dialect.Usage{Input: 3, Final: true}}},
 		{"failed, as a refusal", responses, response(1, "response.failed", `,"response":{"error":{"code":"invalid_prompt","message":"x"}}`), "4", said{Refused: true}},
 		{"a refusal", responses, response(0, "response.refusal.delta", `,"delta":"I"`), "1", said{Refused: true, Text: 1}},
 		{"an error event", responses, "event: error\ndata: {\"type\":\"error\",\"code\":\"x\",\"message\":\"y\"}\n\n", "4", said{}},
@@ -255,12 +257,12 @@ func TestTypedStreams(t *testing.T) {
 		{"reasoning", responses, response(0, "response.reasoning_text.delta", `,"delta":"hm"`), "1", said{Text: 2}},
 		{"a text completion", completions, "data: {\"choices\":[{\"index\":0,\"text\":\"four\",\"finish_reason\":null}]}\n\ndata: {\"choices\":[{\"index\":0,\"text\":\"\",\"finish_reason\":\"stop\"}]}\n\n" +
 			"data: {\"choices\":[],\"usage\":{\"prompt_tokens\":1,\"completion_tokens\":2}}\n\ndata: [DONE]\n\n", "1123",
-			said{Usage: Usage{Input: 1, Output: 2, Final: true}, Done: true, Text: 4}},
+			said{Usage: dialect.Usage{Input: 1, Output: 2, Final: true}, Done: true, Text: 4}},
 		{"malformed, and nothing is lost", responses, "data:\n\ndata: {}\n\ndata: null\n\nevent: response.completed\n\n", "6666", said{}},
 		{"torn lines", responses, "data\n\ndata: {\"type\"\n:1}\n\n", "55", said{}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			s, kinds := Stream{Dialect: OpenAI, Endpoint: c.ep}, ""
+			s, kinds := Stream{Dialect: dialect.OpenAI, Endpoint: c.ep}, ""
 			for _, e := range strings.SplitAfter(c.in, "\n\n") {
 				if e != "" {
 					kinds += fmt.Sprint(int(s.Event([]byte(e))))
@@ -299,9 +301,9 @@ func TestComplete(t *testing.T) {
 		{"who knows how many, but the figures are in", Stream{}, chunk(0, `"stop"`) + figures, true},
 		{"figures and no end", Stream{Choices: 1}, chunk(0, "null") + figures, false},
 		{"the reason in an event that is none", Stream{Choices: 1}, chunk(0, "null") + strings.Replace(chunk(0, `"stop"`), "x", "\xff", 1), false},
-		{"a message", Stream{Dialect: Anthropic}, block("content_block_start") + block("content_block_stop") + stop, true},
-		{"a message whose block is open", Stream{Dialect: Anthropic}, block("content_block_start") + stop, false},
-		{"a message without a reason", Stream{Dialect: Anthropic}, block("content_block_start") + block("content_block_stop"), false},
+		{"a message", Stream{Dialect: dialect.Anthropic}, block("content_block_start") + block("content_block_stop") + stop, true},
+		{"a message whose block is open", Stream{Dialect: dialect.Anthropic}, block("content_block_start") + stop, false},
+		{"a message without a reason", Stream{Dialect: dialect.Anthropic}, block("content_block_start") + block("content_block_stop"), false},
 	} {
 		for _, e := range strings.SplitAfter(c.in, "\n\n") {
 			if e != "" {

@@ -1,9 +1,16 @@
-package dialect
+// Package stream reads the events of a streamed answer, each once, in one of four
+// grammars: what it is to who forwards it, what it says of usage and refusal, and
+// whether the answer is complete. A Transcript notes what the client was given, and
+// a Replay continues it from another stream of the same answer.
+package stream
 
 import (
 	"bytes"
 	"math/bits"
 	"strconv"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // Kind says what one event of a stream is, to the one who forwards it.
@@ -62,14 +69,14 @@ const (
 
 // Stream watches the events of one streamed answer.
 type Stream struct {
-	Dialect    Dialect
-	Endpoint   *Endpoint // nil = the dialect's chat endpoint
-	WantsUsage bool      // the client asked for the usage chunk itself
-	Choices    int       // how many choices the answer will have; 0 = not known
+	Dialect    dialect.Dialect
+	Endpoint   *dialect.Endpoint // nil = the dialect's chat endpoint
+	WantsUsage bool              // the client asked for the usage chunk itself
+	Choices    int               // how many choices the answer will have; 0 = not known
 	// Transcript, if set, is told what each event adds to the answer.
 	Transcript *Transcript
 
-	Usage    Usage
+	Usage    dialect.Usage
 	Refused  bool
 	Done     bool  // the answer is complete, closing event included
 	Text     int64 // bytes of text seen in deltas, for an estimate
@@ -90,7 +97,7 @@ type progress struct {
 
 func (s *Stream) grammar() grammar {
 	switch {
-	case s.Endpoint == nil && s.Dialect == Anthropic, s.Endpoint != nil && s.Endpoint.Dialect == Anthropic:
+	case s.Endpoint == nil && s.Dialect == dialect.Anthropic, s.Endpoint != nil && s.Endpoint.Dialect == dialect.Anthropic:
 		return grammarMessages
 	case s.Endpoint == nil:
 		return grammarChat
@@ -128,17 +135,17 @@ func (s *Stream) Closing() []byte {
 // AppendFailure appends e as the event that ends this stream before it is
 // complete. Official clients raise an error on it: those of the OpenAI dialect
 // look for an error member, also where events have types.
-func (s *Stream) AppendFailure(dst []byte, e *Error, requestID string) []byte {
+func (s *Stream) AppendFailure(dst []byte, e *dialect.Error, requestID string) []byte {
 	switch s.grammar() {
 	case grammarMessages:
-		return e.AppendEvent(dst, Anthropic, requestID)
+		return e.AppendEvent(dst, dialect.Anthropic, requestID)
 	case grammarChat, grammarCompletions:
-		return e.AppendEvent(dst, OpenAI, requestID)
+		return e.AppendEvent(dst, dialect.OpenAI, requestID)
 	}
 	dst = append(dst, "event: error\ndata: {\"type\":\"error\",\"code\":"...)
-	dst = appendString(dst, string(e.Code))
+	dst = jsontext.AppendString(dst, string(e.Code))
 	dst = append(dst, `,"message":`...)
-	dst = appendString(dst, e.Message)
+	dst = jsontext.AppendString(dst, e.Message)
 	dst = append(dst, `,"param":null,"sequence_number":`...)
 	next := s.Sequence + 1
 	if !s.numbered {
@@ -146,7 +153,7 @@ func (s *Stream) AppendFailure(dst []byte, e *Error, requestID string) []byte {
 	}
 	dst = append(strconv.AppendInt(dst, next, 10), ',')
 	at := len(dst)
-	dst = e.AppendBody(dst, OpenAI, requestID)
+	dst = e.AppendBody(dst, dialect.OpenAI, requestID)
 	dst = append(dst[:at], dst[at+1:]...) // the members of that object, in this one
 	return append(dst, "\n\n"...)
 }
@@ -195,7 +202,7 @@ func (s *Stream) event(event []byte) Kind {
 
 // declined notes an error event by which the provider's safety system refuses.
 func (s *Stream) declined(data []byte) {
-	if ReadProblem(data).Refused {
+	if dialect.ReadProblem(data).Refused {
 		s.Refused = true
 	}
 }
@@ -264,52 +271,52 @@ func (s *Stream) chunk(data []byte) Kind {
 		s.Done = true
 		return KindLast
 	}
-	c := cursor{b: data}
-	if c.peek() != '{' {
+	c := jsontext.Cursor{Data: data}
+	if c.Peek() != '{' {
 		return KindGarbage
 	}
 	t := s.Transcript
 	failed, usage, empty := false, false, true
-	var told told
-	c.object(func(key []byte) {
+	var told dialect.Told
+	c.Object(func(key []byte) {
 		switch string(key) {
 		case "error":
-			failed = failed || !c.isNull()
-			c.value()
+			failed = failed || !c.IsNull()
+			c.Value()
 		case "usage":
-			usage = !c.isNull()
-			told = readUsage(OpenAI, &c, &s.Usage)
+			usage = !c.IsNull()
+			told = dialect.ReadUsage(dialect.OpenAI, &c, &s.Usage)
 		case "choices":
-			if c.peek() != '[' {
-				c.value()
+			if c.Peek() != '[' {
+				c.Value()
 				return
 			}
 			t.once(memberChoices)
-			c.array(func() {
+			c.Array(func() {
 				empty = false
 				s.choice(&c)
 			})
 		case "id":
-			t.mark(markID, c.span())
+			t.mark(markID, c.Span())
 		case "created":
-			t.mark(markCreated, c.span())
+			t.mark(markCreated, c.Span())
 		case "model":
-			t.mark(markModel, c.span())
+			t.mark(markModel, c.Span())
 		case "system_fingerprint":
-			t.mark(markFingerprint, c.span())
+			t.mark(markFingerprint, c.Span())
 		default:
-			t.other(key, c.span())
+			t.other(key, c.Span())
 		}
 	})
 	switch {
-	case !c.end():
+	case !c.End():
 		return KindGarbage
 	case failed:
 		s.declined(data)
 		return KindError
 	}
 	if usage {
-		s.Usage.Final = s.Usage.Final || told.closes(true) && s.Usage.costs()
+		s.Usage.Final = s.Usage.Final || told.Closes(true) && s.Usage.Costs()
 		if empty {
 			s.tallied = true
 		}
@@ -321,27 +328,27 @@ func (s *Stream) chunk(data []byte) Kind {
 }
 
 // choice takes one element of choices.
-func (s *Stream) choice(c *cursor) {
+func (s *Stream) choice(c *jsontext.Cursor) {
 	t := s.Transcript
 	from := t.pieces()
 	var index int64
-	var finish Span
+	var finish jsontext.Span
 	var once uint32
 	finished := false
-	c.objectOr(func(key []byte) {
+	c.ObjectOr(func(key []byte) {
 		switch string(key) {
 		case "index":
 			t.only(&once, 1)
-			index = c.count()
+			index = c.Count()
 		case "finish_reason":
 			t.only(&once, 2)
-			if c.peek() != '"' {
-				c.value()
+			if c.Peek() != '"' {
+				c.Value()
 				return
 			}
-			at := c.quoted()
+			at := c.Quoted()
 			finish, finished = at, true
-			if says(c.b, at, "content_filter") {
+			if jsontext.Says(c.Data, at, "content_filter") {
 				s.Refused = true
 			}
 		case "delta", "message":
@@ -350,12 +357,12 @@ func (s *Stream) choice(c *cursor) {
 				t.doubt()
 			}
 			var members uint32
-			c.objectOr(func(key []byte) { s.chatDelta(c, key, &members) })
+			c.ObjectOr(func(key []byte) { s.chatDelta(c, key, &members) })
 		case "text":
 			t.only(&once, 8)
 			s.said(c, opText, 0)
 		default:
-			t.other(key, c.span())
+			t.other(key, c.Span())
 		}
 	})
 	if finished {
@@ -376,17 +383,17 @@ func (s *Stream) choice(c *cursor) {
 }
 
 // said takes a value that is a piece of text, or null.
-func (s *Stream) said(c *cursor, o op, part int64) {
-	if c.peek() != '"' {
-		at := c.span()
-		if string(at.of(c.b)) != "null" {
+func (s *Stream) said(c *jsontext.Cursor, o op, part int64) {
+	if c.Peek() != '"' {
+		at := c.Span()
+		if string(at.Of(c.Data)) != "null" {
 			s.Text += int64(at.End - at.Start)
 			s.Transcript.doubt()
 		}
 		return
 	}
-	at := c.quoted()
-	if c.bad {
+	at := c.Quoted()
+	if c.Bad {
 		return
 	}
 	s.Text += int64(at.End - at.Start - 2)
@@ -394,12 +401,12 @@ func (s *Stream) said(c *cursor, o op, part int64) {
 }
 
 // chatDelta takes one member of a chat delta.
-func (s *Stream) chatDelta(c *cursor, key []byte, once *uint32) {
+func (s *Stream) chatDelta(c *jsontext.Cursor, key []byte, once *uint32) {
 	t := s.Transcript
 	switch string(key) {
 	case "role":
 		t.only(once, 1)
-		if at := c.span(); t != nil && string(at.of(c.b)) != `"assistant"` && string(at.of(c.b)) != "null" {
+		if at := c.Span(); t != nil && string(at.Of(c.Data)) != `"assistant"` && string(at.Of(c.Data)) != "null" {
 			t.doubt()
 		}
 	case "content":
@@ -407,20 +414,20 @@ func (s *Stream) chatDelta(c *cursor, key []byte, once *uint32) {
 		s.said(c, opText, 0)
 	case "tool_calls":
 		t.only(once, 4)
-		at := c.span()
+		at := c.Span()
 		if n := at.End - at.Start; n > len("null") {
 			s.Text += int64(n)
 		}
 		t.toolCalls(at)
 	case "refusal":
-		at := c.span()
-		if n := at.End - at.Start; n > len(`""`) && c.b[at.Start] == '"' {
+		at := c.Span()
+		if n := at.End - at.Start; n > len(`""`) && c.Data[at.Start] == '"' {
 			s.Refused = true
 			s.Text += int64(n - 2)
 		}
 	default:
-		at := c.span()
-		if n := at.End - at.Start; n > len("null") && c.b[at.Start] == '"' {
+		at := c.Span()
+		if n := at.End - at.Start; n > len("null") && c.Data[at.Start] == '"' {
 			s.Text += int64(n - 2)
 		} else if n > len("null") {
 			s.Text += int64(n)

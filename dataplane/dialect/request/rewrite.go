@@ -1,11 +1,16 @@
-package dialect
+package request
 
-import "slices"
+import (
+	"slices"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
+)
 
 // Rewrite is one field that ringmain changes on the way. Everything else of a
 // body passes byte for byte.
 type Rewrite struct {
-	Dialect Dialect
+	Dialect dialect.Dialect
 	Field   string
 	Where   string // request, answer
 	When    string
@@ -15,15 +20,15 @@ type Rewrite struct {
 // Rewrites lists every field that is rewritten, and why.
 func Rewrites() []Rewrite {
 	all := []Rewrite{
-		{OpenAI, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
-		{Anthropic, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
-		{OpenAI, "the form's part model", "request", "the upstream knows the model by another name", "the upstream's name"},
-		{OpenAI, "stream_options.include_usage", "request", "a stream of chat or text completions whose client did not ask for usage", "true, so that it can be metered"},
-		{OpenAI, "the chunk with empty choices and a usage object", "answer", "the client did not ask for usage", "left out of the stream"},
+		{dialect.OpenAI, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
+		{dialect.Anthropic, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
+		{dialect.OpenAI, "the form's part model", "request", "the upstream knows the model by another name", "the upstream's name"},
+		{dialect.OpenAI, "stream_options.include_usage", "request", "a stream of chat or text completions whose client did not ask for usage", "true, so that it can be metered"},
+		{dialect.OpenAI, "the chunk with empty choices and a usage object", "answer", "the client did not ask for usage", "left out of the stream"},
 	}
 	for i := range storageTable {
 		if row := &storageTable[i]; row.Action == ForceOff {
-			ep, _ := EndpointOf(row.Where)
+			ep, _ := dialect.EndpointOf(row.Where)
 			all = append(all, Rewrite{ep.Dialect, row.Field, "request", "no retention, on " + row.Where + ", where it is " + row.Values, "false"})
 		}
 	}
@@ -38,18 +43,15 @@ const (
 )
 
 // maxEdits bounds the edits of one body: model, usage, store.
-const (
-	maxEdits = 3
-	maxParts = 2*maxEdits + 1
-)
+const maxEdits = (dialect.MaxParts - 1) / 2
 
 // edit replaces one range of the body.
 type edit struct {
-	at   Span // Start == End: insert
+	at   jsontext.Span // Start == End: insert
 	with []byte
 }
 
-func insert(at int, text string) edit { return edit{Span{at, at}, []byte(text)} }
+func insert(at int, text string) edit { return edit{jsontext.Span{Start: at, End: at}, []byte(text)} }
 
 // Rewriting says what else than the model's name must change.
 type Rewriting struct {
@@ -59,7 +61,7 @@ type Rewriting struct {
 // Upstream gives the body to send to an upstream that knows the model as
 // model ("" = as the client does): the client's own bytes, cut only where
 // Rewrites says so. The result shares body's memory.
-func (q *Request) Upstream(body []byte, model string, how Rewriting) Body {
+func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Body {
 	var edits [maxEdits]edit
 	n := 0
 	add := func(e edit) { edits[n], n = e, n+1 }
@@ -68,9 +70,9 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) Body {
 	case q.multipart:
 		add(edit{q.modelAt, []byte(model)})
 	default:
-		add(edit{q.modelAt, appendString(nil, model)})
+		add(edit{q.modelAt, jsontext.AppendString(nil, model)})
 	}
-	if q.Endpoint.usageOption && q.Stream && !q.WantsUsage {
+	if q.Endpoint.UsageOption && q.Stream && !q.WantsUsage {
 		switch {
 		case q.includeUsageAt.Present():
 			add(edit{q.includeUsageAt, []byte("true")})
@@ -92,13 +94,13 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) Body {
 		}
 	}
 	slices.SortFunc(edits[:n], func(a, b edit) int { return a.at.Start - b.at.Start })
-	var out Body
+	var out dialect.Body
 	at := 0
 	for _, e := range edits[:n] {
-		out.add(body[at:e.at.Start])
-		out.add(e.with)
+		out.Add(body[at:e.at.Start])
+		out.Add(e.with)
 		at = e.at.End
 	}
-	out.add(body[at:])
+	out.Add(body[at:])
 	return out
 }

@@ -1,10 +1,13 @@
-package dialect
+package stream
 
 import (
 	"bytes"
 	"encoding/binary"
 	"unicode/utf16"
 	"unicode/utf8"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
 )
 
 // op says what a piece of an event does to the answer.
@@ -26,12 +29,12 @@ const (
 // piece is one thing that an event adds.
 type piece struct {
 	op     op
-	choice uint32 // choice, content block or output item
-	part   uint32 // tool call of a choice, part of an item
-	text   Span   // a JSON string in the event's data, quotes included
-	size   int    // bytes that it added to the canonical form
-	said   int    // of these, text; they come last
-	had    int    // of these, what the client has already; they come first
+	choice uint32        // choice, content block or output item
+	part   uint32        // tool call of a choice, part of an item
+	text   jsontext.Span // a JSON string in the event's data, quotes included
+	size   int           // bytes that it added to the canonical form
+	said   int           // of these, text; they come last
+	had    int           // of these, what the client has already; they come first
 }
 
 // what a mark stands at.
@@ -54,12 +57,12 @@ const (
 type mark struct {
 	what  what
 	index uint32
-	at    Span
+	at    jsontext.Span
 }
 
 // element is one tool call of a chat chunk.
 type element struct {
-	at, id   Span
+	at, id   jsontext.Span
 	index    int64
 	from, to int // its pieces
 }
@@ -86,7 +89,7 @@ const (
 )
 
 // names by which the client knows one output item or tool call.
-type names struct{ id, call Content }
+type names struct{ id, call dialect.Content }
 
 // Transcript is what a client was given so far: its text, calls and structure,
 // decoded, in a form that does not depend on how they were cut into events.
@@ -96,23 +99,23 @@ type names struct{ id, call Content }
 // The form: runs of UTF-8 text, each after a marker that says whose it is; a
 // marker is 0xFF, which is no byte of UTF-8, an op and two 32-bit numbers.
 type Transcript struct {
-	log     Content
+	log     dialect.Content
 	limit   int
 	last    channel
 	off     bool
 	scratch bool // of a replay: doubt does not end it
 
-	known    [markNames]Content // raw JSON
-	items    []names            // raw JSON, by output index or tool call
+	known    [markNames]dialect.Content // raw JSON
+	items    []names                    // raw JSON, by output index or tool call
 	sequence int64
 	numbered bool
 
 	// The event being read.
-	data     Content
+	data     dialect.Content
 	list     []piece
 	marks    []mark
 	elements []element
-	tools    Span
+	tools    jsontext.Span
 	members  uint32
 	doubtful bool
 	overflow bool
@@ -134,7 +137,7 @@ func NewTranscript(limit int) *Transcript { return &Transcript{limit: limit} }
 func (t *Transcript) Off() bool { return t == nil || t.off }
 
 // Bytes is the canonical form. It is valid until the next event.
-func (t *Transcript) Bytes() Content { return t.log }
+func (t *Transcript) Bytes() dialect.Content { return t.log }
 
 // Sequence is the sequence number that the client was given last, where events
 // carry one.
@@ -147,14 +150,14 @@ func (t *Transcript) begin() {
 	if t.idle() {
 		return
 	}
-	t.data = Content{}
+	t.data = dialect.Content{}
 	t.list, t.marks, t.elements = t.list[:0], t.marks[:0], t.elements[:0]
-	t.tools, t.members, t.doubtful, t.overflow = Span{}, 0, false, false
+	t.tools, t.members, t.doubtful, t.overflow = jsontext.Span{}, 0, false, false
 }
 
 func (t *Transcript) reading(data []byte) {
 	if !t.idle() {
-		t.data = Conceal(data)
+		t.data = dialect.Conceal(data)
 	}
 }
 
@@ -183,11 +186,11 @@ func (t *Transcript) only(seen *uint32, member uint32) {
 }
 
 // blank: a value that adds nothing only where it is empty.
-func (t *Transcript) blank(at Span) {
+func (t *Transcript) blank(at jsontext.Span) {
 	if t.idle() || !at.Present() {
 		return
 	}
-	switch string(bytes.TrimSpace(at.of(t.data.Bytes()))) {
+	switch string(bytes.TrimSpace(at.Of(t.data.Bytes()))) {
 	case "null", `""`, "[]", "{}":
 	default:
 		t.doubtful = true
@@ -202,7 +205,7 @@ var harmless = [...]string{
 }
 
 // other is a member that the reader does not know.
-func (t *Transcript) other(key []byte, at Span) {
+func (t *Transcript) other(key []byte, at jsontext.Span) {
 	if t.idle() {
 		return
 	}
@@ -215,14 +218,14 @@ func (t *Transcript) other(key []byte, at Span) {
 }
 
 // direct: who called the tool. It must be the model itself.
-func (t *Transcript) direct(at Span) {
+func (t *Transcript) direct(at jsontext.Span) {
 	if t.idle() {
 		return
 	}
-	c := inside(t.data.Bytes(), at)
-	c.objectOr(func(key []byte) {
-		v := c.span()
-		if string(key) == "type" && string(v.of(c.b)) != `"direct"` {
+	c := jsontext.Inside(t.data.Bytes(), at)
+	c.ObjectOr(func(key []byte) {
+		v := c.Span()
+		if string(key) == "type" && string(v.Of(c.Data)) != `"direct"` {
 			t.doubtful = true
 		}
 	})
@@ -236,11 +239,11 @@ func (t *Transcript) pieces() int {
 }
 
 // piece adds a piece of choice 0; belong says if it is another's.
-func (t *Transcript) piece(o op, part int64, text Span) {
+func (t *Transcript) piece(o op, part int64, text jsontext.Span) {
 	if t.idle() {
 		return
 	}
-	s := text.of(t.data.Bytes())
+	s := text.Of(t.data.Bytes())
 	switch {
 	case len(s) < 2 || s[0] != '"', part < 0 || part > 1<<31,
 		o == opText && len(t.elements) > 0, // the order of what is said is the order of the list
@@ -287,9 +290,9 @@ func (t *Transcript) belong(from int, choice int64) {
 const thisItem = 1<<32 - 1
 
 // mark notes where a name stands.
-func (t *Transcript) mark(w what, at Span) { t.markAt(w, thisItem, at) }
+func (t *Transcript) mark(w what, at jsontext.Span) { t.markAt(w, thisItem, at) }
 
-func (t *Transcript) markAt(w what, index int64, at Span) {
+func (t *Transcript) markAt(w what, index int64, at jsontext.Span) {
 	switch {
 	case t.idle():
 	case len(t.marks) == maxMarks:
@@ -300,38 +303,38 @@ func (t *Transcript) markAt(w what, index int64, at Span) {
 }
 
 // toolCalls reads tool_calls of a chat delta.
-func (t *Transcript) toolCalls(at Span) {
-	if t.idle() || string(at.of(t.data.Bytes())) == "null" {
+func (t *Transcript) toolCalls(at jsontext.Span) {
+	if t.idle() || string(at.Of(t.data.Bytes())) == "null" {
 		return
 	}
-	c := inside(t.data.Bytes(), at)
-	if c.peek() != '[' || t.tools.Present() {
+	c := jsontext.Inside(t.data.Bytes(), at)
+	if c.Peek() != '[' || t.tools.Present() {
 		t.doubtful = true
 		return
 	}
 	t.tools = at
-	c.array(func() {
-		c.space()
-		start := c.i
+	c.Array(func() {
+		c.Space()
+		start := c.At
 		e := element{index: -1, from: len(t.list)}
-		var name, arguments Span
+		var name, arguments jsontext.Span
 		var once, twice uint32
-		c.objectOr(func(key []byte) {
+		c.ObjectOr(func(key []byte) {
 			switch string(key) {
 			case "index":
 				t.only(&once, 1)
-				e.index = c.count()
+				e.index = c.Count()
 			case "id":
 				t.only(&once, 2)
-				e.id = c.span()
+				e.id = c.Span()
 			case "type":
-				if v := c.span(); string(v.of(c.b)) != `"function"` {
+				if v := c.Span(); string(v.Of(c.Data)) != `"function"` {
 					t.blank(v)
 				}
 			case "function":
 				t.only(&once, 4)
-				c.objectOr(func(key []byte) {
-					v := c.span()
+				c.ObjectOr(func(key []byte) {
+					v := c.Span()
 					switch string(key) {
 					case "name":
 						t.only(&twice, 1)
@@ -344,24 +347,24 @@ func (t *Transcript) toolCalls(at Span) {
 					}
 				})
 			default:
-				t.blank(c.span())
+				t.blank(c.Span())
 			}
 		})
 		if e.index < 0 || e.index >= maxItems {
 			t.doubtful = true
 			return
 		}
-		if name.End-name.Start > 2 && name.of(c.b)[0] == '"' {
+		if name.End-name.Start > 2 && name.Of(c.Data)[0] == '"' {
 			t.piece(opName, e.index, name)
 		} else {
 			t.blank(name)
 		}
-		if arguments.Present() && arguments.of(c.b)[0] == '"' {
+		if arguments.Present() && arguments.Of(c.Data)[0] == '"' {
 			t.piece(opArguments, e.index, arguments)
 		} else {
 			t.blank(arguments)
 		}
-		e.at, e.to = Span{start, c.i}, len(t.list)
+		e.at, e.to = jsontext.Span{Start: start, End: c.At}, len(t.list)
 		t.elements = append(t.elements, e)
 	})
 }
@@ -389,15 +392,15 @@ func (t *Transcript) note() {
 			t.last = channel{}
 		}
 		text := len(log)
-		if raw := p.text.of(data); len(raw) > 2 {
-			log = appendUnescaped(log, raw[1:len(raw)-1])
+		if raw := p.text.Of(data); len(raw) > 2 {
+			log = jsontext.AppendUnescaped(log, raw[1:len(raw)-1])
 			if bytes.ContainsRune(log[text:], utf8.RuneError) && halved(raw) {
 				t.doubtful = true
 			}
 		}
 		p.size, p.said = len(log)-before, len(log)-text
 	}
-	t.log = Conceal(log)
+	t.log = dialect.Conceal(log)
 	if !t.scratch && (t.doubtful || len(log) > t.limit) {
 		t.end()
 	}
@@ -413,7 +416,7 @@ func halved(raw []byte) bool {
 		if i++; raw[i] != 'u' {
 			continue
 		}
-		r, _ := hex4(raw[i+1:])
+		r, _ := jsontext.Hex4(raw[i+1:])
 		i += 4
 		if !utf16.IsSurrogate(r) {
 			continue
@@ -421,7 +424,7 @@ func halved(raw []byte) bool {
 		if len(raw)-i < 7 || raw[i+1] != '\\' || raw[i+2] != 'u' {
 			return true
 		}
-		low, _ := hex4(raw[i+3:])
+		low, _ := jsontext.Hex4(raw[i+3:])
 		if utf16.DecodeRune(r, low) == utf8.RuneError {
 			return true
 		}
@@ -431,26 +434,26 @@ func halved(raw []byte) bool {
 }
 
 // end forgets what was noted, but not the names that the client knows.
-func (t *Transcript) end() { t.off, t.log, t.data = true, Content{}, Content{} }
+func (t *Transcript) end() { t.off, t.log, t.data = true, dialect.Content{}, dialect.Content{} }
 
 // learn notes the names that the client sees first.
 func (t *Transcript) learn(data []byte) {
 	for _, m := range t.marks {
-		v := m.at.of(data)
+		v := m.at.Of(data)
 		switch m.what {
 		case markSequence:
-			c := cursor{b: v}
-			t.sequence, t.numbered = c.count(), true
+			c := jsontext.Cursor{Data: v}
+			t.sequence, t.numbered = c.Count(), true
 		case markItem, markCall:
 			t.learnItem(m.what, int64(m.index), v)
 		default:
 			if t.known[m.what].Len() == 0 && meant(v) {
-				t.known[m.what] = Conceal(bytes.Clone(v))
+				t.known[m.what] = dialect.Conceal(bytes.Clone(v))
 			}
 		}
 	}
 	for _, e := range t.elements {
-		t.learnItem(markCall, e.index, e.id.of(data))
+		t.learnItem(markCall, e.index, e.id.Of(data))
 	}
 }
 
@@ -480,6 +483,6 @@ func (t *Transcript) learnItem(w what, index int64, v []byte) {
 		n = &t.items[index].call
 	}
 	if n.Len() == 0 {
-		*n = Conceal(bytes.Clone(v))
+		*n = dialect.Conceal(bytes.Clone(v))
 	}
 }

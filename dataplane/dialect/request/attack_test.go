@@ -1,16 +1,16 @@
-package dialect
+package request
 
 import (
-	"bytes"
 	"net/http"
 	"strings"
 	"testing"
-	"time"
+
+	"ringmain/dataplane/dialect"
 )
 
-func scanned(t *testing.T, path, fields string) (Request, *Error) {
+func scanned(t *testing.T, path, fields string) (Request, *dialect.Error) {
 	t.Helper()
-	return ScanRequest(endpoint(t, path), "application/json", []byte(`{"model":"m",`+fields+`}`))
+	return Scan(served(t, path), "application/json", []byte(`{"model":"m",`+fields+`}`))
 }
 
 // TestSecondModel: the model that policy, the plan and the record know must be
@@ -112,7 +112,7 @@ func TestKeptObjects(t *testing.T) {
 			t.Errorf("%s %s: kept %q, want %q", c.path, c.fields, q.Kept, c.want)
 		}
 		shared := SharedRefusal(&q)
-		if (shared != nil) != (c.want != "") || shared != nil && shared.Code != StorageNotAllowed {
+		if (shared != nil) != (c.want != "") || shared != nil && shared.Code != dialect.StorageNotAllowed {
 			t.Errorf("%s %s: %v", c.path, c.fields, shared)
 		}
 		if c.want != "" && StorageRefusal(q.Endpoint, &q, nil) == nil {
@@ -136,98 +136,9 @@ func TestFormCharset(t *testing.T) {
 		formType + "; profile=x":        false,
 		formType:                        true,
 	} {
-		if _, e := ScanRequest(endpoint(t, "/v1/audio/transcriptions"), kind, form); (e == nil) != ok {
+		if _, e := Scan(served(t, "/v1/audio/transcriptions"), kind, form); (e == nil) != ok {
 			t.Errorf("%s: %v", kind, e)
 		}
-	}
-}
-
-// TestOddCounts: a figure that is no count is none: it neither makes an answer
-// free nor ruins a bill. What is not told is estimated, and marked.
-func TestOddCounts(t *testing.T) {
-	for _, c := range []struct {
-		figure string
-		want   int64 // of input; -1 = the figures are not final
-	}{
-		{"12", 12}, {"12.0", 12}, {"1.2e1", 12}, {"0", 0}, {"-0", 0},
-		{"-1", -1}, {"12.5", -1}, {"9223372036854775807", -1}, {"9223372036854775808", -1}, {"1e400", -1}, {"1e15", -1},
-		{`"12"`, -1}, {"true", -1}, {"{}", -1}, {"[12]", -1},
-	} {
-		check := func(where string, u Usage) {
-			t.Helper()
-			if u.Final != (c.want >= 0) || c.want >= 0 && (u.Input != c.want || u.Output != 7) || u.Input < 0 || u.Input > 1<<40 {
-				t.Errorf("%s, %s: %+v", where, c.figure, u)
-			}
-		}
-		chat := `{"choices":[{"index":0,"delta":{"content":"x"}}],"usage":{"prompt_tokens":` + c.figure + `,"completion_tokens":7}}`
-		s := Stream{Endpoint: endpoint(t, "/v1/chat/completions"), Choices: 1, WantsUsage: true}
-		if kind := s.Event([]byte("data: " + chat + "\n\n")); kind != KindContent {
-			t.Fatalf("%s: %v", c.figure, kind)
-		}
-		check("chunk", s.Usage)
-		a, ok := ReadAnswer(endpoint(t, "/v1/chat/completions"), "application/json", []byte(chat))
-		if !ok {
-			t.Fatal(c.figure)
-		}
-		check("answer", a.Usage)
-		s = Stream{Endpoint: endpoint(t, "/v1/messages")}
-		s.Event([]byte(`data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"input_tokens":` + c.figure + `,"output_tokens":7}}` + "\n\n"))
-		check("message_delta", s.Usage)
-		s = Stream{Endpoint: endpoint(t, "/v1/responses")}
-		s.Event([]byte(`data: {"type":"response.completed","response":{"usage":{"input_tokens":` + c.figure + `,"output_tokens":7}}}` + "\n\n"))
-		check("response.completed", s.Usage)
-	}
-	for _, usage := range []string{"{}", "[]", `"none"`, "0", "false", `{"prompt_tokens":3}`, `{"total_tokens":9}`} {
-		s := Stream{Endpoint: endpoint(t, "/v1/chat/completions"), Choices: 1, WantsUsage: true}
-		s.Event([]byte(`data: {"choices":[{"index":0,"delta":{"content":"x"}}],"usage":` + usage + "}\n\n"))
-		if s.Usage.Final {
-			t.Errorf("usage %s closes the account", usage)
-		}
-	}
-}
-
-// TestUsageBesideTheTotals: what Anthropic bills beside its top-level figures
-// is counted with them.
-func TestUsageBesideTheTotals(t *testing.T) {
-	const usage = `{"input_tokens":10,"output_tokens":20,"cache_read_input_tokens":1,"iterations":[` +
-		`{"type":"compaction","input_tokens":1000,"output_tokens":300,"cache_read_input_tokens":4,"cache_creation_input_tokens":5},` +
-		`{"type":"message","input_tokens":10,"output_tokens":20}]}`
-	a, ok := ReadAnswer(endpoint(t, "/v1/messages"), "application/json", []byte(`{"type":"message","usage":`+usage+`}`))
-	counted := func(u Usage) [4]int64 { return [...]int64{u.Input, u.Output, u.CacheRead, u.CacheWrite} }
-	want := [...]int64{1010, 320, 5, 5}
-	if !ok || counted(a.Usage) != want || !a.Usage.Final {
-		t.Errorf("answer: %+v", a.Usage)
-	}
-	s := Stream{Endpoint: endpoint(t, "/v1/messages")}
-	s.Event([]byte(`data: {"type":"message_start","message":{"usage":{"input_tokens":10,"output_tokens":1,"iterations":null}}}` + "\n\n"))
-	for range 2 { // cumulative: told twice, counted once
-		s.Event([]byte(`data: {"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":` + usage + "}\n\n"))
-	}
-	if counted(s.Usage) != want || !s.Usage.Final {
-		t.Errorf("stream: %+v", s.Usage)
-	}
-}
-
-// TestManyDataLines: an event of many lines costs what it weighs. Joining each
-// line to a copy of those before took minutes for one event.
-func TestManyDataLines(t *testing.T) {
-	event := append(bytes.Repeat([]byte("data:\n"), 200_000), "data: {\"choices\":[]}\n\n"...)
-	s := Stream{Endpoint: endpoint(t, "/v1/chat/completions")}
-	began := time.Now()
-	if kind := s.Event(event); kind != KindContent {
-		t.Errorf("kind %d", kind)
-	}
-	if took := time.Since(began); took > time.Second {
-		t.Errorf("one event of %d bytes took %s", len(event), took)
-	}
-}
-
-// TestHugeSequence: a number that no client could count on from is none.
-func TestHugeSequence(t *testing.T) {
-	s := Stream{Endpoint: endpoint(t, "/v1/responses")}
-	s.Event([]byte(`data: {"type":"response.created","sequence_number":9223372036854775807,"response":{}}` + "\n\n"))
-	if got := string(s.AppendFailure(nil, Fail(UpstreamError, "x"), "req")); strings.Contains(got, `"sequence_number":-`) {
-		t.Errorf("%s", got)
 	}
 }
 
@@ -254,8 +165,8 @@ func TestRefusalsHoldNoContent(t *testing.T) {
 	for _, ep := range jsonEndpoints() {
 		for _, body := range bodies {
 			for _, kind := range []string{"application/json", formType, formType + "; " + marker + "=1", "multipart/form-data; boundary=" + marker} {
-				q, e := ScanRequest(ep, kind, []byte(body))
-				for _, e := range []*Error{e, StorageRefusal(ep, &q, nil), StorageRefusal(ep, &q, header), SharedRefusal(&q)} {
+				q, e := Scan(ep, kind, []byte(body))
+				for _, e := range []*dialect.Error{e, StorageRefusal(ep, &q, nil), StorageRefusal(ep, &q, header), SharedRefusal(&q)} {
 					if e == nil {
 						continue
 					}
@@ -267,21 +178,6 @@ func TestRefusalsHoldNoContent(t *testing.T) {
 					t.Fatalf("%s: %s", ep.Path, s)
 				}
 			}
-		}
-	}
-}
-
-// TestEscapedRefusals: a refusal counts however its reason is spelt.
-func TestEscapedRefusals(t *testing.T) {
-	for path, data := range map[string]string{
-		"/v1/chat/completions": `{"choices":[{"index":0,"delta":{},"finish_reason":"content\u005ffilter"}]}`,
-		"/v1/messages":         `{"type":"message_delta","delta":{"stop_reason":"re\u0066usal"}}`,
-		"/v1/responses":        `{"type":"response.incomplete","response":{"incomplete_details":{"reason":"content\u005ffilter"}}}`,
-	} {
-		s := Stream{Endpoint: endpoint(t, path), Choices: 1}
-		s.Event([]byte("data: " + data + "\n\n"))
-		if !s.Refused {
-			t.Errorf("%s: %s is no refusal", path, strings.TrimSpace(data))
 		}
 	}
 }

@@ -1,6 +1,11 @@
-package dialect
+package request
 
-import "strings"
+import (
+	"strings"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
+)
 
 // toolClass says who runs a tool.
 type toolClass uint8
@@ -18,7 +23,7 @@ const (
 // type that is not in the table is taken for one that runs at the provider and
 // keeps something there.
 type tool struct {
-	dialect Dialect
+	dialect dialect.Dialect
 	name    string // a name that ends in _ stands for every version: name, then a date
 	class   toolClass
 }
@@ -26,50 +31,50 @@ type tool struct {
 // Types of both APIs as of November 2026: openai-go v3.96 (responses.ToolUnionParam),
 // anthropic-sdk-go v1.84 (BetaToolUnionParam). What keeps something: see Storage.
 var toolTable = [...]tool{
-	{OpenAI, "function", toolClient},
-	{OpenAI, "custom", toolClient},
-	{OpenAI, "namespace", toolGroup},
-	{OpenAI, "tool_search", toolSearch},
-	{OpenAI, "local_shell", toolClient},
-	{OpenAI, "apply_patch", toolClient},
-	{OpenAI, "computer", toolClient},
-	{OpenAI, "computer_use_preview", toolClient},
-	{OpenAI, "shell", toolShell},
-	{OpenAI, "web_search", toolProvider},
-	{OpenAI, "web_search_2025_08_26", toolProvider},
-	{OpenAI, "web_search_preview", toolProvider},
-	{OpenAI, "web_search_preview_2025_03_11", toolProvider},
-	{OpenAI, "image_generation", toolProvider},
-	{OpenAI, "file_search", toolKeeping},
-	{OpenAI, "code_interpreter", toolKeeping},
-	{OpenAI, "programmatic_tool_calling", toolKeeping},
-	{OpenAI, "mcp", toolKeeping},
+	{dialect.OpenAI, "function", toolClient},
+	{dialect.OpenAI, "custom", toolClient},
+	{dialect.OpenAI, "namespace", toolGroup},
+	{dialect.OpenAI, "tool_search", toolSearch},
+	{dialect.OpenAI, "local_shell", toolClient},
+	{dialect.OpenAI, "apply_patch", toolClient},
+	{dialect.OpenAI, "computer", toolClient},
+	{dialect.OpenAI, "computer_use_preview", toolClient},
+	{dialect.OpenAI, "shell", toolShell},
+	{dialect.OpenAI, "web_search", toolProvider},
+	{dialect.OpenAI, "web_search_2025_08_26", toolProvider},
+	{dialect.OpenAI, "web_search_preview", toolProvider},
+	{dialect.OpenAI, "web_search_preview_2025_03_11", toolProvider},
+	{dialect.OpenAI, "image_generation", toolProvider},
+	{dialect.OpenAI, "file_search", toolKeeping},
+	{dialect.OpenAI, "code_interpreter", toolKeeping},
+	{dialect.OpenAI, "programmatic_tool_calling", toolKeeping},
+	{dialect.OpenAI, "mcp", toolKeeping},
 
-	{Anthropic, "custom", toolClient},
-	{Anthropic, "bash_", toolClient},
-	{Anthropic, "text_editor_", toolClient},
-	{Anthropic, "computer_", toolClient},
-	{Anthropic, "computer_toolset_", toolClient},
-	{Anthropic, "browser_toolset_", toolClient},
-	{Anthropic, "memory_", toolClient},
-	{Anthropic, "web_search_20250305", toolProvider},
-	{Anthropic, "web_fetch_20250910", toolProvider},
-	{Anthropic, "advisor_", toolProvider},
-	{Anthropic, "tool_search_tool_bm25", toolProvider},
-	{Anthropic, "tool_search_tool_bm25_", toolProvider},
-	{Anthropic, "tool_search_tool_regex", toolProvider},
-	{Anthropic, "tool_search_tool_regex_", toolProvider},
-	{Anthropic, "web_search_", toolKeeping}, // later versions filter in a container
-	{Anthropic, "web_fetch_", toolKeeping},
-	{Anthropic, "code_execution_", toolKeeping},
-	{Anthropic, "mcp_toolset", toolKeeping},
+	{dialect.Anthropic, "custom", toolClient},
+	{dialect.Anthropic, "bash_", toolClient},
+	{dialect.Anthropic, "text_editor_", toolClient},
+	{dialect.Anthropic, "computer_", toolClient},
+	{dialect.Anthropic, "computer_toolset_", toolClient},
+	{dialect.Anthropic, "browser_toolset_", toolClient},
+	{dialect.Anthropic, "memory_", toolClient},
+	{dialect.Anthropic, "web_search_20250305", toolProvider},
+	{dialect.Anthropic, "web_fetch_20250910", toolProvider},
+	{dialect.Anthropic, "advisor_", toolProvider},
+	{dialect.Anthropic, "tool_search_tool_bm25", toolProvider},
+	{dialect.Anthropic, "tool_search_tool_bm25_", toolProvider},
+	{dialect.Anthropic, "tool_search_tool_regex", toolProvider},
+	{dialect.Anthropic, "tool_search_tool_regex_", toolProvider},
+	{dialect.Anthropic, "web_search_", toolKeeping}, // later versions filter in a container
+	{dialect.Anthropic, "web_fetch_", toolKeeping},
+	{dialect.Anthropic, "code_execution_", toolKeeping},
+	{dialect.Anthropic, "mcp_toolset", toolKeeping},
 }
 
 // unknownTool stands for every type that is not in the table.
 const unknownTool = "unknown"
 
 // toolOf finds the row of a declared type. The name is the table's own.
-func toolOf(d Dialect, declared []byte) (class toolClass, name string) {
+func toolOf(d dialect.Dialect, declared []byte) (class toolClass, name string) {
 	for i := range toolTable {
 		t := &toolTable[i]
 		if t.dialect == d && (string(declared) == t.name || t.versions(declared)) {
@@ -99,61 +104,61 @@ func toolField(name string) string {
 
 // tools takes an array of tool definitions.
 func (s *scan) tools() {
-	if s.peek() != '[' {
-		if !s.isNull() {
+	if s.Peek() != '[' {
+		if !s.IsNull() {
 			s.oneTool(toolKeeping, unknownTool)
 		}
-		s.value()
+		s.Value()
 		return
 	}
-	s.array(func() { s.tool() })
+	s.Array(func() { s.tool() })
 }
 
 // tool takes one tool definition. A field given twice counts with each value,
 // so that it does not matter which one the provider reads.
 func (s *scan) tool() {
-	if s.peek() != '{' {
+	if s.Peek() != '{' {
 		s.oneTool(toolKeeping, unknownTool)
-		s.value()
+		s.Value()
 		return
 	}
 	typed, local, hosted, client, server := false, false, false, false, false
 	shell, search := false, false
-	s.object(func(key []byte) {
+	s.Object(func(key []byte) {
 		switch {
 		case is(key, "type"):
-			if s.isNull() {
-				s.value()
+			if s.IsNull() {
+				s.Value()
 				return
 			}
-			declared, _ := s.text() // none = a type that nobody knows
+			declared, _ := s.Text() // none = a type that nobody knows
 			typed = true
 			class, name := toolOf(s.q.Dialect, declared)
 			shell, search = shell || class == toolShell, search || class == toolSearch
 			s.oneTool(class, name)
 		case is(key, "environment"):
-			s.objectOr(func(key []byte) {
+			s.ObjectOr(func(key []byte) {
 				if !is(key, "type") {
 					s.member(key)
 					return
 				}
-				v, _ := s.text()
+				v, _ := s.Text()
 				local, hosted = local || string(v) == "local", hosted || string(v) != "local"
 			})
 		case is(key, "execution"):
-			v, _ := s.text()
+			v, _ := s.Text()
 			client, server = client || string(v) == "client", server || string(v) != "client"
 		case is(key, "model"): // of an advisor, a painter: it would answer too
-			if !s.isNull() {
-				s.refuse(InvalidRequest, "tools", "A tool of the request names a model of its own, which would answer unseen by policy and record: leave the tool, or its `model`, out.")
+			if !s.IsNull() {
+				s.refuse(dialect.InvalidRequest, "tools", "A tool of the request names a model of its own, which would answer unseen by policy and record: leave the tool, or its `model`, out.")
 			}
-			s.value()
+			s.Value()
 		default:
 			s.member(key)
 		}
 	})
 	switch {
-	case !typed && s.q.Dialect == OpenAI:
+	case !typed && s.q.Dialect == dialect.OpenAI:
 		s.oneTool(toolKeeping, unknownTool)
 	case shell && (hosted || !local):
 		s.oneTool(toolKeeping, "shell")
@@ -176,5 +181,5 @@ func (s *scan) oneTool(class toolClass, name string) {
 
 // is reports whether key is name in any case.
 func is(key []byte, name string) bool {
-	return string(key) == name || !lowerASCII(key) && foldsTo(key, name)
+	return string(key) == name || !jsontext.LowerASCII(key) && jsontext.FoldsTo(key, name)
 }

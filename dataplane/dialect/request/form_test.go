@@ -1,4 +1,4 @@
-package dialect
+package request
 
 import (
 	"bytes"
@@ -13,7 +13,11 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"ringmain/dataplane/dialect"
 )
+
+var transcriptions, _ = dialect.EndpointOf("/v1/audio/transcriptions")
 
 const formType = `multipart/form-data; boundary="b-1"`
 
@@ -98,11 +102,11 @@ func TestScanFormTable(t *testing.T) {
 		if path == "" {
 			path = "/v1/audio/transcriptions"
 		}
-		q, fail := ScanRequest(endpoint(t, path), c.kind, []byte(c.body))
+		q, fail := Scan(served(t, path), c.kind, []byte(c.body))
 		switch {
 		case c.say == "" && fail != nil:
 			t.Errorf("%s: %v", c.name, fail)
-		case c.say != "" && (fail == nil || !strings.Contains(fail.Message, c.say) || fail.Code != InvalidRequest):
+		case c.say != "" && (fail == nil || !strings.Contains(fail.Message, c.say) || fail.Code != dialect.InvalidRequest):
 			t.Errorf("%s: %v", c.name, fail)
 		case fail == nil && q.ContentType(c.kind) != map[bool]string{true: c.kind, false: "application/json"}[c.body[0] != '{']:
 			t.Errorf("%s: goes up as %s", c.name, q.ContentType(c.kind))
@@ -113,7 +117,7 @@ func TestScanFormTable(t *testing.T) {
 	for i := range many {
 		many[i] = textPart("x", "")
 	}
-	if _, fail := ScanRequest(endpoint(t, "/v1/images/edits"), formType, []byte(formOf(many...))); fail != errFormParts {
+	if _, fail := Scan(served(t, "/v1/images/edits"), formType, []byte(formOf(many...))); fail != errFormParts {
 		t.Errorf("%d parts: %v", len(many), fail)
 	}
 }
@@ -195,7 +199,7 @@ func TestFormTwin(t *testing.T) {
 		if err := w.Close(); err != nil {
 			t.Fatalf("%v", err)
 		}
-		q, fail := ScanRequest(&endpoints[7], w.FormDataContentType(), body.Bytes())
+		q, fail := Scan(transcriptions, w.FormDataContentType(), body.Bytes())
 		if fail != nil {
 			t.Fatalf("%q: %v", body.Bytes(), fail)
 		}
@@ -214,9 +218,9 @@ func FuzzScanForm(f *testing.F) {
 	} {
 		f.Add([]byte(s))
 	}
-	ep, _ := EndpointOf("/v1/audio/transcriptions")
+	ep, _ := dialect.EndpointOf("/v1/audio/transcriptions")
 	f.Fuzz(func(t *testing.T, body []byte) {
-		if q, fail := ScanRequest(ep, formType, body); fail == nil {
+		if q, fail := Scan(ep, formType, body); fail == nil {
 			checkForm(t, formType, body, &q)
 		}
 	})
@@ -226,12 +230,12 @@ func FuzzScanForm(f *testing.F) {
 func TestFormIsNotCopied(t *testing.T) {
 	file := "Content-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\n\r\n" + strings.Repeat("sound", 1<<18)
 	body := []byte(formOf(textPart("model", "whisper"), file))
-	ep := endpoint(t, "/v1/audio/transcriptions")
+	ep := served(t, "/v1/audio/transcriptions")
 	const rounds = 20
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	for range rounds {
-		q, fail := ScanRequest(ep, formType, body)
+		q, fail := Scan(ep, formType, body)
 		if fail != nil {
 			t.Fatal(fail)
 		}

@@ -1,10 +1,12 @@
-package dialect
+package request
 
 import (
 	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+
+	"ringmain/dataplane/dialect"
 )
 
 // TestStorageRows gives, for every row of the table, a request that it is
@@ -62,7 +64,7 @@ func TestStorageRows(t *testing.T) {
 		refers[name] = true
 	}
 	scan := func(path, field string) Request {
-		q, fail := ScanRequest(endpoint(t, path), "application/json", []byte(`{"model":"m",`+field+`}`))
+		q, fail := Scan(served(t, path), "application/json", []byte(`{"model":"m",`+field+`}`))
 		if fail != nil {
 			t.Fatalf("%s: %v", field, fail)
 		}
@@ -87,7 +89,7 @@ func TestStorageRows(t *testing.T) {
 			}
 			q := scan(s.path, s.field)
 			e := StorageRefusal(q.Endpoint, &q, header)
-			if e == nil || e.Code != StorageNotAllowed || s.header == "" && q.Stores != row.Field && !strings.HasSuffix(row.Field, unknownTool) {
+			if e == nil || e.Code != dialect.StorageNotAllowed || s.header == "" && q.Stores != row.Field && !strings.HasSuffix(row.Field, unknownTool) {
 				t.Errorf("%s: %s %s: %v, stores %q", name, s.field, s.header, e, q.Stores)
 			}
 			if e == nil {
@@ -113,7 +115,7 @@ func TestStorageRows(t *testing.T) {
 func checkStoragePath(t *testing.T, row StorageRow) {
 	t.Helper()
 	for _, path := range []string{row.Where, row.Where + "/x/y"} {
-		if e := StorageRefusal(endpoint(t, path), nil, nil); e == nil || e.Code != StorageNotAllowed {
+		if e := StorageRefusal(served(t, path), nil, nil); e == nil || e.Code != dialect.StorageNotAllowed {
 			t.Errorf("%s: %v", path, e)
 		}
 	}
@@ -132,7 +134,7 @@ func TestStorageIsForcedOff(t *testing.T) {
 		{"/v1/embeddings", `{"model":"m","store":true}`, `{"model":"m","store":true}`},
 		{"/v1/messages", `{"model":"m"}`, `{"model":"m"}`},
 	} {
-		q, fail := ScanRequest(endpoint(t, c.path), "application/json", []byte(c.in))
+		q, fail := Scan(served(t, c.path), "application/json", []byte(c.in))
 		if fail != nil {
 			t.Fatal(fail)
 		}
@@ -152,7 +154,7 @@ func TestStorageIsForcedOff(t *testing.T) {
 	for _, row := range Storage() {
 		if row.Action == ForceOff {
 			forced++
-			if ep := endpoint(t, row.Where); row.Field != "store" || ep.fields&fStore == 0 {
+			if ep := served(t, row.Where); row.Field != "store" || fieldsOf(ep)&fStore == 0 {
 				t.Errorf("%s %s: nothing forces it off", row.Where, row.Field)
 			}
 		}
@@ -189,7 +191,7 @@ func TestProviderTools(t *testing.T) {
 		{"/v1/messages", `"tools":[{"type":"computer_2025112x"}]`, true},
 		{"/v1/messages", `"mcp_servers":[]`, true},
 	} {
-		q, fail := ScanRequest(endpoint(t, c.path), "", []byte(`{"model":"m",`+c.field+`}`))
+		q, fail := Scan(served(t, c.path), "", []byte(`{"model":"m",`+c.field+`}`))
 		if fail != nil || q.ProviderTools != c.want {
 			t.Errorf("%s %s: %t %v", c.path, c.field, q.ProviderTools, fail)
 		}

@@ -1,4 +1,4 @@
-package dialect
+package request
 
 import (
 	"bytes"
@@ -11,22 +11,26 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
+	"ringmain/internal/testkit/jsonkit"
 )
 
-// The twin: what ScanRequest must say, by decoding everything.
+// The twin: what Scan must say, by decoding everything.
 type twin struct {
 	stores, provider bool
-	d                Dialect
+	d                dialect.Dialect
 }
 
 var (
-	clientTools = map[Dialect]*regexp.Regexp{
-		OpenAI:    regexp.MustCompile(`^(function|custom|local_shell|apply_patch|computer|computer_use_preview|namespace)$`),
-		Anthropic: regexp.MustCompile(`^(custom|(bash|text_editor|computer|computer_toolset|browser_toolset|memory)_\d{8})$`),
+	clientTools = map[dialect.Dialect]*regexp.Regexp{
+		dialect.OpenAI:    regexp.MustCompile(`^(function|custom|local_shell|apply_patch|computer|computer_use_preview|namespace)$`),
+		dialect.Anthropic: regexp.MustCompile(`^(custom|(bash|text_editor|computer|computer_toolset|browser_toolset|memory)_\d{8})$`),
 	}
-	harmlessTools = map[Dialect]*regexp.Regexp{
-		OpenAI:    regexp.MustCompile(`^(web_search(_2025_08_26)?|web_search_preview(_2025_03_11)?|image_generation)$`),
-		Anthropic: regexp.MustCompile(`^(web_search_20250305|web_fetch_20250910|advisor_\d{8}|tool_search_tool_(bm25|regex)(_\d{8})?)$`),
+	harmlessTools = map[dialect.Dialect]*regexp.Regexp{
+		dialect.OpenAI:    regexp.MustCompile(`^(web_search(_2025_08_26)?|web_search_preview(_2025_03_11)?|image_generation)$`),
+		dialect.Anthropic: regexp.MustCompile(`^(web_search_20250305|web_fetch_20250910|advisor_\d{8}|tool_search_tool_(bm25|regex)(_\d{8})?)$`),
 	}
 )
 
@@ -59,9 +63,9 @@ func (w *twin) tool(v any) {
 			case clientTools[w.d].MatchString(name):
 			case harmlessTools[w.d].MatchString(name):
 				w.provider = true
-			case w.d == OpenAI && name == "tool_search":
+			case w.d == dialect.OpenAI && name == "tool_search":
 				w.provider = w.provider || m["execution"] != "client"
-			case w.d == OpenAI && name == "shell" && environment["type"] == "local":
+			case w.d == dialect.OpenAI && name == "shell" && environment["type"] == "local":
 			default:
 				w.stores, w.provider = true, true
 			}
@@ -78,7 +82,7 @@ func (w *twin) tool(v any) {
 			w.member(k, x)
 		}
 	}
-	if !typed && w.d == OpenAI {
+	if !typed && w.d == dialect.OpenAI {
 		w.stores, w.provider = true, true
 	}
 }
@@ -186,11 +190,11 @@ func (w *twin) ttl(x any, allowed string) {
 }
 
 // want is the twin of the flags of a Request.
-func want(ep *Endpoint, m map[string]any) (stores, provider, keeps, deterministic bool) {
+func want(ep *dialect.Endpoint, m map[string]any) (stores, provider, keeps, deterministic bool) {
 	w := twin{d: ep.Dialect}
-	keeps = ep.keepsUnset
+	keeps = ep.KeepsUnset
 	for k, x := range m {
-		f, _ := ep.fields.find([]byte(k))
+		f, _ := fieldsOf(ep).find([]byte(k))
 		switch f {
 		case fTools:
 			w.tools(x)
@@ -239,10 +243,10 @@ func want(ep *Endpoint, m map[string]any) (stores, provider, keeps, deterministi
 }
 
 // wantChoices is the twin of Choices and Logprobs.
-func wantChoices(ep *Endpoint, m map[string]any) (choices int, logprobs bool) {
+func wantChoices(ep *dialect.Endpoint, m map[string]any) (choices int, logprobs bool) {
 	has := func(f fieldSet) (any, bool) {
 		v := m[f.name()]
-		return v, ep.fields&f != 0 && v != nil
+		return v, fieldsOf(ep)&f != 0 && v != nil
 	}
 	choices = 1
 	if v, ok := has(fChoices); ok {
@@ -273,45 +277,9 @@ func wantChoices(ep *Endpoint, m map[string]any) (choices int, logprobs bool) {
 	return choices, logprobs || slices.Contains(list, any("message.output_text.logprobs"))
 }
 
-// duplicates reports whether any object of b names a field twice, or in two
-// cases: there the twin knows the last one only.
-func duplicates(b []byte) bool {
-	dec := json.NewDecoder(bytes.NewReader(b))
-	var level func() bool
-	level = func() bool {
-		tok, err := dec.Token()
-		if err != nil {
-			return false
-		}
-		seen := map[string]bool{}
-		twice := false
-		switch tok {
-		case json.Delim('{'):
-			for dec.More() {
-				key, err := dec.Token()
-				name, _ := key.(string)
-				name = strings.ToLower(strings.ToUpper(name))
-				if err != nil || seen[name] {
-					twice = true
-				}
-				seen[name] = true
-				twice = level() || twice
-			}
-			_, _ = dec.Token()
-		case json.Delim('['):
-			for dec.More() {
-				twice = level() || twice
-			}
-			_, _ = dec.Token()
-		}
-		return twice
-	}
-	return level()
-}
-
 // jsonEndpoints are those that take JSON, some of them besides a form.
-func jsonEndpoints() (all []*Endpoint) {
-	for _, ep := range Endpoints() {
+func jsonEndpoints() (all []*dialect.Endpoint) {
+	for _, ep := range dialect.Endpoints() {
 		if !ep.Stores {
 			all = append(all, ep)
 		}
@@ -339,9 +307,9 @@ func FuzzScanRequest(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, which uint8) {
 		ep := jsonEndpoints()[int(which)%len(jsonEndpoints())]
-		q, fail := ScanRequest(ep, "application/json", b)
+		q, fail := Scan(ep, "application/json", b)
 		if fail != nil {
-			if fail.Code == InvalidJSON && naiveValid(b) && !ambiguous(ep, b) {
+			if fail.Code == dialect.InvalidJSON && jsonkit.Valid(b, jsontext.MaxDepth) && !ambiguous(ep, b) {
 				t.Fatalf("%q refused as %v", b, fail)
 			}
 			return
@@ -351,9 +319,9 @@ func FuzzScanRequest(f *testing.F) {
 	})
 }
 
-func checkScan(t interface{ Fatalf(string, ...any) }, ep *Endpoint, b []byte, q *Request) {
-	m := decode(b)
-	if m == nil || !naiveValid(b) {
+func checkScan(t interface{ Fatalf(string, ...any) }, ep *dialect.Endpoint, b []byte, q *Request) {
+	m := jsonkit.Decode(b)
+	if m == nil || !jsonkit.Valid(b, jsontext.MaxDepth) {
 		t.Fatalf("%q accepted, though it is not JSON", b)
 	}
 	if model, _ := m["model"].(string); model != q.Model || q.Stream && m["stream"] != true {
@@ -374,14 +342,14 @@ func checkScan(t interface{ Fatalf(string, ...any) }, ep *Endpoint, b []byte, q 
 	if stores && !got || provider && !q.ProviderTools {
 		t.Fatalf("%s %q: stores %q (want %t), provider tools %t (want %t)", ep.Path, b, q.Stores, stores, q.ProviderTools, provider)
 	}
-	if (stores != got || provider != q.ProviderTools) && !duplicates(b) {
+	if (stores != got || provider != q.ProviderTools) && !jsonkit.Duplicates(b) {
 		t.Fatalf("%s %q: stores %q (want %t), provider tools %t (want %t)", ep.Path, b, q.Stores, stores, q.ProviderTools, provider)
 	}
 }
 
 // ambiguous reports whether b is refused for a field given twice, in other
 // case, or for being no object: reasons encoding/json does not know.
-func ambiguous(ep *Endpoint, b []byte) bool {
+func ambiguous(ep *dialect.Endpoint, b []byte) bool {
 	if len(bytes.TrimSpace(b)) == 0 || bytes.TrimSpace(b)[0] != '{' {
 		return true
 	}
@@ -409,7 +377,7 @@ func ambiguous(ep *Endpoint, b []byte) bool {
 		return false
 	}
 	if dup(b, func(key string) (string, bool) {
-		for f := ep.fields; f != 0; f &= f - 1 {
+		for f := fieldsOf(ep); f != 0; f &= f - 1 {
 			if strings.EqualFold(f.name(), key) {
 				return f.name(), true
 			}
@@ -422,7 +390,7 @@ func ambiguous(ep *Endpoint, b []byte) bool {
 		Options json.RawMessage `json:"stream_options"`
 	}
 	_ = json.Unmarshal(b, &o)
-	return ep.usageOption && len(o.Options) > 0 && o.Options[0] == '{' &&
+	return ep.UsageOption && len(o.Options) > 0 && o.Options[0] == '{' &&
 		dup(o.Options, func(key string) (string, bool) { return includeUsage, strings.EqualFold(key, includeUsage) })
 }
 
@@ -437,12 +405,12 @@ func checkRewrite(t interface{ Fatalf(string, ...any) }, b []byte, q *Request) {
 			if int64(len(out)) != body.Len() || !bytes.Equal(bytes.Join(body.AppendParts(nil), nil), out) {
 				t.Fatalf("Len %d of %d bytes", body.Len(), len(out))
 			}
-			usage := q.Endpoint.usageOption && q.Stream && !q.WantsUsage
+			usage := q.Endpoint.UsageOption && q.Stream && !q.WantsUsage
 			store := zero && q.KeepsAnswer
 			if model != other && !usage && !store && !bytes.Equal(out, b) {
 				t.Fatalf("nothing to rewrite in %q, got %q", b, out)
 			}
-			want, got := decode(b), decode(out)
+			want, got := jsonkit.Decode(b), jsonkit.Decode(out)
 			if got == nil {
 				t.Fatalf("%q became %q", b, out)
 			}
@@ -465,21 +433,11 @@ func checkRewrite(t interface{ Fatalf(string, ...any) }, b []byte, q *Request) {
 			if !bytes.Equal(w, g) {
 				t.Fatalf("%q became %q\nwant %s", b, out, w)
 			}
-			if again, fail := ScanRequest(q.Endpoint, "application/json", out); fail != nil || zero && again.KeepsAnswer {
+			if again, fail := Scan(q.Endpoint, "application/json", out); fail != nil || zero && again.KeepsAnswer {
 				t.Fatalf("%q: what goes upstream is refused, or kept: %v", out, fail)
 			}
 		}
 	}
-}
-
-func decode(b []byte) map[string]any {
-	var m map[string]any
-	dec := json.NewDecoder(bytes.NewReader(b))
-	dec.UseNumber()
-	if dec.Decode(&m) != nil {
-		return nil
-	}
-	return m
 }
 
 // TestScanAndRewriteTwin draws requests of every endpoint.
@@ -513,7 +471,7 @@ func TestScanAndRewriteTwin(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		ep := rapid.SampledFrom(jsonEndpoints()).Draw(t, "endpoint")
 		fields := []string{`"model":` + space.Draw(t, "s") + `"m-1"`}
-		for f := ep.fields &^ fModel; f != 0; f &= f - 1 {
+		for f := fieldsOf(ep) &^ fModel; f != 0; f &= f - 1 {
 			if !rapid.Bool().Draw(t, "with "+f.name()) {
 				continue
 			}
@@ -525,9 +483,9 @@ func TestScanAndRewriteTwin(t *testing.T) {
 		}
 		fields = append(fields, `"other":`+rapid.SampledFrom(pools["other"]).Draw(t, "other"))
 		body := []byte("{" + strings.Join(rapid.Permutation(fields).Draw(t, "order"), space.Draw(t, "s")+","+space.Draw(t, "s")) + space.Draw(t, "s") + "}")
-		q, fail := ScanRequest(ep, "application/json", body)
+		q, fail := Scan(ep, "application/json", body)
 		if fail != nil {
-			if fail.Code != InvalidRequest || fail.Param != "stream" || ep.Streams {
+			if fail.Code != dialect.InvalidRequest || fail.Param != "stream" || ep.Streams {
 				t.Fatalf("%s %s: %v", ep.Path, body, fail)
 			}
 			return

@@ -1,4 +1,4 @@
-package dialect
+package request
 
 import (
 	"flag"
@@ -22,7 +22,7 @@ func rewriteTable() string {
 func storageText() string {
 	var b strings.Builder
 	b.WriteString("# What providers would keep, and what is done about it without retention\n\n" +
-		"Printed from `dialect.Storage`; a test compares. Where no source is given, the row is our own caution: the provider does not say, or the row is stricter than what it says. `shared`: refused with retention too, where the provider's account is not the caller's own; of a container, its id and skills that are not the provider's; of diagnostics, the id.\n\n" +
+		"Printed from `request.Storage`; a test compares. Where no source is given, the row is our own caution: the provider does not say, or the row is stricter than what it says. `shared`: refused with retention too, where the provider's account is not the caller's own; of a container, its id and skills that are not the provider's; of diagnostics, the id.\n\n" +
 		"| where | field | values | action | shared | why | source |\n| --- | --- | --- | --- | --- | --- | --- |\n")
 	for _, r := range Storage() {
 		source := "our caution"
@@ -42,7 +42,7 @@ func storageText() string {
 
 // TestTablesArePrinted: what the pages say is what the code does.
 func TestTablesArePrinted(t *testing.T) {
-	page, err := os.ReadFile("../DESIGN.md")
+	page, err := os.ReadFile("../../DESIGN.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +52,7 @@ func TestTablesArePrinted(t *testing.T) {
 	if !found || !ended {
 		t.Fatal("DESIGN.md has no table of rewrites")
 	}
-	for path, text := range map[string]string{"../DESIGN.md": before + rewriteTable() + "\n" + after, "STORAGE.md": storageText()} {
+	for path, text := range map[string]string{"../../DESIGN.md": before + rewriteTable() + "\n" + after, "../STORAGE.md": storageText()} {
 		if *update {
 			if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 				t.Fatal(err)

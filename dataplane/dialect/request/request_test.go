@@ -1,0 +1,148 @@
+package request
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"ringmain/dataplane/dialect"
+	"ringmain/dataplane/dialect/jsontext"
+)
+
+func TestScanRequestTable(t *testing.T) {
+	chat := served(t, "/v1/chat/completions")
+	deep := func(n int) string {
+		return `{"model":"m","x":` + strings.Repeat("[", n) + strings.Repeat("]", n) + `}`
+	}
+	for _, c := range []struct {
+		name, body string
+		code       dialect.Code // "" = accepted
+		model      string
+		stream     bool
+	}{
+		{"plain", `{"model":"m","messages":[]}`, "", "m", false},
+		{"stream", ` {"stream" : true , "model" : "m"} `, "", "m", true},
+		{"escaped model", `{"model":"gp\u0074-4\/\n\ud83d\ude00"}`, "", "gpt-4/\n😀", false},
+		{"lone surrogate", `{"model":"\ud800x"}`, "", "\ufffdx", false},
+		{"stream null", `{"model":"m","stream":null}`, "", "m", false},
+		{"deep enough", deep(jsontext.MaxDepth - 1), "", "m", false},
+		{"nested model is not ours", `{"x":{"model":1},"model":"m"}`, "", "m", false},
+		{"too deep", deep(jsontext.MaxDepth), dialect.InvalidJSON, "", false},
+		{"empty", ``, dialect.InvalidJSON, "", false},
+		{"array", `[]`, dialect.InvalidJSON, "", false},
+		{"truncated", `{"model":"m"`, dialect.InvalidJSON, "", false},
+		{"trailing", `{"model":"m"} x`, dialect.InvalidJSON, "", false},
+		{"trailing comma", `{"model":"m",}`, dialect.InvalidJSON, "", false},
+		{"bare newline in string", "{\"model\":\"a\nb\"}", dialect.InvalidJSON, "", false},
+		{"not UTF-8", "{\"model\":\"m\",\"x\":\"\xff\"}", dialect.InvalidJSON, "", false},
+		{"byte order mark", "\ufeff{\"model\":\"m\"}", dialect.InvalidJSON, "", false},
+		{"number", `{"model":"m","x":01}`, dialect.InvalidJSON, "", false},
+		{"duplicate model", `{"model":"a","model":"b"}`, dialect.InvalidJSON, "", false},
+		{"duplicate by escape", `{"model":"a","mod\u0065l":"b"}`, dialect.InvalidJSON, "", false},
+		{"duplicate by case", `{"model":"a","Model":"b"}`, dialect.InvalidJSON, "", false},
+		{"other case alone", `{"model":"a","STREAM":true}`, dialect.InvalidJSON, "", false},
+		{"other case of a field that only policy reads", `{"model":"a","Tools":[]}`, dialect.InvalidJSON, "", false},
+		{"duplicate temperature", `{"model":"a","temperature":0,"temperature":1}`, dialect.InvalidJSON, "", false},
+		{"duplicate tools", `{"model":"a","tools":[],"too\u006cs":[]}`, dialect.InvalidJSON, "", false},
+		{"field of another endpoint", `{"model":"m","background":true,"background":{}}`, "", "m", false},
+		{"other case by Kelvin-like folding", `{"model":"a","ſtream":true}`, dialect.InvalidJSON, "", false},
+		{"duplicate store", `{"model":"a","store":true,"store":false}`, dialect.InvalidJSON, "", false},
+		{"no model", `{"messages":[]}`, dialect.InvalidRequest, "", false},
+		{"model not a string", `{"model":7}`, dialect.InvalidRequest, "", false},
+		{"model empty", `{"model":""}`, dialect.InvalidRequest, "", false},
+		{"model long", `{"model":"` + strings.Repeat("m", MaxModelName+1) + `"}`, dialect.InvalidRequest, "", false},
+		{"stream not a bool", `{"model":"m","stream":"true"}`, dialect.InvalidRequest, "", false},
+		{"options not an object", `{"model":"m","stream_options":[]}`, dialect.InvalidRequest, "", false},
+		{"usage not a bool", `{"model":"m","stream_options":{"include_usage":1}}`, dialect.InvalidRequest, "", false},
+		{"usage twice", `{"model":"m","stream_options":{"include_usage":true,"include_usage":false}}`, dialect.InvalidJSON, "", false},
+		// Broken JSON wins over a broken field: the client must mend that first.
+		{"both wrong", `{"model":7,`, dialect.InvalidJSON, "", false},
+	} {
+		q, err := Scan(chat, "application/json", []byte(c.body))
+		if c.code == "" && err != nil {
+			t.Errorf("%s: %v", c.name, err)
+		} else if c.code != "" && (err == nil || err.Code != c.code) {
+			t.Errorf("%s: got %v, want %s", c.name, err, c.code)
+		}
+		if err == nil && (q.Model != c.model || q.Stream != c.stream) {
+			t.Errorf("%s: model %q stream %t", c.name, q.Model, q.Stream)
+		}
+	}
+}
+
+func TestReaderGivesTheWholeBody(t *testing.T) {
+	body := []byte(`{"model":"m","stream":true,"x":1}`)
+	q, fail := Scan(served(t, "/v1/chat/completions"), "", body)
+	if fail != nil {
+		t.Fatal(fail)
+	}
+	b := q.Upstream(body, "other", Rewriting{})
+	for _, step := range []int{1, 7, 4096} {
+		r, got, buf := b.NewReader(), []byte(nil), make([]byte, step)
+		for {
+			n, err := r.Read(buf)
+			got = append(got, buf[:n]...)
+			if err != nil {
+				break
+			}
+		}
+		if !bytes.Equal(got, b.Append(nil)) {
+			t.Fatalf("step %d: %s", step, got)
+		}
+	}
+	freed := 0
+	hold := dialect.NewHold(func() { freed++ })
+	held := b.Held(hold)
+	one, two := held.NewReader(), held.NewReader()
+	hold.Release()
+	for range 2 {
+		if err := one.Close(); err != nil || freed != 0 {
+			t.Fatalf("freed %d, %v", freed, err)
+		}
+	}
+	if _, err := one.Read(make([]byte, 1)); err == nil {
+		t.Error("read after Close")
+	}
+	if err := two.Close(); err != nil || freed != 1 {
+		t.Fatalf("freed %d, %v", freed, err)
+	}
+}
+
+func TestScanAllocatesOnlyTheName(t *testing.T) {
+	chat := served(t, "/v1/chat/completions")
+	body := []byte(`{"model":"gpt-large-1","messages":[{"role":"user","content":"` + strings.Repeat("hello ", 80) + `"}],"temperature":0.2,"stream":true,"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]}`)
+	if n := testing.AllocsPerRun(200, func() {
+		if _, err := Scan(chat, "application/json", body); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 1 {
+		t.Errorf("%v allocations, want 1", n)
+	}
+}
+
+func BenchmarkScanRequest(b *testing.B) {
+	chat := served(b, "/v1/chat/completions")
+	body := []byte(`{"model":"gpt-large-1","messages":[{"role":"user","content":"` + strings.Repeat("hello ", 70) + `"}],"temperature":0.2}`)
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Scan(chat, "application/json", body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkScanConversation scans a long conversation with tools, most of
+// whose keys are nested.
+func BenchmarkScanConversation(b *testing.B) {
+	chat := served(b, "/v1/chat/completions")
+	turn := `{"role":"user","content":[{"type":"text","text":"` + strings.Repeat("hello ", 40) + `"}]},{"role":"assistant","content":null,"tool_calls":[{"id":"c","type":"function","function":{"name":"f","arguments":"{}"}}]}`
+	body := []byte(`{"model":"gpt-large-1","messages":[` + strings.Repeat(turn+",", 99) + turn + `],"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object","properties":{"a":{"type":"string"}}}}}],"temperature":0.2,"stream":true}`)
+	b.SetBytes(int64(len(body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if _, err := Scan(chat, "application/json", body); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
