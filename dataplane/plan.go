@@ -62,8 +62,8 @@ type leg struct {
 	route.Stop
 	spent bool
 	asked bool
-	turn  int       // round in which it was last considered, from 1; 0 = in none
 	mute  bool      // it kept silent
+	turn  int       // round in which it was last considered, from 1; 0 = in none
 	model string    // public name of the one it is asked for
 	from  time.Time // not asked before: it said so
 }

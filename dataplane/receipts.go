@@ -20,16 +20,22 @@ const (
 // maxInline bounds the plain answers whose receipt is signed at once, in bytes.
 const maxInline = 1 << 20
 
-var hashers = sync.Pool{New: func() any { return new(receipt.Hasher) }}
+// statement is the memory that a receipt is made in, lent to one request until
+// its receipt is committed, which copies what it needs.
+type statement struct {
+	receipt.Hasher
+	facts receipt.Facts
+}
+
+var statements = sync.Pool{New: func() any { return new(statement) }}
 
 // proof is what a receipt says of one request, as far as it has come. Only the
 // node that answers the client makes one, and only for callers that it knows.
 type proof struct {
-	leaf    string // its name in the batch; empty = none is made
-	hash    *receipt.Hasher
-	inline  bool // the client wants it signed at once
-	summed  bool // the answer's hash is final
-	facts   receipt.Facts
+	leaf    string     // its name in the batch; empty = none is made
+	made    *statement // nil until something is hashed
+	inline  bool       // the client wants it signed at once
+	summed  bool       // the answer's hash is final
 	refused bool
 	ended   meter.End
 }
@@ -42,7 +48,7 @@ func (x *exchange) hashBody() *receipt.Hasher {
 }
 
 // stateBody notes the hash of the request's body, which is whole.
-func (x *exchange) stateBody() { x.proof.facts.StateRequest(x.proof.hash.Sum()) }
+func (x *exchange) stateBody() { x.proof.made.facts.StateRequest(x.proof.made.Sum()) }
 
 // algorithm is how a body of that many bytes is hashed; 0 = not known.
 func (x *exchange) algorithm(size int) receipt.Algorithm {
@@ -53,10 +59,10 @@ func (x *exchange) algorithm(size int) receipt.Algorithm {
 }
 
 func (x *exchange) hasher() *receipt.Hasher {
-	if x.proof.hash == nil {
-		x.proof.hash = hashers.Get().(*receipt.Hasher) //nolint:forcetypeassert // only these are put
+	if x.proof.made == nil {
+		x.proof.made = statements.Get().(*statement) //nolint:forcetypeassert // only these are put
 	}
-	return x.proof.hash
+	return &x.proof.made.Hasher
 }
 
 // leaf names the receipt of this request, if there will be one.
@@ -91,9 +97,9 @@ func (x *exchange) prove(h http.Header, status int, b []byte) {
 	if p.leaf == "" || !p.inline || len(b) > maxInline {
 		return
 	}
-	_, _ = p.hash.Write(b) // never fails
+	_, _ = p.made.Write(b) // never fails
 	x.state(status)
-	jws, err := x.w.receipts.Inline(p.leaf, &p.facts)
+	jws, err := x.w.receipts.Inline(p.leaf, &p.made.facts)
 	if err != nil { // too long for a header, mostly: the leaf is named already
 		x.w.log.Debug("a receipt could not be signed at once", "request", x.id, "error", err)
 		return
@@ -103,8 +109,8 @@ func (x *exchange) prove(h http.Header, status int, b []byte) {
 
 // send writes a part of the answer to the client.
 func (x *exchange) send(b []byte) (int, error) {
-	if x.proof.hash != nil && !x.proof.summed {
-		_, _ = x.proof.hash.Write(b) // never fails
+	if x.proof.made != nil && !x.proof.summed {
+		_, _ = x.proof.made.Write(b) // never fails
 	}
 	return x.rw.Write(b) //nolint:gosec,wrapcheck // G705: declared as what it is, and not to be sniffed; only whether it failed matters
 }
@@ -121,8 +127,8 @@ func (x *exchange) state(status int) {
 		return
 	}
 	p.summed = true
-	f := &p.facts
-	f.StateResponse(p.hash.Sum())
+	f := &p.made.facts
+	f.StateResponse(p.made.Sum())
 	f.RequestID, f.At, f.Endpoint = x.id, x.arrived.UnixMilli(), x.path
 	f.Key, f.Org, f.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
 	f.Model, f.Served = x.model, x.served
@@ -144,7 +150,7 @@ func (x *exchange) state(status int) {
 // batch. Where no answer began there is nothing to state.
 func (x *exchange) commit(status int) {
 	p := &x.proof
-	if p.hash == nil {
+	if p.made == nil {
 		return
 	}
 	if p.leaf != "" && x.written {
@@ -152,10 +158,11 @@ func (x *exchange) commit(status int) {
 			status = http.StatusOK // it began well, and the client left
 		}
 		x.state(status)
-		x.w.receipts.Commit(p.leaf, &p.facts)
+		x.w.receipts.Commit(p.leaf, &p.made.facts)
 	}
-	hashers.Put(p.hash)
-	p.hash, p.leaf = nil, ""
+	p.made.facts = receipt.Facts{}
+	statements.Put(p.made)
+	p.made, p.leaf = nil, ""
 }
 
 var (

@@ -120,6 +120,26 @@ func TestReceipts(t *testing.T) {
 	r.ap.do(r.ap.client(true), call{path: "/v1/receipts/" + id, key: r.key}).wantError(t, dialect.OpenAI, dialect.NotReady)
 }
 
+// TestReceiptsApart: a receipt states nothing of the requests before, in whose
+// memory it is made.
+func TestReceiptsApart(t *testing.T) {
+	r := newThreeRegions(t)
+	cl := r.us.client(true)
+	var refused [8]*reply
+	for i := range refused { // which memory is used again is chance
+		if good := r.us.do(cl, call{path: chat, body: ask("home", false), key: r.key}); good.status != http.StatusOK {
+			t.Fatalf("%d %s", good.status, good.body)
+		}
+		refused[i] = r.us.do(cl, call{path: "/v1/files", body: "x", key: r.key})
+	}
+	for _, answer := range refused {
+		f := r.us.receiptOf(r.key, answer, "")
+		if f.Request != (proof.Hash{}) || f.RequestBLAKE3 != (proof.Hash{}) || f.Model != "" || len(f.Attempts) > 0 {
+			t.Fatalf("%+v", f)
+		}
+	}
+}
+
 // TestInlineReceipts: signed at once in the answer's head, which stays within
 // its bounds, where the answer is whole before it begins.
 func TestInlineReceipts(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"sync"
 	"time"
 
 	"ringmain/dataplane/admission"
@@ -63,6 +64,7 @@ func (f *flow) resume(b *relay.Batch) bool {
 	late := time.AfterFunc(idle, cancel)
 	_ = f.control.SetWriteDeadline(time.Now().Add(f.stall + idle))
 	quiet := x.pulse(f.control, pulseEvery)
+	defer quiet() // also when a replay panics: nobody else may write then
 	before := x.answering()
 	next, result := f.replayed(ctx, time.Now().Add(idle-minDeadline))
 	quiet()
@@ -232,7 +234,8 @@ func (f *flow) release() {
 const pulseEvery = 5 * time.Second
 
 // pulse sends comments, which no client shows, until the function that it gives
-// is called. Nothing else may write to the client until that returns.
+// is called, which may be called again. Nothing else may write to the client until
+// that returns.
 func (x *exchange) pulse(control *http.ResponseController, every time.Duration) (quiet func()) {
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
@@ -251,5 +254,5 @@ func (x *exchange) pulse(control *http.ResponseController, every time.Duration) 
 			}
 		}
 	}()
-	return func() { close(stop); <-done }
+	return sync.OnceFunc(func() { close(stop); <-done })
 }

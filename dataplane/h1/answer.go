@@ -93,11 +93,10 @@ func (c *conn) answer(r *request, arrived time.Time) bool {
 	r.RemoteAddr, r.TLS = c.remote, c.tls
 	ctx, cancel := context.WithCancel(c.ctx)
 	defer cancel()
-	defer a.drop()
-	defer func() { a.over = true }()
 	if !a.run(ctx) {
-		return false
+		return false // its memory is left to the collector: a goroutine of its handler may write still
 	}
+	a.drop()
 	c.unwatch()
 	switch {
 	case !a.close:
@@ -113,6 +112,7 @@ func (c *conn) answer(r *request, arrived time.Time) bool {
 func (a *answer) run(ctx context.Context) bool {
 	whole := false
 	defer func() {
+		a.over = true
 		if !whole && a.headSent && !a.chunked && a.declared < 0 {
 			_ = a.c.below.Close() // without TLS's own end, which would say that it is whole
 		}
@@ -151,7 +151,7 @@ func (a *answer) WriteHeader(status int) {
 		}
 	}
 	a.typed = a.bare || a.header["Content-Type"] != nil || a.header["Content-Encoding"] != nil
-	a.close = a.close || !a.body.drain() || !a.c.idle(false)
+	a.close = a.body.unasked() || a.close || !a.body.drain() || !a.c.idle(false)
 	for _, v := range a.header["Connection"] {
 		a.close = a.close || hasToken(v, "close")
 	}
@@ -180,6 +180,9 @@ func (a *answer) interim(status int) {
 func (a *answer) appendHead(b []byte, status int) []byte {
 	b = appendStatus(b, a.r.old, status)
 	for name, values := range a.header {
+		if status < 200 && name == "Content-Length" { // of what is still to come (RFC 9110, 8.6)
+			continue
+		}
 		switch name {
 		case "Connection", "Keep-Alive", "Proxy-Connection", "Transfer-Encoding", "Trailer", "Upgrade": // the server's
 			continue

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"ringmain/dataplane/syntax"
@@ -28,10 +29,13 @@ var (
 	errChunk = errors.New("h1: the body's chunks are not what they must be")
 )
 
-// body is the body of a request.
+// body is the body of a request. A goroutine that its handler started may read
+// it, and may do so still when the handler is over.
 type body struct {
 	c       *conn
 	chunked bool
+
+	mu      sync.Mutex
 	expects bool  // 100-continue is to be sent before it is read
 	edge    bool  // the CRLF after a chunk's content is due
 	left    int64 // of the content, or of the chunk
@@ -41,10 +45,22 @@ type body struct {
 }
 
 // whole reports whether all of it has come.
-func (b *body) whole() bool { return b.err == io.EOF } //nolint:errorlint // it is set here
+func (b *body) whole() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.ended()
+}
+
+func (b *body) ended() bool { return b.err == io.EOF } //nolint:errorlint // it is set here
 
 // Read implements io.Reader: it gives what has come, and waits only if nothing has.
 func (b *body) Read(p []byte) (n int, err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.read(p)
+}
+
+func (b *body) read(p []byte) (n int, err error) {
 	switch {
 	case b.shut:
 		return 0, errShut
@@ -71,7 +87,7 @@ func (b *body) Read(p []byte) (n int, err error) {
 		if errors.Is(err, io.EOF) && b.left > 0 {
 			err = io.ErrUnexpectedEOF
 		}
-		if b.err = err; b.whole() {
+		if b.err = err; b.ended() {
 			b.c.allRead()
 		}
 	}
@@ -82,6 +98,8 @@ var goOn = []byte("HTTP/1.1 100 Continue\r\n\r\n")
 
 // Close implements io.Closer.
 func (b *body) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.shut = true
 	return nil
 }
@@ -198,11 +216,23 @@ func (b *body) next() error {
 	}
 }
 
+// unasked reports whether a client that waits for 100-continue got none. It gets
+// none any more: the answer begins.
+func (b *body) unasked() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	was := b.expects
+	b.expects = false
+	return was
+}
+
 // drain reads what its handler left of the body, if that is little and comes
 // soon. false: some is still to come, and the connection cannot go on.
 func (b *body) drain() bool {
-	if b.err != nil || b.expects || !b.chunked && b.left > drainBytes {
-		return b.whole()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.err != nil || !b.chunked && b.left > drainBytes {
+		return b.ended()
 	}
 	c, now := b.c, time.Now()
 	c.mu.Lock()
@@ -211,7 +241,11 @@ func (b *body) drain() bool {
 	}
 	c.mu.Unlock()
 	b.shut = false
-	defer func() { b.shut = true }()
-	_, _ = io.CopyN(io.Discard, b, drainBytes+1) // what became of it shows in b
-	return b.whole()
+	_, _ = io.CopyN(io.Discard, reader(b.read), drainBytes+1) // what became of it shows in b
+	b.shut = true
+	return b.ended()
 }
+
+type reader func(p []byte) (int, error)
+
+func (f reader) Read(p []byte) (int, error) { return f(p) }

@@ -16,7 +16,7 @@ import (
 const (
 	// watchAfter is how long a request runs before anybody looks whether its
 	// client is still there: most are answered by then.
-	watchAfter  = 25 * time.Millisecond
+	watchAfter  = 40 * time.Millisecond
 	lingerWait  = 2 * time.Second // after the last answer, so that the client reads it before the connection is reset
 	lingerBytes = 4 << 20
 	resetWait   = 500 * time.Millisecond // the same, where nothing more may be read
@@ -79,7 +79,6 @@ func (c *conn) serve(ctx context.Context) {
 	}
 	c.ctx, c.cancel = context.WithCancel(ctx)
 	defer c.cancel()
-	defer c.in.release()
 	defer c.unwatch() // where a handler ended its goroutine
 	wait := c.limits.header
 	for c.await(wait) {
@@ -109,9 +108,12 @@ func (c *conn) catch(end io.Closer) {
 	}
 	// The listener may hold the end back by a read that does not return: a client
 	// that is cut off at once is back at once (edge does so with wrong keys).
+	c.mu.Lock()
+	c.readBy = past // for a goroutine that reads the body still, too
 	_ = c.below.SetReadDeadline(past)
-	_, _ = c.below.Read(c.first[:]) // else it fails at once
-	_ = end.Close()                 // nothing is left to say
+	c.mu.Unlock()
+	_, _ = c.below.Read(make([]byte, 1)) // else it fails at once
+	_ = end.Close()                      // nothing is left to say
 }
 
 // idle marks the connection as one that may be ended. false: it was told to go.

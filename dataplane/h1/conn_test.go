@@ -547,3 +547,62 @@ func TestIdleHoldsNoBuffers(t *testing.T) {
 	_ = far.Close()
 	<-ended
 }
+
+// A goroutine that its handler leaves behind may still read the body: what it
+// gets is of that body, and nobody else's memory is written to.
+func TestReadBeyondTheHandler(t *testing.T) {
+	var left sync.WaitGroup
+	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/leave" {
+			reading := make(chan struct{})
+			left.Go(func() {
+				p := make([]byte, 100)
+				close(reading)
+				for {
+					n, err := r.Body.Read(p)
+					if strings.Trim(string(p[:n]), "x") != "" {
+						t.Errorf("read %q", p[:n])
+					}
+					if err != nil {
+						return
+					}
+				}
+			})
+			<-reading
+			if r.URL.RawQuery == "panic" {
+				panic(http.ErrAbortHandler)
+			}
+			return
+		}
+		stage(w, r)
+	}), nil)
+	for i := range 60 {
+		nc := st.dial(t)
+		size := 20 + 20_000*(i%2)
+		target := "/leave"
+		if i%3 == 0 {
+			target += "?panic"
+		}
+		sent := post(target, strings.Repeat("x", size))
+		at := len(sent) - 1 - i%20
+		sent += post("/echo", "mine", "Connection: close")
+		go func() {
+			_, _ = io.WriteString(nc, sent[:at])
+			time.Sleep(time.Millisecond)
+			_, _ = io.WriteString(nc, sent[at:])
+		}()
+		in := bufio.NewReader(nc)
+		for n := 0; ; n++ {
+			resp, err := http.ReadResponse(in, nil)
+			if err != nil {
+				break
+			}
+			b, err := io.ReadAll(resp.Body)
+			if want := []string{"", "mine"}[n]; string(b) != want || err != nil || resp.StatusCode != http.StatusOK {
+				t.Errorf("answer %d: %d %q, want %q: %v", n, resp.StatusCode, b, want, err)
+			}
+		}
+		_ = nc.Close()
+	}
+	left.Wait()
+}

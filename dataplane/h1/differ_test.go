@@ -106,6 +106,7 @@ var behaviours = []behaviour{
 	{name: "404 without a body", sent: get("/404")},
 	{name: "204 with a body", sent: get("/204body")},
 	{name: "103", sent: get("/103")},
+	{name: "103 of an answer with a length", sent: get("/103length")},
 	{name: "two heads", sent: get("/twice")},
 	{name: "a length", sent: get("/length")},
 	{name: "a length that is none", sent: get("/oddlength"), want: hello, why: "it is left out, and then the length is known"},
@@ -120,6 +121,7 @@ var behaviours = []behaviour{
 	{name: "connection: close", sent: get("/close")},
 	{name: "the client says close", sent: get("/hello", "Connection: close")},
 	{name: "the client says close among others", sent: get("/hello", "Connection: x, Close")},
+	{name: "the client says close with a long s", sent: get("/hello", "Connection: clo\u017fe")},
 	{name: "keep-alive", sent: get("/hello", "Connection: keep-alive")},
 	{name: "a body that nobody reads", sent: post("/early", "some body")},
 	{name: "a body in chunks that nobody reads", sent: chunked("/early", "4\r\nbody\r\n0\r\n\r\n")},
@@ -160,6 +162,7 @@ var behaviours = []behaviour{
 		want: `200 HTTP/1.1 [Connection=close Content-Length=1 Content-Type=text/plain; charset=utf-8] "a"; closed`, why: ended},
 	{name: "chunks and a length that is none", sent: chunked("/echo", "1\r\na\r\n0\r\n\r\n", "Content-Length: x")},
 	{name: "chunks in capitals", sent: strings.Replace(chunked("/echo", "1\r\na\r\n0\r\n\r\n"), "chunked", "CHUNKED", 1)},
+	{name: "chunks, spelt with a Kelvin sign", sent: strings.Replace(chunked("/echo", "1\r\na\r\n0\r\n\r\n"), "chunked", "chun\u212Aed", 1)},
 	{name: "chunked twice", sent: chunked("/echo", "1\r\na\r\n0\r\n\r\n", "Transfer-Encoding: chunked")},
 	{name: "chunked and identity", sent: strings.Replace(chunked("/echo", "1\r\na\r\n0\r\n\r\n"), "chunked", "chunked, identity", 1)},
 	{name: "gzip and chunked", sent: strings.Replace(chunked("/echo", "1\r\na\r\n0\r\n\r\n"), "chunked", "gzip, chunked", 1)},
@@ -184,6 +187,8 @@ var behaviours = []behaviour{
 	{name: "expect: 100-continue", sent: post("/echo", "ab", "Expect: 100-continue")},
 	{name: "expect: 100-Continue, in chunks", sent: chunked("/echo", "1\r\na\r\n0\r\n\r\n", "Expect: 100-Continue")},
 	{name: "expect: 100-continue without a body", sent: get("/hello", "Expect: 100-continue")},
+	{name: "expect: 100-continue, read behind the head", sent: post("/headecho", "ab", "Expect: 100-continue")},
+	{name: "expect: 100-continue and close, read behind the head", sent: post("/headecho", "ab", "Expect: 100-continue", "Connection: close")},
 	{name: "expect something else", sent: post("/echo", "ab", "Expect: a miracle"), want: refusing(417), why: "the same, with words"},
 
 	// Heads.

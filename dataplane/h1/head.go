@@ -215,7 +215,7 @@ func (r *request) framing() error {
 		if r.old {
 			return bad("a transfer coding with HTTP/1.0")
 		}
-		if len(codings) != 1 || !strings.EqualFold(codings[0], "chunked") {
+		if len(codings) != 1 || !syntax.Same(codings[0], "chunked") {
 			return refusal{http.StatusNotImplemented, "unsupported transfer encoding"}
 		}
 		// Whoever sent a length too may be read otherwise by somebody before us:
@@ -237,7 +237,7 @@ func (r *request) framing() error {
 		r.ContentLength = 0
 	}
 	if expect := h["Expect"]; len(expect) > 0 && (len(expect) > 1 || expect[0] != "") {
-		if len(expect) > 1 || !strings.EqualFold(expect[0], "100-continue") {
+		if len(expect) > 1 || !syntax.Same(expect[0], "100-continue") {
 			return refusal{status: http.StatusExpectationFailed}
 		}
 		r.expects = !r.old && (r.chunked || length > 0)
@@ -270,7 +270,7 @@ func hasToken(list, token string) bool {
 	for list != "" {
 		var one string
 		one, list, _ = strings.Cut(list, ",")
-		if strings.EqualFold(syntax.Trim(one), token) {
+		if syntax.Same(syntax.Trim(one), token) {
 			return true
 		}
 	}

@@ -240,6 +240,13 @@ func stage(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", "</x>")
 		w.WriteHeader(http.StatusEarlyHints)
 		_, _ = io.WriteString(w, "hello")
+	case "/103length":
+		w.Header().Set("Content-Length", "5")
+		w.WriteHeader(http.StatusEarlyHints)
+		_, _ = io.WriteString(w, "hello")
+	case "/headecho": // the head goes out before the body is read
+		_ = http.NewResponseController(w).Flush()
+		_, _ = io.Copy(w, r.Body)
 	case "/twice":
 		w.WriteHeader(http.StatusAccepted)
 		w.WriteHeader(http.StatusOK)

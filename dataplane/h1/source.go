@@ -26,7 +26,9 @@ type source struct {
 
 var sources = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-// release gives the memory back: nothing is kept of what came.
+// release gives the memory back: nothing is kept of what came. At the end of a
+// connection it is left to the collector: who reads a body still may be about to
+// write to it.
 func (s *source) release() {
 	if s.buf != nil {
 		sources.Put(s.buf)

@@ -3,6 +3,8 @@
 // might take for different things.
 package syntax
 
+import "strings"
+
 // token marks the bytes of a field's name (RFC 9110, 5.6.2).
 var token = func() (t [256]bool) {
 	for _, c := range "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ" {
@@ -30,6 +32,10 @@ func IsPrintable[T string | []byte](s T) bool {
 	}
 	return true
 }
+
+// Same says that s is a word of ASCII, in any case. To strings.EqualFold alone a
+// Kelvin sign is a k.
+func Same(s, word string) bool { return len(s) == len(word) && strings.EqualFold(s, word) }
 
 // Trim takes spaces and tabs off both ends.
 func Trim[T string | []byte](s T) T {

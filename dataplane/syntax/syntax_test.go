@@ -37,6 +37,17 @@ func TestChunkSize(t *testing.T) {
 	}
 }
 
+func TestSame(t *testing.T) {
+	for s, want := range map[string]bool{"chunked": true, "ChunKED": true, "chun\u212aed": false, "chunke": false, "chunkedd": false, "": false} {
+		if syntax.Same(s, "chunked") != want {
+			t.Errorf("%q: %t", s, !want)
+		}
+	}
+	if syntax.Same("clo\u017fe", "close") {
+		t.Error("a long s is no s")
+	}
+}
+
 func TestTokens(t *testing.T) {
 	for s, want := range map[string]bool{"GET": true, "x-1": true, "!#$%&'*+-.^_`|~": true, "": false, "a b": false, "a/b": false, "a\n": false, "\x80": false, "a\"": false} {
 		if syntax.IsToken(s) != want {
