@@ -28,6 +28,8 @@ func (k *checker) put(r, old *Record) *controlplane.RuleError {
 		return k.route(r, old)
 	case KindPolicy:
 		return k.policy(r, old)
+	case KindRelocation:
+		return k.relocation(r, old)
 	default:
 		return k.regionRecord(r, old)
 	}
