@@ -53,6 +53,16 @@ func (a Audit) KeyRotated(actor, id string, grace time.Duration, shard controlpl
 // KeyRevocationPushed says that data nodes were told to refuse a key, before the commit.
 func (a Audit) KeyRevocationPushed(actor, id string) { a.fact(actor, "key_revocation_pushed", id) }
 
+// RevocationPushed says that nodes were told to refuse a credential, node or token, before the commit.
+func (a Audit) RevocationPushed(actor, kind, subject string) {
+	a.fact(actor, kind+"_revocation_pushed", subject)
+}
+
+// Revoked says that such a revocation is committed.
+func (a Audit) Revoked(actor, kind, subject string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, kind+"_revoked", subject, at(shard, point))
+}
+
 // KeyRevoked says that a key's revocation is committed.
 func (a Audit) KeyRevoked(actor, id string, shard controlplane.Shard, point controlplane.Point) {
 	a.fact(actor, "key_revoked", id, at(shard, point))
@@ -88,4 +98,24 @@ func (a Audit) QuarantineResolved(actor string, replayed bool, shard controlplan
 // token's, if it is one of ours that has ended.
 func (a Audit) AccessRefused(remote, name, why string) {
 	a.fact(name, "access_refused", "", slog.String("remote", remote), slog.String("why", why))
+}
+
+// KeyReissued says that a key was made in the place of another, and shown to actor.
+func (a Audit) KeyReissued(actor, id, old string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "key_reissued", id, slog.String("old", old), at(shard, point))
+}
+
+// PinBegun says that an org's change of pin began: it is narrowed and frozen.
+func (a Audit) PinBegun(actor, org, to string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "org_pin_begun", org, slog.String("to", to), at(shard, point))
+}
+
+// PinInForce says that every data node refuses the ids of the org before.
+func (a Audit) PinInForce(actor, org, before string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "org_pin_in_force", org, slog.String("before", before), at(shard, point))
+}
+
+// PinErased says that the records of an org that was left are deleted.
+func (a Audit) PinErased(actor, org, successor string) {
+	a.fact(actor, "org_pin_erased", org, slog.String("successor", successor))
 }

@@ -3,6 +3,7 @@ package view
 import (
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 
 	"ringmain/controlplane"
@@ -28,6 +29,8 @@ func checkBody(r *registry.Record) error {
 		has = r.Policy != nil
 	case registry.KindRegion:
 		has = r.Region != nil
+	case registry.KindRelocation:
+		has = r.Relocation != nil
 	}
 	if !has || r.Meta.ID == "" {
 		return fmt.Errorf("record %q of kind %d has no id, no body, or a kind of a later version: %w",
@@ -58,8 +61,10 @@ func (s *Store) put(next *View, rec *registry.Record) error {
 		s.removePolicy(next, id)
 		s.addPolicy(next, rec)
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
+		rec = next.callable(rec)
 		table := next.namedTable(rec.Kind)
 		*table = table.edited(func(byID map[string]*registry.Record) { byID[id] = rec })
+	case registry.KindRelocation: // the management API's; a pin that comes with it is in the safety set
 	}
 	return nil
 }
@@ -77,10 +82,51 @@ func (s *Store) remove(next *View, kind registry.Kind, id string) error {
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
 		table := next.namedTable(kind)
 		*table = table.edited(func(byID map[string]*registry.Record) { delete(byID, id) })
+	case registry.KindRelocation:
 	default:
 		return fmt.Errorf("%w: removal of %q of kind %d", controlplane.ErrUnknownEntry, id, kind)
 	}
 	return nil
+}
+
+// callable returns rec as requests may use it: an upstream whose credential is
+// revoked is disabled, and its credential is gone from this node's memory.
+func (v *View) callable(rec *registry.Record) *registry.Record {
+	if rec.Kind != registry.KindUpstream || len(rec.Upstream.Credential) == 0 {
+		return rec
+	}
+	if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(rec.Upstream.Credential)); !gone {
+		return rec
+	}
+	r, up := *rec, *rec.Upstream
+	up.Credential, up.Disabled = nil, true
+	r.Upstream = &up
+	return &r
+}
+
+// withdraw takes a credential away from the upstreams that are called with it.
+func (v *View) withdraw() {
+	v.upstreams = v.upstreams.edited(func(byID map[string]*registry.Record) {
+		for id, rec := range byID {
+			byID[id] = v.callable(rec)
+		}
+	})
+}
+
+// confine keeps the org that the pin is of where the pin says.
+func (v *View) confine(pin string) {
+	org, jurisdiction, ok := registry.ParsePinID(pin)
+	if !ok {
+		return
+	}
+	if there := v.confined[org]; there != "" && there != jurisdiction {
+		jurisdiction = nowhere
+	}
+	v.confined = maps.Clone(v.confined)
+	if v.confined == nil {
+		v.confined = make(map[string]string)
+	}
+	v.confined[org] = jurisdiction
 }
 
 func (v *View) namedTable(kind registry.Kind) *named {
@@ -216,7 +262,7 @@ func (s *Store) adopt(next *View, st *stage) error {
 				}
 			}
 			for id, rec := range st.others[kind] {
-				byID[id] = rec
+				byID[id] = next.callable(rec)
 			}
 		})
 	}
