@@ -276,7 +276,7 @@ func (r *region) start() {
 	var sources []feed.ImportSource
 	for _, name := range r.w.names() {
 		if name != r.name {
-			sources = append(sources, feed.ImportSource{Region: name, Targets: []string{name + ":1"}, HTTP: r.w.net.client(r.name)})
+			sources = append(sources, feed.ImportSource{Region: name, Targets: feed.Fixed(name + ":1"), HTTP: r.w.net.client(r.name)})
 		}
 	}
 	importer, err := feed.OpenImporter(context.Background(), feed.ImporterConfig{
@@ -323,7 +323,7 @@ func (r *region) open(apply func(registry.Outcome, controlplane.Epoch), logger *
 	q, err := quorum.Open(ctx, quorum.Config{
 		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Dir: filepath.Join(r.w.dir, r.name),
 		Peers: []quorum.Peer{{Node: r.name + "-c1", Addr: r.name + ":2"}}, Homes: r.specs(), Listener: &deaf{closed: make(chan struct{})},
-		Dial:   func(context.Context, string) (net.Conn, error) { return nil, errors.New("connection refused") },
+		Dial:   func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") },
 		Sealer: r.w.sealer, OnApply: apply, Tunables: quorum.Tunables{SegmentBytes: 1 << 20}, Logger: logger,
 	})
 	if err != nil {
@@ -388,7 +388,7 @@ func (r *region) copyOf() (c ownership.Copy, ok bool) {
 	}
 	r.log.View(func(s *registry.State) {
 		var info registry.ShardInfo
-		if info, ok = s.Shard(r.w.shard); s.Version() < registry.Version {
+		if info, ok = s.Shard(r.w.shard); s.Version() < registry.VersionOwnership {
 			ok = false
 		}
 		c = info.Copy()

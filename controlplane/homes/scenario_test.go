@@ -103,8 +103,20 @@ func (p *player) do(words []string) string {
 		return p.write(w.org(args[0]), w.region(args[2]), len(args) > 3)
 	case "key": // NAME at REGION, and what it belongs to
 		return p.write(w.key(args[0]), w.region(args[2]), false)
-	case "revoke": // NAME at REGION
-		return p.write([]registry.Change{{Op: registry.OpRevoke, Kind: registry.KindKey, ID: keyID(args[0]), At: 1000}}, w.region(args[2]), false)
+	case "revoke": // NAME at REGION [ended]: the key ended by itself, decades ago
+		c := registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: keyID(args[0]), At: 1000}
+		if len(args) > 3 {
+			c.Expires = 2000
+		}
+		return p.write([]registry.Change{c}, w.region(args[2]), false)
+	case "delete": // NAME at REGION
+		return p.write([]registry.Change{{Op: registry.OpDelete, Kind: registry.KindKey, ID: keyID(args[0])}}, w.region(args[2]), false)
+	case "pin": // begin|retire|erase NAME at REGION: that step of the org's change of pin, as far as it goes
+		return p.pin(args[0], args[1], w.region(args[3]))
+	case "pinned": // REGION NAME...: by the safety set
+		return w.region(args[0]).list(args[1:], w.region(args[0]).pinned)
+	case "leaving":
+		return w.region(args[0]).list(args[1:], w.region(args[0]).leaving)
 	case "takeover": // REGION [live] [lost REGION...]
 		return p.takeover(args)
 	case "rivals": // REGION REGION

@@ -97,7 +97,7 @@ func (t *term) candidate(shard controlplane.Shard, again bool) (*candidacy, erro
 	switch {
 	case err != nil:
 		return nil, err
-	case version < registry.Version:
+	case version < registry.VersionOwnership:
 		return nil, ErrNoVersion
 	case s.role == ownership.Outside:
 		return nil, fmt.Errorf("shard %s: %w", shard, ErrNotMember)
