@@ -70,7 +70,7 @@ func (w *Worker) serve(ctx context.Context) {
 			SendPingTimeout: 2 * time.Second, PingTimeout: 2 * time.Second,
 		},
 	}
-	for server, listener := range map[*http.Server]net.Listener{w.api: w.guard.Listen(w.cfg.API), w.peer: door.Listen(w.cfg.Peer)} {
+	for server, listener := range map[*http.Server]net.Listener{w.api: w.guard.Listen(w.cfg.API), w.peer: door.Listen(w.certs.node.Listen(w.cfg.Peer))} {
 		w.group.Go(func() error {
 			if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)
