@@ -86,6 +86,9 @@ func TestHandover(t *testing.T) {
 			c.mustPropose(old, put(orgID(i), "before"))
 			start := time.Now()
 			c.stop(old)
+			if !slices.ContainsFunc(c.live(), func(nd *node) bool { return nd.q.Stats().State == "leader" }) {
+				t.Error("a leader stopped before another led")
+			}
 			next := c.leader()
 			c.mustPropose(next, put(orgID(i), "after"))
 			if took := time.Since(start); took > 100*time.Millisecond {
@@ -95,6 +98,40 @@ func TestHandover(t *testing.T) {
 			c.converged()
 		}
 	})
+}
+
+// TestStopWithNobodyToTakeOver: the stop of a leader, or of one that just led,
+// does not wait for peers that do not answer.
+func TestStopWithNobodyToTakeOver(t *testing.T) {
+	for _, state := range []linkState{linkCut, linkDark} {
+		for _, leads := range []bool{true, false} {
+			dir := fastDir(t)
+			synctest.Test(t, func(t *testing.T) {
+				c := newCluster(t, dir, 3, newMemNet())
+				c.startAll()
+				defer c.stopAll()
+				old := c.leader()
+				c.mustPropose(old, put(orgID(1), "before"))
+				for _, nd := range c.nodes {
+					if nd != old {
+						c.net.set(old.addr, nd.addr, state)
+					}
+				}
+				start := time.Now()
+				if !leads {
+					old.q.awaitLeader(time.Second) // as if one had agreed to lead, and died
+					if took := time.Since(start); took != time.Second {
+						t.Errorf("waited %s for a leader", took)
+					}
+				}
+				start = time.Now()
+				c.stop(old)
+				if took := time.Since(start); took > 2*time.Second {
+					t.Errorf("the stop took %s", took)
+				}
+			})
+		}
+	}
 }
 
 func TestMinorityLeader(t *testing.T) {

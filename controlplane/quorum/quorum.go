@@ -38,7 +38,7 @@ type Quorum struct {
 	machine *machine
 	streams *streamLayer
 	book    *addressBook
-	trans   *raft.NetworkTransport
+	trans   *transport
 	raft    *raft.Raft
 
 	notify   chan bool // raft's; never blocks it
@@ -175,16 +175,7 @@ func (q *Quorum) startRaft() (err error) {
 	if err := q.reconcile(snaps); err != nil {
 		return errors.Join(err, q.cfg.Listener.Close())
 	}
-	q.trans = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		ServerAddressProvider: q.book,
-		Stream:                q.streams,
-		MaxPool:               3,
-		// Pipelining off: in raft 1.7.3 its sender waits for ever on a decoder
-		// that gave up, and replication to that peer with it. DESIGN.md has more.
-		MaxRPCsInFlight: 1,
-		Timeout:         streamTimeout,
-		Logger:          logger,
-	})
+	q.trans = newTransport(q.streams, q.book, logger)
 	defer func() {
 		// Raft panics when it cannot read its log.
 		if r := recover(); r != nil {
@@ -336,8 +327,11 @@ func (q *Quorum) end() {
 	case <-timer.C:
 		// Raft hangs, which means that the disk does.
 	}
-	err := q.raft.Shutdown().Error()
+	down := q.raft.Shutdown()
+	// Raft waits for what it asked of peers, which may be away.
+	err := q.trans.Close()
 	q.streams.cut()
+	err = errors.Join(down.Error(), err)
 	close(q.raftDown)
 	q.metrics.unregister()
 	err = errors.Join(q.group.Wait(), err)

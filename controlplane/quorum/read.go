@@ -203,10 +203,10 @@ func (p *prover) ask(term uint64, s raft.Server, answers chan<- bool) bool {
 	p.busy[s.ID] = true
 	p.wait.Go(func() {
 		resp, err := p.q.pulse(term, s)
-		answers <- err == nil && resp.Success && resp.Term == term
 		p.mu.Lock()
-		delete(p.busy, s.ID)
+		delete(p.busy, s.ID) // before its answer lets the next read begin
 		p.mu.Unlock()
+		answers <- err == nil && resp.Success && resp.Term == term
 	})
 	return true
 }

@@ -31,6 +31,11 @@ func TestRead(t *testing.T) {
 				t.Fatalf("read %d: %v", i, err)
 			}
 		}
+		for i := range 2000 { // each asks whom the one before asked
+			if err := lead.q.Read(t.Context()); err != nil {
+				t.Fatalf("read %d without a pause: %v", i, err)
+			}
+		}
 		for _, nd := range c.nodes {
 			if age := time.Since(nd.q.Contact()); age > c.nodes[0].q.cfg.Tunables.Heartbeat {
 				t.Errorf("%s heard %s ago", nd.name, age)

@@ -18,6 +18,9 @@ type streamLayer struct {
 	dial func(ctx context.Context, node, addr string) (net.Conn, error)
 	book *addressBook
 
+	ctx  context.Context //nolint:containedctx // ends with cut: raft's Dial has none
+	stop context.CancelFunc
+
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // nil once cut
 }
@@ -28,13 +31,15 @@ func (peerAddr) Network() string  { return "tcp" }
 func (a peerAddr) String() string { return string(a) }
 
 func newStreamLayer(cfg *Config, book *addressBook) *streamLayer {
-	return &streamLayer{
+	s := &streamLayer{
 		Listener: cfg.Listener,
 		addr:     peerAddr(cfg.self().Addr),
 		dial:     cfg.Dial,
 		book:     book,
 		conns:    make(map[net.Conn]struct{}),
 	}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	return s
 }
 
 // Addr returns the configured address of this node.
@@ -57,15 +62,18 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	node, ok := strings.CutPrefix(string(to), nodeMark)
 	if !ok {
-		return nil, errUnknownNode
+		return nil, dialError{errUnknownNode}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
 	c, err := s.open(ctx, node)
-	if err != nil {
-		return nil, err
+	if err == nil {
+		c, err = s.keep(c)
 	}
-	return s.keep(c)
+	if err != nil {
+		return nil, dialError{err}
+	}
+	return c, nil
 }
 
 // open dials the node where it is believed to be.
@@ -92,6 +100,7 @@ func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
 
 // cut ends every stream and refuses new ones: for its peers this node is gone.
 func (s *streamLayer) cut() {
+	s.stop()
 	s.mu.Lock()
 	conns := s.conns
 	s.conns = nil

@@ -95,5 +95,33 @@ func (q *Quorum) handOver() {
 		q.log.Warn("cannot hand leadership over", "error", err)
 		return
 	}
+	q.awaitLeader(2 * q.cfg.Tunables.Election)
 	q.log.Info("handed leadership over", "after", time.Since(start))
+}
+
+// awaitLeader waits for another node to lead, for a while. Raft says that
+// leadership is handed over when the other asks for votes; this node's may be
+// the one that it needs.
+func (q *Quorum) awaitLeader(limit time.Duration) {
+	heard := make(chan raft.Observation, 1) // one that is not read yet will do
+	observer := raft.NewObserver(heard, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	})
+	q.raft.RegisterObserver(observer)
+	defer q.raft.DeregisterObserver(observer)
+	timer := time.NewTimer(limit)
+	defer timer.Stop()
+	for {
+		if _, id := q.raft.LeaderWithID(); id != "" && string(id) != q.cfg.Node {
+			return
+		}
+		select {
+		case <-heard:
+		case <-timer.C:
+			return
+		case <-q.ctx.Done():
+			return
+		}
+	}
 }
