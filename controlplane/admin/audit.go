@@ -74,9 +74,9 @@ func (a Audit) ShardMoveAsked(actor, shard, region string) {
 }
 
 // ShardTakeoverAsked says that actor asked for region to become the shard's
-// home: from a home that lives, if live is set, and without the lost regions.
-func (a Audit) ShardTakeoverAsked(actor, shard, region string, live bool, lost []string) {
-	a.fact(actor, "shard_takeover_asked", shard, slog.String("region", region), slog.Bool("live", live), slog.Any("lost", lost))
+// home: from a home that lives, if live is set, without the lost regions, with the added ones.
+func (a Audit) ShardTakeoverAsked(actor, shard, region string, live bool, lost, add []string) {
+	a.fact(actor, "shard_takeover_asked", shard, slog.String("region", region), slog.Bool("live", live), slog.Any("lost", lost), slog.Any("add", add))
 }
 
 // ShardMoved says that region became the shard's home.

@@ -132,6 +132,13 @@ func (p *player) do(words []string) string {
 		w.region(args[0]).stop()
 	case "start":
 		w.region(args[0]).start()
+	case "backup":
+		w.region(args[0]).backup()
+	case "restore": // REGION with its backup, in another life
+		w.region(args[0]).restore()
+	case "epoch": // REGION: whether its home's counter is of the region's present life
+		c, _ := w.region(args[0]).copyOf()
+		return strconv.FormatBool(c.Last.Epoch.Counter >= w.region(args[0]).since)
 	case "cut", "join": // REGION, or REGION REGION, or REGION to REGION
 		p.cut(args, verb == "cut")
 	case "published": // REGION down|up
@@ -220,7 +227,7 @@ func label(err error, ok string) string {
 		err  error
 		text string
 	}{{ErrHomeLives, "home lives"}, {ErrNoMajority, "no majority"}, {ErrRival, "rival"}, {ErrMoveAborted, "aborted"}, {ErrDeposed, "deposed"},
-		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrAlreadyHome, "home already"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
+		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrFormerLife, "former life"}, {ErrAlreadyHome, "home already"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
 		{controlplane.ErrUnreachable, "unreachable"}, {context.DeadlineExceeded, "unconfirmed"}, {controlplane.ErrNoLeader, "no leader"}} {
 		if errors.Is(err, l.err) {
 			return l.text
@@ -264,6 +271,9 @@ func (p *player) takeover(args []string) string {
 	defer cancel()
 	began := time.Now()
 	res, err := p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts)
+	for errors.Is(err, controlplane.ErrNoLeader) && sleep(ctx, 10*time.Millisecond) {
+		res, err = p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts) // it was started this moment
+	}
 	if err == nil && time.Since(began) > 5*time.Second {
 		p.t.Errorf("the takeover took %s", time.Since(began))
 	}
