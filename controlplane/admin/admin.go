@@ -18,13 +18,13 @@ import (
 	"net/http"
 	"runtime"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
@@ -114,8 +114,9 @@ type Config struct {
 	Published   func() map[string]bool            // optional: region name -> up
 	Lags        func() map[controlplane.Shard]Lag // optional: shards homed elsewhere
 
-	Now    func() time.Time // optional: time.Now
-	Random io.Reader        // cryptographically random; crypto/rand.Reader
+	Now    func() time.Time                          // optional: time.Now
+	Random io.Reader                                 // cryptographically random; crypto/rand.Reader
+	Hash   func(controlplane.Secret) ([]byte, error) // optional: what is kept of a key, some bcrypt of its digest [apikey.Hash]
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // optional
@@ -142,8 +143,6 @@ type API struct {
 	firsts  firsts
 	began   time.Time
 
-	reissuing sync.Mutex
-
 	audit   Audit
 	metrics *metrics
 }
@@ -165,6 +164,9 @@ func New(cfg Config) (*API, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Hash == nil {
+		cfg.Hash = apikey.Hash
 	}
 	cfg.ConfirmIn = cmp.Or(cfg.ConfirmIn, 3*time.Second)
 	cfg.HeldIn = cmp.Or(cfg.HeldIn, 2*time.Second)

@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"slices"
@@ -129,17 +130,13 @@ func (a *API) changePin(ctx context.Context, in *struct {
 		if held, err = a.enforced(ctx, st); err != nil {
 			return nil, err
 		}
-		if st, err = a.pinStatus(st.Successor); err != nil {
-			return nil, err
-		}
+		st = a.asOfNow(st)
 	}
 	if st.Phase == pin.InForce {
 		if _, err := a.pinStep(ctx, st.Org, "erase", api.PinStep{To: st.Successor}); err != nil {
 			return nil, err
 		}
-		if st, err = a.pinStatus(st.Successor); err != nil {
-			return nil, err
-		}
+		st = a.asOfNow(st)
 	}
 	return a.pinAnswer(st, held), nil
 }
@@ -184,14 +181,12 @@ func (a *API) begun(ctx context.Context, id string, in api.PinInput) (pin.Status
 	if _, err := pin.Begin(org, in.To, target, a.cfg.Now()); err != nil {
 		return st, err
 	}
-	a.view(func(s *registry.State) {
-		if info, ok := s.Shard(target); !ok || info.Home != a.cfg.Region {
-			err = invalid("to", fmt.Sprintf("Shard %s has no home in jurisdiction %s, where the org is: name a region there, and move that shard home first if it is elsewhere.", target, org.Org.Jurisdiction))
-			return
-		}
-		err = pin.Rehearse(s, org, in.To, target, a.cfg.Now())
-	})
-	if err != nil {
+	var copied *registry.State // a rehearsal takes long
+	a.view(func(s *registry.State) { copied = s.Clone() })
+	if info, ok := copied.Shard(target); !ok || info.Home != a.cfg.Region {
+		return st, invalid("to", fmt.Sprintf("Shard %s has no home in jurisdiction %s, where the org is: name a region there, and move that shard home first if it is elsewhere.", target, org.Org.Jurisdiction))
+	}
+	if err := pin.Rehearse(copied, org, in.To, target, a.cfg.Now()); err != nil {
 		return st, err
 	}
 	if _, err := a.pinStep(ctx, id, "begin", api.PinStep{To: in.To, Shard: string(target)}); err != nil {
@@ -208,7 +203,7 @@ func jurisdictionOf(id string) string {
 
 // copied makes this region's shard hold all that the org has in its own.
 func (a *API) copied(ctx context.Context, org string) (pin.Status, error) {
-	for {
+	for tries := 0; ; {
 		var changes []registry.Change
 		var shard controlplane.Shard
 		var err error
@@ -228,6 +223,9 @@ func (a *API) copied(ctx context.Context, org string) (pin.Status, error) {
 			return a.pinStatus(org)
 		}
 		point, err := a.commit(ctx, shard, changes...)
+		if overtaken(err, &tries) {
+			continue
+		}
 		if err != nil {
 			return pin.Status{}, err
 		}
@@ -249,17 +247,47 @@ func (a *API) enforced(ctx context.Context, st pin.Status) (*api.Held, error) {
 	if step.Held == nil || !step.Held.All() {
 		return step.Held, nil
 	}
-	var note registry.Change
-	a.view(func(s *registry.State) {
-		now := a.cfg.Now()
-		note = pin.Noted(pin.Arriving(s, st.Successor), now, func(r *registry.Relocation) { r.InForce = now.UnixMilli() })
-	})
-	point, err := a.commit(ctx, note.Record.Meta.Shard, note)
-	if err != nil {
-		return nil, err
+	for tries := 0; ; {
+		var arrived *registry.Record
+		a.view(func(s *registry.State) { arrived = pin.Arriving(s, st.Successor) })
+		if arrived == nil || arrived.Relocation.InForce != 0 {
+			return step.Held, nil // somebody else did it
+		}
+		now, shard := a.cfg.Now(), arrived.Meta.Shard
+		point, err := a.commit(ctx, shard, pin.Noted(arrived, now, func(r *registry.Relocation) { r.InForce = now.UnixMilli() }))
+		if overtaken(err, &tries) {
+			continue
+		}
+		if err == nil {
+			a.audit.PinInForce(exchangeOf(ctx).actor, st.Successor, st.Org, shard, point)
+		}
+		return step.Held, err
 	}
-	a.audit.PinInForce(exchangeOf(ctx).actor, st.Successor, st.Org, note.Record.Meta.Shard, point)
-	return step.Held, nil
+}
+
+// overtaken says to look again after a refusal that somebody else's same step
+// may explain: three times, then it is said.
+func overtaken(err error, tries *int) bool {
+	var rule *controlplane.RuleError
+	if !errors.As(err, &rule) {
+		*tries = 0
+		return false
+	}
+	*tries++
+	return *tries <= 3
+}
+
+// asOfNow is how far the same change is by now.
+func (a *API) asOfNow(st pin.Status) pin.Status {
+	now, err := a.pinStatus(st.Org)
+	if err != nil {
+		now, err = a.pinStatus(st.Successor)
+	}
+	if err != nil || now.Org != st.Org { // erased, and its successor is being left or gone
+		st.Phase, st.Keys = pin.Erased, nil
+		return st
+	}
+	return now
 }
 
 // pinAnswer describes the change, as of this node's copy.
@@ -314,8 +342,6 @@ func (a *API) reissueKey(ctx context.Context, in *KeyPath) (*answer[api.Key], er
 	if old.Key.Revoked != 0 || old.Key.Expires != 0 && old.Key.Expires <= a.cfg.Now().UnixMilli() {
 		return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), "", "The key has ended: create another in the org that takes its place.")
 	}
-	a.reissuing.Lock() // two for one key would both be in force
-	defer a.reissuing.Unlock()
 	var rec *registry.Record
 	var id string
 	replay := false

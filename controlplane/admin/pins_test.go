@@ -377,6 +377,94 @@ func TestAChangeOfPinGoesOnAfterEveryFailure(t *testing.T) {
 	}
 }
 
+// Two operators at once: before and after each commit of the one's request, the
+// other makes the same, at another node and to its end. Nobody is told of a
+// fault, and it comes to the same end.
+func TestTwoChangeAPinAtOnce(t *testing.T) {
+	call, kit, _, _ := pinCluster(t)
+	us, eu := call.base(kit, "us-east"), call.base(kit, "eu-ams")
+	for meet, after := 1, false; ; {
+		org, project := call.account(us, "any")
+		key := registry.NewID("key", "any", time.Now(), rand.Reader)
+		if _, err := kit.Region("us-east").Nodes[0].Propose(t.Context(), "any-us-east", []registry.Change{{Op: registry.OpPut, Record: &registry.Record{
+			Kind: registry.KindKey, Meta: registry.Meta{ID: key, Shard: "any-us-east", Created: 1, Updated: 1},
+			Key: &registry.Key{Project: project, Name: "only", Class: "live", Hash: []byte("none"), Hint: key[len(key)-4:]},
+		}}}); err != nil {
+			t.Fatal(err)
+		}
+		n, met, path, body := 0, false, "", ""
+		var mu sync.Mutex
+		kit.Broken = func(_ string, done bool) error {
+			mu.Lock()
+			if !done {
+				n++
+			}
+			now := n == meet && done == after && !met
+			met = met || now
+			mu.Unlock()
+			if now {
+				if r := call.do("POST", eu+path, body); r.status != 200 {
+					t.Errorf("the other, at %d (after %v): %s %s: %d %s", meet, after, path, body, r.status, r.text)
+				}
+			}
+			return nil
+		}
+		ask := func(p, b string) reply {
+			t.Helper()
+			path, body = p, b
+			r := call.do("POST", us+p, b)
+			if r.status == 409 || r.status == 404 { // the other was faster: as it stands now
+				r = call.do("GET", us+p, "")
+			}
+			if r.status != 200 {
+				t.Fatalf("at %d (after %v): %s %s: %d %s", meet, after, p, b, r.status, r.text)
+			}
+			return r
+		}
+		to := ask("/orgs/"+org+"/pin", `{"to":"eu"}`).str("successor")
+		if r := ask("/orgs/"+to+"/pin", `{"finish":true,"without":1}`); r.str("phase") != api.PinErased {
+			t.Fatalf("at %d (after %v): %s", meet, after, r.text)
+		}
+		kit.Broken = nil
+		call.want(404, "GET", us+"/orgs/"+org, "")
+		if !met {
+			return
+		}
+		if after {
+			meet++
+		}
+		after = !after
+	}
+}
+
+// An org whose old records are not erased yet is not pinned elsewhere, by a
+// region that cannot see them either.
+func TestOneChangeAfterTheOther(t *testing.T) {
+	call, kit, _, _ := pinCluster(t)
+	us, eu := call.base(kit, "us-east"), call.base(kit, "eu-fra")
+	org := call.want(201, "POST", eu+"/orgs", `{"name":"Acme","plan":"enterprise","state":"verified","jurisdiction":"eu"}`).str("id")
+	to := call.want(200, "POST", eu+"/orgs/"+org+"/pin", `{"to":"any","region":"eu-fra"}`).str("successor")
+	kit.Broken = func(string, bool) (err error) {
+		kit.Region("eu-fra").Nodes[0].View(func(s *registry.State) {
+			if r, ok := s.Relocation(to); ok && r.Relocation.InForce != 0 {
+				err = controlplane.ErrOverloaded
+			}
+		})
+		return err
+	}
+	call.want(503, "POST", eu+"/orgs/"+to+"/pin", `{"finish":true}`)
+	kit.Broken = nil
+	if r := call.do("POST", us+"/orgs/"+to+"/pin", `{"to":"us"}`); r.status != 409 || !strings.Contains(r.text, "finish it first") {
+		t.Errorf("%s is not erased: %d %s", org, r.status, r.text)
+	}
+	if r := call.want(200, "POST", eu+"/orgs/"+org+"/pin", `{"finish":true}`); r.str("phase") != api.PinErased {
+		t.Errorf("finished: %s", r.text)
+	}
+	if r := call.want(200, "POST", us+"/orgs/"+to+"/pin", `{"to":"us"}`); r.str("phase") != api.PinCopied {
+		t.Errorf("and pinned elsewhere: %s", r.text)
+	}
+}
+
 // A region that is not upgraded begins no change, and nothing is tightened.
 func TestNoChangeOfPinBeforeTheClusterVersion(t *testing.T) {
 	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"})

@@ -43,41 +43,56 @@ func (a *API) beginPin(ctx context.Context, in *pinStep) (*answer[api.PinStepped
 		return nil, err
 	}
 	shard, target := org.Meta.Shard, controlplane.Shard(in.Body.Shard)
-	var left *registry.Record
-	a.view(func(s *registry.State) { left = pin.Leaving(s, in.Org) })
-	if left != nil {
-		if r := left.Relocation; jurisdictionOf(r.To) != in.Body.To || r.Shard != target {
-			return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), "to", "The pin of this org is being changed to "+r.To+" already: finish that first.")
+	for tries := 0; ; {
+		var left, before *registry.Record
+		a.view(func(s *registry.State) {
+			err = pin.Ready(s)
+			if left = pin.Leaving(s, in.Org); left != nil {
+				return
+			}
+			if arrived := pin.Arriving(s, in.Org); arrived != nil {
+				before = pin.Leaving(s, arrived.Relocation.From)
+			}
+		})
+		switch {
+		case left != nil:
+			if r := left.Relocation; jurisdictionOf(r.To) != in.Body.To || r.Shard != target {
+				return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), "to", "The pin of this org is being changed to "+r.To+" already: finish that first.")
+			}
+			return a.stepped(shard, nil), nil
+		case before != nil: // the region that asks may not see it
+			return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), "to", "The org takes the place of "+before.Relocation.Org+", and that is not finished: finish it first.")
+		case err != nil:
+			return nil, err
 		}
+		changes, err := pin.Begin(org, in.Body.To, target, a.cfg.Now())
+		if err != nil {
+			return nil, err
+		}
+		point, err := a.commit(ctx, shard, changes...)
+		if overtaken(err, &tries) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		a.audit.PinBegun(exchangeOf(ctx).actor, org.Meta.ID, in.Body.To, shard, point)
 		return a.stepped(shard, nil), nil
 	}
-	a.view(func(s *registry.State) { err = pin.Ready(s) })
-	if err != nil {
-		return nil, err
-	}
-	changes, err := pin.Begin(org, in.Body.To, target, a.cfg.Now())
-	if err != nil {
-		return nil, err
-	}
-	point, err := a.commit(ctx, shard, changes...)
-	if err != nil {
-		return nil, err
-	}
-	a.audit.PinBegun(exchangeOf(ctx).actor, org.Meta.ID, in.Body.To, shard, point)
-	return a.stepped(shard, nil), nil
 }
 
 func (a *API) retirePin(ctx context.Context, in *pinStep) (*answer[api.PinStepped], error) {
-	left, err := a.leaving(in)
-	if err != nil {
-		return nil, err
-	}
-	shard, actor := left.Meta.Shard, exchangeOf(ctx).actor
-	for {
+	actor := exchangeOf(ctx).actor
+	for tries := 0; ; {
+		left, err := a.leaving(in)
+		if err != nil {
+			return nil, err
+		}
+		shard := left.Meta.Shard
 		var changes []registry.Change
 		var keys []*registry.Record
 		a.view(func(s *registry.State) {
-			changes = pin.Retire(s, pin.Leaving(s, in.Org), a.cfg.Now())
+			changes = pin.Retire(s, left, a.cfg.Now())
 			for _, c := range changes {
 				if k, ok := s.Get(registry.KindKey, c.ID); ok && c.Op == registry.OpRevoke {
 					keys = append(keys, k)
@@ -89,6 +104,9 @@ func (a *API) retirePin(ctx context.Context, in *pinStep) (*answer[api.PinSteppe
 		}
 		a.pushRevocations(actor, keys)
 		point, err := a.commit(ctx, shard, changes...)
+		if overtaken(err, &tries) {
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -146,14 +164,14 @@ func (a *API) erasePin(ctx context.Context, in *pinStep) (*answer[api.PinStepped
 	if err != nil {
 		return nil, err
 	}
-	for shard := left.Meta.Shard; ; {
+	for shard, tries := left.Meta.Shard, 0; ; {
 		var changes []registry.Change
 		a.view(func(s *registry.State) { changes = pin.Erase(s, in.Org) })
 		if len(changes) == 0 {
 			a.audit.PinErased(exchangeOf(ctx).actor, in.Org, in.Body.To)
 			return a.stepped(shard, nil), nil
 		}
-		if _, err := a.commit(ctx, shard, changes...); err != nil {
+		if _, err := a.commit(ctx, shard, changes...); err != nil && !overtaken(err, &tries) {
 			return nil, err
 		}
 	}

@@ -87,12 +87,23 @@ func (h *Hub) receiveHeld(w http.ResponseWriter, r *http.Request, peer identity.
 		return refuse(http.StatusBadRequest, "verdicts go to %s, revocations to %s", PathVerdicts, PathRevoke)
 	}
 	h.metrics.received.WithLabelValues("held").Add(float64(len(b.Held)))
-	news := h.holders.keep(peer, b.Held)
+	news := h.holders.keep(peer, h.real(peer, b.Held))
 	if peer.Role == identity.RoleData {
 		h.passOn(news)
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// real leaves out shards that peer may not hold, or nobody: their names would
+// take room without end.
+func (h *Hub) real(peer identity.ID, all []Held) []Held {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return slices.DeleteFunc(all, func(a Held) bool {
+		r := h.rings[a.Shard]
+		return r == nil || !h.mayHold(peer, r)
+	})
 }
 
 // passOn queues what a data node said for the other control nodes. What is lost

@@ -56,6 +56,12 @@ func TestHeldTravels(t *testing.T) {
 	if _, ok := nodes[2].hub.Load().HeldBy("eu-fra", "d1", "eu"); ok {
 		t.Error("a region heard of a shard that it must not hold")
 	}
+	if err := say(data, nodes[0], Held{"eu-fra", "d1", "any-nowhere", at}); err != nil {
+		t.Fatal(err)
+	}
+	if _, ok := nodes[0].hub.Load().HeldBy("eu-fra", "d1", "any-nowhere"); ok {
+		t.Error("a data node has room taken for shards that do not exist")
+	}
 	// A control node of another region speaks for its own data nodes only.
 	foreign := ca.caller("us-east", identity.RoleControl, "u1")
 	further := at

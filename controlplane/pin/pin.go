@@ -5,6 +5,7 @@ package pin
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"time"
@@ -172,8 +173,11 @@ func Retire(s *registry.State, left *registry.Record, at time.Time) []registry.C
 		return nil
 	}
 	var changes []registry.Change
-	for _, k := range keysOf(s, left.Relocation.Org) {
-		if k.Key.Revoked == 0 && len(changes) < batch {
+	for k := range keysOf(s, left.Relocation.Org) {
+		if len(changes) == batch {
+			break
+		}
+		if k.Key.Revoked == 0 {
 			changes = append(changes, registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: k.Meta.ID, At: at.UnixMilli(), Expires: k.Key.Expires})
 		}
 	}
@@ -191,15 +195,15 @@ func Erase(s *registry.State, org string) []registry.Change {
 		changes = append(changes, registry.Change{Op: registry.OpDelete, Kind: r.Kind, ID: r.Meta.ID})
 		return len(changes) < batch
 	}
-	all := func(records []*registry.Record) bool {
-		for _, r := range records {
+	all := func(records iter.Seq[*registry.Record]) bool {
+		for r := range records {
 			if !gone(r) {
 				return false
 			}
 		}
 		return true
 	}
-	if !all(keysOf(s, org)) || !all(s.PoliciesOf(org, "", 0)) || !all(s.ProjectsOf(org, "", 0)) || len(changes) > 0 {
+	if !all(keysOf(s, org)) || !all(slices.Values(s.PoliciesOf(org, "", 0))) || !all(slices.Values(s.ProjectsOf(org, "", 0))) || len(changes) > 0 {
 		return changes
 	}
 	if r, ok := s.Relocation(org); ok {
@@ -248,9 +252,14 @@ func apply(s *registry.State, shard controlplane.Shard, changes []registry.Chang
 	return s.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{encoded}}).Err
 }
 
-func keysOf(s *registry.State, org string) (keys []*registry.Record) {
-	for _, p := range s.ProjectsOf(org, "", 0) {
-		keys = append(keys, s.KeysOf(p.Meta.ID, "", 0)...)
+func keysOf(s *registry.State, org string) iter.Seq[*registry.Record] {
+	return func(yield func(*registry.Record) bool) {
+		for _, p := range s.ProjectsOf(org, "", 0) {
+			for _, k := range s.KeysOf(p.Meta.ID, "", 0) {
+				if !yield(k) {
+					return
+				}
+			}
+		}
 	}
-	return keys
 }

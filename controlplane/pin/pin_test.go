@@ -527,3 +527,115 @@ func TestStepsOutOfOrderAreRefused(t *testing.T) {
 	left = pin.Leaving(us.state, orgID)
 	refused(us, anyUS, "dedicated to that id", pin.Retire(us.state, left, at)...)
 }
+
+// An org that was pinned away and on again can still be erased where it began,
+// by whoever does not see that it is gone there.
+func TestTheSuccessorMayGoOn(t *testing.T) {
+	us, eu := newWorld(t)
+	const old = "org_eu_1xV3rn0000000001"
+	eu.must(pinEU, put(&registry.Record{Kind: registry.KindOrg, Meta: registry.Meta{ID: old, Shard: pinEU},
+		Org: &registry.Org{Name: "Acme", Plan: "enterprise", State: "verified", Jurisdiction: "eu"}}))
+	org, _ := eu.state.Get(registry.KindOrg, old)
+	at := time.Unix(1_800_000_000, 0)
+	changes, err := pin.Begin(org, "any", anyUS, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eu.must(pinEU, changes...)
+	left := pin.Leaving(eu.state, old).Relocation
+	for range 2 {
+		if changes, err = pin.Copy(eu.state, left, at); err != nil {
+			t.Fatal(err)
+		}
+		us.must(anyUS, changes...)
+		eu.receive(len(eu.inbox))
+	}
+	eu.must(pinEU, pin.Retire(eu.state, pin.Leaving(eu.state, old), at)...)
+	us.must(anyUS, pin.Noted(pin.Arriving(us.state, left.To), at, func(r *registry.Relocation) { r.InForce = at.UnixMilli() }))
+	between, _ := us.state.Get(registry.KindOrg, left.To)
+	if changes, err = pin.Begin(between, "us", "us", at.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	us.must(anyUS, changes...)
+	eu.receive(len(eu.inbox))
+	if st, ok := pin.Of(eu.state, old, at); !ok || st.Phase != pin.InForce {
+		t.Errorf("its successor is pinned elsewhere already, and it is %q", st.Phase)
+	}
+}
+
+// A copy that a takeover cut off is made again, even when the old keys are
+// revoked: without, the change could neither be finished nor begun anew.
+func TestALostCopyIsMadeAgain(t *testing.T) {
+	us, eu := newWorld(t)
+	furnish(us, 1, 1)
+	org, _ := us.state.Get(registry.KindOrg, orgID)
+	at := time.Unix(1_800_000_000, 0)
+	changes, err := pin.Begin(org, "eu", pinEU, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	us.must(anyUS, changes...)
+	for range 2 {
+		us.must(anyUS, pin.Retire(us.state, pin.Leaving(us.state, orgID), at)...)
+	}
+	eu.receive(len(eu.inbox))
+	for {
+		st, _ := pin.Of(eu.state, orgID, at)
+		if st.Phase == pin.Retired && st.Copied != 0 {
+			break
+		}
+		if st.Phase != pin.Begun {
+			t.Fatalf("of the org that takes its place there is nothing, and the change is %q", st.Phase)
+		}
+		if changes, err = pin.Copy(eu.state, pin.Leaving(eu.state, orgID).Relocation, at); err != nil {
+			t.Fatal(err)
+		}
+		eu.must(pinEU, changes...)
+	}
+	if st, _ := pin.Of(us.state, orgID, at); st.Phase != pin.Retired {
+		t.Errorf("to a region that cannot see the copy it is %q", st.Phase)
+	}
+}
+
+// Two leaders that reissue a key at once make one.
+func TestAKeyIsReissuedOnce(t *testing.T) {
+	us, eu := newWorld(t)
+	furnish(us, 1, 1)
+	org, _ := us.state.Get(registry.KindOrg, orgID)
+	at := time.Unix(1_800_000_000, 0)
+	changes, err := pin.Begin(org, "eu", pinEU, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	us.must(anyUS, changes...)
+	eu.receive(len(eu.inbox))
+	left := pin.Leaving(eu.state, orgID).Relocation
+	for {
+		if changes, err = pin.Copy(eu.state, left, at); err != nil {
+			t.Fatal(err)
+		}
+		if len(changes) == 0 {
+			break
+		}
+		eu.must(pinEU, changes...)
+	}
+	old, _ := eu.state.Get(registry.KindKey, id(registry.KindKey, 0))
+	reissue := func(second string) error {
+		rec, err := pin.Reissued(eu.state, old, "key_eu_"+second+registry.Chance(old.Meta.ID), []byte("other"), "hint")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return eu.commit(pinEU, put(rec))
+	}
+	if err := reissue("1xV3rp"); err != nil {
+		t.Fatal(err)
+	}
+	if err := reissue("1xV3rq"); err == nil || !strings.Contains(err.Error(), "issued in its place already") {
+		t.Errorf("a second key for the same one: %v", err)
+	}
+	eu.must(pinEU, registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: "key_eu_1xV3rp" + registry.Chance(old.Meta.ID), At: 1})
+	eu.must(pinEU, registry.Change{Op: registry.OpDelete, Kind: registry.KindKey, ID: "key_eu_1xV3rp" + registry.Chance(old.Meta.ID)})
+	if err := reissue("1xV3rq"); err != nil {
+		t.Errorf("the first is gone: %v", err)
+	}
+}

@@ -50,12 +50,19 @@ func Of(s *registry.State, org string, at time.Time) (Status, bool) {
 	}
 	if arrived != nil {
 		st.Org, st.Successor, st.Copied, st.InForced = arrived.Relocation.From, arrived.Relocation.Org, arrived.Relocation.Copied, arrived.Relocation.InForce
+	} else if onward := Leaving(s, left.Relocation.To); onward != nil {
+		st.Copied, st.InForced = onward.Meta.Created, onward.Meta.Created // at the latest: it was left only after that
+	}
+	// A copy that a takeover cut off is to be made again.
+	lost := false
+	if left != nil && st.Copied == 0 {
+		_, lost = s.Shard(left.Relocation.Shard)
 	}
 	for _, f := range []struct {
 		is    bool
 		phase Phase
 	}{
-		{st.Copied != 0, Copied}, {st.Retired != 0, Retired}, {st.InForced != 0, InForce}, {st.InForced != 0 && left == nil, Erased},
+		{st.Copied != 0, Copied}, {st.Retired != 0 && !lost, Retired}, {st.InForced != 0, InForce}, {st.InForced != 0 && left == nil, Erased},
 	} {
 		if f.is {
 			st.Phase = f.phase
@@ -68,11 +75,11 @@ func Of(s *registry.State, org string, at time.Time) (Status, bool) {
 // takes its place.
 func Pairs(s *registry.State, left *registry.Relocation, at time.Time) []Pair {
 	fresh := make(map[string]*registry.Record)
-	for _, k := range keysOf(s, left.To) {
+	for k := range keysOf(s, left.To) {
 		fresh[registry.Chance(k.Meta.ID)] = k
 	}
 	var pairs []Pair
-	for _, k := range keysOf(s, left.Org) {
+	for k := range keysOf(s, left.Org) {
 		if k.Key.Revoked == 0 && (k.Key.Expires == 0 || k.Key.Expires > at.UnixMilli()) {
 			pairs = append(pairs, Pair{k, fresh[registry.Chance(k.Meta.ID)]})
 		}

@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"slices"
 	"time"
 
 	"ringmain/controlplane"
@@ -15,13 +16,13 @@ const forgetAfter = 24 * time.Hour
 // given twice, that ended long ago by itself and whose record is deleted. A
 // credential, node, token or pin can be written again, so none of them ever is.
 func (sh *shard) spent(v *Revocation, now int64) bool {
-	return v.Kind == KindKey && v.Expires != 0 && v.Expires+forgetAfter.Milliseconds() <= now && !sh.has(v.ID)
+	return v.Kind == KindKey && v.Expires != 0 && v.Expires <= now-forgetAfter.Milliseconds() && !sh.has(v.ID)
 }
 
 // surelyGone reports whether the record was deleted by what is confirmed, so
-// that no history can bring it back.
+// that no history and no replay can bring it back.
 func (sh *shard) surelyGone(id string) bool {
-	if sh.has(id) || sh.base() > sh.info.Confirmed {
+	if sh.has(id) || sh.base() > sh.info.Confirmed || sh.waits(id) {
 		return false
 	}
 	for h := range sh.tail.All() {
@@ -34,6 +35,17 @@ func (sh *shard) surelyGone(id string) bool {
 	return true
 }
 
+// waits reports whether the quarantine names the record: somebody may replay its
+// creation alone, which says less of its end than the revocation does.
+func (sh *shard) waits(id string) bool {
+	for q := range sh.lost.All() {
+		if slices.ContainsFunc(q.Entry.Changes, func(c Change) bool { return c.ref(sh.info.Shard).ID == id }) {
+			return true
+		}
+	}
+	return false
+}
+
 // Spent lists members of the shard's safety set that its home may forget at
 // the time now (Unix milliseconds), by (kind, id) and at most limit, once every
 // region holds the shard as far as this copy does: before, a cut could bring the
@@ -44,7 +56,7 @@ func (s *State) Spent(name controlplane.Shard, now int64, limit int) (spent []Re
 		if len(spent) == limit {
 			break
 		}
-		if sh.spent(v, now) {
+		if sh.spent(v, now) && !sh.waits(v.ID) {
 			spent = append(spent, *v)
 		}
 	}

@@ -198,3 +198,86 @@ func TestForgettingLetsNobodyIn(t *testing.T) {
 	}
 	t.Log(total)
 }
+
+// What waits in quarantine can be replayed one by one, so that the creation of a
+// key may come back without its revocation, and without its end: as long as it
+// waits, its revocation stays here, whoever has forgotten it.
+func TestWhatWaitsInQuarantineStaysRevoked(t *testing.T) {
+	us := safe(t)
+	eu, err := Restore(bytes.NewReader(snapshot(t, us)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	const id = "key_any_0000000000000042"
+	forever, ends := key(id, anyEast, prjAny, "live"), key(id, anyEast, prjAny, "live")
+	forever.Key.Expires, ends.Key.Expires = 0, created
+	for _, c := range []Change{put(forever), put(ends), revokes(KindKey, id, created, created), del(KindKey, id)} {
+		if out := propose(t, us, anyEast, c); out.Err != nil {
+			t.Fatal(out.Err)
+		}
+	}
+	now := created + 2*forgetAfter.Milliseconds()
+	epoch := controlplane.Epoch{Counter: 9, Region: "eu-fra"}
+	write := func(changes ...Change) *Entry {
+		t.Helper()
+		last := eu.Copy(anyEast).Last
+		e := &Entry{Shard: anyEast, Epoch: epoch, Seq: last.Seq + 1, Prev: last.Epoch, Changes: changes}
+		mustApply(t, eu, &Command{Type: CmdAccept, Sender: epoch, Entries: [][]byte{entry(t, e)}})
+		return e
+	}
+	adopts := 0
+	adopt := func() {
+		t.Helper()
+		adopts++
+		snap, _ := eu.ShardSnapshot(anyEast)
+		st := &Stage{Shard: anyEast, Snapshot: fmt.Sprint("s", adopts)}
+		for rec := range snap.Records {
+			b, err := EncodeRecord(rec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			st.Records = append(st.Records, b)
+		}
+		for v := range snap.Revocations {
+			st.Revocations = append(st.Revocations, v)
+		}
+		digest := snap.Digest()
+		mustApply(t, us, &Command{Type: CmdStage, Stage: st})
+		mustApply(t, us, &Command{Type: CmdAdopt, Sender: epoch, Adopt: &Adopt{Shard: anyEast, Snapshot: st.Snapshot,
+			Members: snap.Info.Members, Home: snap.Info.Home, Point: snap.Info.Last, Digest: digest[:], Spans: snap.Info.Spans, Now: now}})
+	}
+	refused := func(when string, want bool) {
+		t.Helper()
+		if _, revoked := us.Revoked(KindKey, id); revoked != want {
+			t.Errorf("%s: revoked %v, want %v", when, revoked, want)
+		}
+	}
+	write(open("eu-fra", "eu-fra", "us-east"))
+	adopt()
+	var waits []controlplane.Point
+	for q := range us.Quarantine(anyEast) {
+		waits = append(waits, q.Entry.Point())
+	}
+	if len(waits) != 4 {
+		t.Fatalf("%d entries were cut off, want 4", len(waits))
+	}
+	refused("cut off by a snapshot", true)
+	confirm(t, us, anyEast)
+	write(put(org("org_any_00000000000000zz", anyEast, "any", "scale", "verified")))
+	adopt()
+	refused("after the next snapshot", true)
+	// The home was told of it meanwhile, and forgets it.
+	for _, c := range []Change{revokes(KindKey, id, created, created), {Op: OpForget, Kind: KindKey, ID: id, At: created, Expires: created, Now: now}} {
+		mustApply(t, us, &Command{Type: CmdAccept, Sender: epoch, Entries: [][]byte{entry(t, write(c))}})
+	}
+	if _, revoked := eu.Revoked(KindKey, id); revoked {
+		t.Fatal("where nothing waits it is forgotten")
+	}
+	refused("after the home forgot it", true)
+	mustApply(t, us, &Command{Type: CmdResolve, Resolve: &Resolve{Shard: anyEast, Entries: waits, Verdict: VerdictDiscarded}})
+	refused("when nothing waits any more", true)
+	confirm(t, us, anyEast)
+	write(put(org("org_any_00000000000000zy", anyEast, "any", "scale", "verified")))
+	adopt()
+	refused("and the next snapshot", false)
+}

@@ -197,6 +197,22 @@ func (k *checker) frozen(r *Record) *controlplane.RuleError {
 	return nil
 }
 
+// reissued refuses a second key in the place of one of the org that is left:
+// both would be in force, and only one is shown beside the old one.
+func (k *checker) reissued(r *Record) (err *controlplane.RuleError) {
+	if rel := k.beside(r); rel == nil || rel.From == "" || rel.InForce != 0 {
+		return nil
+	}
+	k.shard.children(KindKey, r.Key.Project, "", func(other *Record) bool {
+		if other.Meta.ID != r.Meta.ID && Chance(other.Meta.ID) == Chance(r.Meta.ID) {
+			err = controlplane.Refuse(controlplane.RuleConflict, "id",
+				"key %s was issued in its place already: rotate that one to see a secret", other.Meta.ID)
+		}
+		return err == nil
+	})
+	return err
+}
+
 // retired refuses to delete what is still in use of an org that is being left,
 // and the word of it as long as something is there.
 func (k *checker) retired(r *Record) *controlplane.RuleError {

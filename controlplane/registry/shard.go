@@ -265,8 +265,8 @@ func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq, version uint64) 
 			sh.touch(before, c.At, seq, version)
 		}
 	case OpForget:
-		// A record that is there would be in force again.
-		if v, ok := sh.revocation(c.Kind, c.ID); ok && !sh.has(c.ID) {
+		// A record that is there, or is replayed, would be in force again.
+		if v, ok := sh.revocation(c.Kind, c.ID); ok && !sh.has(c.ID) && !sh.waits(c.ID) {
 			c.At, c.Expires = v.At, v.Expires // what a cut brings back
 			sh.revoked = sh.revoked.Without(v)
 		}
