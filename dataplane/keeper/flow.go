@@ -105,13 +105,40 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 	if k.cfg.Nodes == nil || !f.queue.Takes(fr, f.tracker.Position()[fr.Shard]) {
 		return k.take(ctx, fr)
 	}
-	for _, r := range f.queue.Add(fr) {
+	revoked, narrowed := f.queue.Add(time.Now(), fr)
+	for _, r := range revoked {
 		if err := k.take(ctx, &feed.Frame{Type: feed.FrameRevocation, Shard: r.Shard, Revocation: &r}); err != nil {
 			return err
 		}
 	}
+	if err := k.narrow(ctx, narrowed); err != nil {
+		return err
+	}
 	_, err := k.advance(ctx)
 	return err
+}
+
+// narrow tells the worker what changes of upstreams that wait, or are left out,
+// forbid. One of an earlier release, which does not say how far it is, could not
+// take it. flow.mu is held.
+func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record) error {
+	w := k.flow.live
+	if w == nil || len(upstreams) == 0 {
+		return nil // the watch begins anew with the next
+	}
+	if begun, _ := w.applying(); begun == 0 {
+		return nil
+	}
+	for _, rec := range upstreams {
+		b, err := registry.EncodeRecord(rec)
+		if err != nil {
+			return err
+		}
+		if err := w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: b}); err != nil && ctx.Err() == nil {
+			k.log.Warn("the worker was not told what a change forbids that waits", "error", err) // it is about to be replaced
+		}
+	}
+	return nil
 }
 
 // advance takes what needs not wait any more. What is refused by others must be

@@ -102,6 +102,10 @@ func playWorker() error {
 		k, ok := store.View().Key(r.URL.Query().Get("id"))
 		_, _ = fmt.Fprint(w, ok, k.Revoked != 0)
 	})
+	mux.HandleFunc("/upstream", func(w http.ResponseWriter, r *http.Request) {
+		rec, ok := store.View().Upstream(r.URL.Query().Get("name"))
+		_, _ = fmt.Fprint(w, ok, ok && rec.Upstream.Disabled)
+	})
 	mux.HandleFunc("/emit", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.Emit(fmt.Appendf(nil, "%s:%d:%d", r.URL.Query().Get("name"), os.Getpid(), records.Add(1))); err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)

@@ -154,7 +154,11 @@ func (k *Keeper) past(s trial.Span) map[string][]byte {
 			k.log.Warn("what was before a change that is left out is not known as a whole", "change", s, "error", err)
 		}
 	}
-	return p.Before()
+	before, err := p.Before()
+	if err != nil {
+		k.log.Error("what was before a change that is left out is not known", "change", s, "error", err)
+	}
+	return before
 }
 
 // isolate leaves out what another node died on, before this one takes it.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/registry"
 	"ringmain/dataplane/keeper/trial"
 )
 
@@ -120,6 +121,31 @@ func TestKeeperCrashesOnGeneration(t *testing.T) {
 	if !strings.Contains(n.log.text(), "the one before it is used") {
 		t.Error("the log does not say so")
 	}
+}
+
+// An upstream that is disabled is not called by nodes either that wait with that
+// change for others.
+func TestWhatWaitsForbids(t *testing.T) {
+	c := newControl(t)
+	c.shard = controlplane.ShardGlobal
+	upstream := func(disabled bool) uint64 {
+		return c.commit(registry.Change{Op: registry.OpPut, Record: &registry.Record{Kind: registry.KindUpstream, Meta: registry.Meta{ID: "ups_1", Shard: c.shard},
+			Upstream: &registry.Upstream{Name: "a", Region: "us-east", Auth: "none", Disabled: disabled}}})
+	}
+	first := upstream(false)
+	n := newNode(t, c)
+	n.args.Node, n.args.Gossip = "us-d2", t.TempDir()
+	_, tell := keeperArgs{Node: "us-d1", Gossip: n.args.Gossip}.gossip()
+	died := trial.Report{Proven: controlplane.Point{Epoch: testEpoch, Seq: first},
+		Suspects: []trial.Span{trial.One(c.shard, controlplane.Point{Epoch: testEpoch, Seq: first + 1})}}
+	tell(died)
+	n.startKeeper()
+	n.state("loaded", func(s workerState) bool { return s.Loaded && s.Seq == first })
+	last := upstream(true)
+	within(t, "it is not called", func() bool { _, got, err := n.get("/upstream?name=a"); return err == nil && got == "true true" })
+	n.state("and the change waits", func(s workerState) bool { return s.Seq == first })
+	tell(trial.Report{Proven: controlplane.Point{Epoch: testEpoch, Seq: last}})
+	n.state("no more", func(s workerState) bool { return s.Seq == last })
 }
 
 // What kills later than while it is applied is found by what is new in the
@@ -234,4 +260,21 @@ func TestRollOut(t *testing.T) {
 	}
 	last = c.putKey("b", "prj")
 	each("the mended record", func(s workerState) bool { return s.Seq == last })
+}
+
+// However often a node is started without a control plane, it has its state.
+func TestStartedOften(t *testing.T) {
+	c := newControl(t)
+	c.addKey("a")
+	n := newNode(t, c)
+	n.startKeeper()
+	n.state("loaded", func(s workerState) bool { return s.Loaded })
+	c.setDown(true)
+	for range 2 * trial.MaxDeaths {
+		if err := n.stopKeeper(); err != nil {
+			t.Fatal(err)
+		}
+		n.startKeeper()
+		n.state("loaded from disk", func(s workerState) bool { return s.Loaded && s.Keys == 1 })
+	}
 }

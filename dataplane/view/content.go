@@ -89,22 +89,51 @@ func (s *Store) remove(next *View, kind registry.Kind, id string) error {
 	return nil
 }
 
-// callable returns rec as requests may use it: an upstream whose credential is
-// revoked is disabled, and its credential is gone from this node's memory.
+// callable returns rec as requests may use it: an upstream as it was narrowed
+// ahead; and one whose credential is revoked is disabled, and its credential is
+// gone from this node's memory.
 func (v *View) callable(rec *registry.Record) *registry.Record {
-	if rec.Kind != registry.KindUpstream || len(rec.Upstream.Credential) == 0 {
+	if rec.Kind != registry.KindUpstream {
 		return rec
 	}
-	if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(rec.Upstream.Credential)); !gone {
+	up := rec.Upstream
+	if ahead := v.narrowed[rec.Meta.ID]; ahead != nil && ahead.Meta.Revision > rec.Meta.Revision {
+		up = up.Narrowed(ahead.Upstream)
+	}
+	if len(up.Credential) > 0 {
+		if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(up.Credential)); gone {
+			bare := *up
+			bare.Credential, bare.Disabled = nil, true
+			up = &bare
+		}
+	}
+	if up == rec.Upstream {
 		return rec
 	}
-	r, up := *rec, *rec.Upstream
-	up.Credential, up.Disabled = nil, true
-	r.Upstream = &up
+	r := *rec
+	r.Upstream = up
 	return &r
 }
 
-// withdraw takes a credential away from the upstreams that are called with it.
+// narrow has an upstream called no more as a version of it forbids that has not
+// arrived yet.
+func (v *View) narrow(ahead *registry.Record) {
+	id := ahead.Meta.ID
+	if old := v.narrowed[id]; old != nil && old.Meta.Revision >= ahead.Meta.Revision {
+		return
+	}
+	if held := v.upstreams.byID[id]; held != nil && held.Meta.Revision >= ahead.Meta.Revision {
+		return
+	}
+	v.narrowed = maps.Clone(v.narrowed)
+	if v.narrowed == nil {
+		v.narrowed = make(map[string]*registry.Record)
+	}
+	v.narrowed[id] = ahead
+	v.withdraw()
+}
+
+// withdraw makes the upstreams that are held callable only as they may be now.
 func (v *View) withdraw() {
 	v.upstreams = v.upstreams.edited(func(byID map[string]*registry.Record) {
 		for id, rec := range byID {

@@ -79,8 +79,9 @@ func (s *Store) SetLoaded(safetyUnknown bool) {
 	s.publish(&next)
 }
 
-// Pin adds a policy or org record that the safety file holds, encoded. It
-// tightens what the view says for as long as the view is older than the record.
+// Pin adds an encoded record that tightens what the view says for as long as the
+// view is older than the record: a policy or an org that the safety file holds,
+// or what is forbidden by a change of an upstream that has not arrived yet.
 func (s *Store) Pin(record []byte) error {
 	rec, err := registry.DecodeRecord(record)
 	if err != nil {
@@ -89,11 +90,18 @@ func (s *Store) Pin(record []byte) error {
 	if err := checkBody(rec); err != nil {
 		return err
 	}
-	if rec.Kind != registry.KindPolicy && rec.Kind != registry.KindOrg {
-		return fmt.Errorf("pin of record %q: only an org or a policy can be one", rec.Meta.ID)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch rec.Kind {
+	case registry.KindUpstream:
+		next := *s.View()
+		next.narrow(rec)
+		s.publish(&next)
+		return nil
+	case registry.KindPolicy, registry.KindOrg:
+	default:
+		return fmt.Errorf("pin of record %q: only an org, a policy or an upstream can be one", rec.Meta.ID)
+	}
 	if old, ok := s.pins[rec.Meta.ID]; ok && old.Meta.Revision >= rec.Meta.Revision {
 		return nil
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -32,7 +33,8 @@ type Config struct {
 	Revoked func(registry.Revocation)
 
 	// Load is asked before a generation is read, and may refuse it; Loaded is
-	// told when all that is read has been, with the oldest generation there is.
+	// told when all that is read has been, with the oldest generation there is
+	// (none: math.MaxUint64).
 	// nil = every generation is read
 	Load   func(generation uint64) bool
 	Loaded func(oldest uint64)
@@ -116,6 +118,13 @@ func Open(cfg Config) (*Store, error) {
 		if err := s.removeOld(1); err != nil {
 			return nil, fmt.Errorf("last known good state: %w", diskError(err))
 		}
+	}
+	if cfg.Loaded != nil {
+		oldest := uint64(math.MaxUint64)
+		if len(numbers) > 0 {
+			oldest = numbers[len(numbers)-1]
+		}
+		cfg.Loaded(oldest)
 	}
 	return s, nil
 }

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ringmain/controlplane"
@@ -20,8 +21,9 @@ type Book struct {
 	looks  []look
 	report Report
 
-	mu     sync.Mutex
+	mu     sync.Mutex // also held while the ledger goes to the disk
 	ledger *Ledger
+	screen atomic.Bool // something may be left out: else frames wait for no lock, that is, no disk
 }
 
 // look is how far the worker was at a moment.
@@ -47,6 +49,7 @@ func Open(file File, shard controlplane.Shard, lives time.Duration, log *slog.Lo
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.screen.Store(len(l.Isolated) > 0)
 	b.say(l.Proven[shard])
 	return b
 }
@@ -209,6 +212,7 @@ func (b *Book) Isolate(i Isolated) {
 	if !b.ledger.Isolate(i) {
 		return
 	}
+	b.screen.Store(true)
 	b.save()
 	why := "processes of this node died on it"
 	if !i.Own {
@@ -219,15 +223,19 @@ func (b *Book) Isolate(i Isolated) {
 	b.say(b.report.Proven)
 }
 
-// LeavesOut reports whether all of s is left out.
+// LeavesOut reports whether what others say of s needs no heed: all of it is
+// left out, or as much as may be.
 func (b *Book) LeavesOut(s Span) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.ledger.leavesOut(s)
+	return b.ledger.leavesOut(s) || b.ledger.heardEnough()
 }
 
 // Screen is Ledger.Screen.
 func (b *Book) Screen(f *feed.Frame) (*feed.Frame, error) {
+	if !b.screen.Load() {
+		return f, nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.ledger.Screens(f.Shard) {
@@ -239,6 +247,9 @@ func (b *Book) Screen(f *feed.Frame) (*feed.Frame, error) {
 // ScreenAll screens encoded frames, and returns the very slice if nothing is
 // left out anywhere.
 func (b *Book) ScreenAll(frames [][]byte) ([][]byte, error) {
+	if !b.screen.Load() {
+		return frames, nil
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if len(b.ledger.Isolated) == 0 {

@@ -18,12 +18,13 @@ type Queue struct {
 	shard  controlplane.Shard
 	frames []*feed.Frame
 	bytes  int
-	waits  map[controlplane.Point]*Wait // kept over connections
+	since  map[controlplane.Point]time.Time // when a change arrived; kept over connections, as waits are
+	waits  map[controlplane.Point]*Wait
 }
 
 // NewQueue returns an empty queue.
 func NewQueue(shard controlplane.Shard) *Queue {
-	return &Queue{shard: shard, waits: map[controlplane.Point]*Wait{}}
+	return &Queue{shard: shard, since: map[controlplane.Point]time.Time{}, waits: map[controlplane.Point]*Wait{}}
 }
 
 // Takes reports whether f has to go through the queue, on a node that is at at.
@@ -60,23 +61,55 @@ func harmless(f *feed.Frame) bool {
 	return true
 }
 
-// Add puts f in. It returns the revocations in it, which wait for nobody.
-func (q *Queue) Add(f *feed.Frame) (now []registry.Revocation) {
+// Add puts f in, which arrived at now. It returns what waits for nobody: the
+// revocations in it, and how upstreams are to be narrowed (see Narrow).
+func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation, narrowed []*registry.Record) {
 	q.frames = append(q.frames, f)
 	q.bytes += size(f)
-	if f.Type != feed.FrameEntry {
-		return nil
-	}
-	e, err := registry.DecodeEntry(f.Entry)
-	if err != nil {
-		return nil
-	}
-	for i := range e.Changes {
-		if c := &e.Changes[i]; c.Op == registry.OpRevoke {
-			now = append(now, registry.Revocation{Kind: c.Kind, ID: c.ID, Shard: e.Shard, At: c.At, Expires: c.Expires})
+	switch f.Type {
+	case feed.FrameEnd:
+		q.arrived(f.Point, now)
+	case feed.FrameRecord:
+		if rec, err := registry.DecodeRecord(f.Record); err == nil && rec.Kind == registry.KindUpstream {
+			narrowed = append(narrowed, Narrow(f.Shard, rec.Meta.ID, rec.Meta.Revision, rec.Upstream))
 		}
+	case feed.FrameEntry:
+		e, err := registry.DecodeEntry(f.Entry)
+		if err != nil {
+			return nil, nil
+		}
+		q.arrived(e.Point(), now)
+		for i := range e.Changes {
+			switch c := &e.Changes[i]; {
+			case c.Op == registry.OpRevoke:
+				revoked = append(revoked, registry.Revocation{Kind: c.Kind, ID: c.ID, Shard: e.Shard, At: c.At, Expires: c.Expires})
+			case c.Op == registry.OpPut && c.Record != nil && c.Record.Kind == registry.KindUpstream:
+				narrowed = append(narrowed, Narrow(e.Shard, c.Record.Meta.ID, e.Seq, c.Record.Upstream))
+			case c.Op == registry.OpDelete && c.Kind == registry.KindUpstream:
+				narrowed = append(narrowed, Narrow(e.Shard, c.ID, e.Seq, nil))
+			}
+		}
+	default:
 	}
-	return now
+	return revoked, narrowed
+}
+
+func (q *Queue) arrived(p controlplane.Point, now time.Time) {
+	if _, ok := q.since[p]; !ok {
+		q.since[p] = now
+	}
+}
+
+// Narrow is what a worker is told of a change of an upstream that it may not
+// have yet: no more than what the change may forbid. Later is nil if the
+// upstream is deleted.
+func Narrow(shard controlplane.Shard, id string, seq uint64, later *registry.Upstream) *registry.Record {
+	up := &registry.Upstream{Disabled: true}
+	if later != nil {
+		up = &registry.Upstream{Region: later.Region, Auth: later.Auth, Simulated: later.Simulated, Disabled: later.Disabled, Dedicated: later.Dedicated,
+			Terms: registry.Terms{Retention: later.Terms.Retention, PromptCache: later.Terms.PromptCache}}
+	}
+	return &registry.Record{Kind: registry.KindUpstream, Meta: registry.Meta{ID: id, Shard: shard, Revision: seq}, Upstream: up}
 }
 
 func size(f *feed.Frame) int { return len(f.Entry) + len(f.Record) + 64 }
@@ -121,7 +154,7 @@ func (q *Queue) Next(self Node, at controlplane.Point, nodes func() []Node, left
 		all := nodes()
 		w := q.waits[p]
 		if w == nil {
-			w = NewWait(q.shard, p, home, self, all, now)
+			w = NewWait(q.shard, p, home, self, all, q.since[p])
 			q.waits[p] = w
 		}
 		may, refused := w.Next(at.Seq, all, leftOut, now)
@@ -135,6 +168,11 @@ func (q *Queue) Next(self Node, at controlplane.Point, nodes func() []Node, left
 	for waited := range q.waits {
 		if waited.Compare(p) <= 0 {
 			delete(q.waits, waited)
+		}
+	}
+	for arrived := range q.since {
+		if arrived.Compare(p) <= 0 {
+			delete(q.since, arrived)
 		}
 	}
 	frames = q.frames[:n:n]

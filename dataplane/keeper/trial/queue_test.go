@@ -52,19 +52,19 @@ func TestQueue(t *testing.T) {
 		}
 		return len(frames)
 	}
-	if now := q.Add(global(t, 2, route, revoke)); len(now) != 1 || now[0].ID != "ups_1" {
+	if now, _ := q.Add(start, global(t, 2, route, revoke)); len(now) != 1 || now[0].ID != "ups_1" {
 		t.Errorf("revocations that wait for nobody: %v", now)
 	}
 	if !q.Takes(global(t, 3, region), at(1)) {
 		t.Error("what follows in the shard overtakes what waits")
 	}
-	q.Add(global(t, 3, region))
+	q.Add(start, global(t, 3, region))
 	if n := next(1, 0); n != 0 {
 		t.Errorf("%d frames before anybody lives with them", n)
 	}
 	q.Drop() // the connection broke, and its successor sends the same
-	q.Add(global(t, 2, route))
-	q.Add(global(t, 3, region))
+	q.Add(start, global(t, 2, route))
+	q.Add(start, global(t, 3, region))
 	if n := next(1, Patience-1); n != 0 {
 		t.Errorf("%d frames though nobody lives with them", n)
 	}
@@ -77,23 +77,41 @@ func TestQueue(t *testing.T) {
 	}
 
 	// A snapshot waits for its end, which says how far it goes.
-	q.Add(&feed.Frame{Type: feed.FrameReset, Shard: controlplane.ShardGlobal})
-	q.Add(&feed.Frame{Type: feed.FrameRecord, Shard: controlplane.ShardGlobal, Record: make([]byte, 100)})
+	q.Add(start, &feed.Frame{Type: feed.FrameReset, Shard: controlplane.ShardGlobal})
+	q.Add(start, &feed.Frame{Type: feed.FrameRecord, Shard: controlplane.ShardGlobal, Record: make([]byte, 100)})
 	if n := next(3, time.Hour); n != 0 {
 		t.Errorf("%d frames of a snapshot without an end", n)
 	}
-	q.Add(&feed.Frame{Type: feed.FrameEnd, Shard: controlplane.ShardGlobal, Point: at(3)})
+	q.Add(start, &feed.Frame{Type: feed.FrameEnd, Shard: controlplane.ShardGlobal, Point: at(3)})
 	if n := next(3, 0); n != 3 {
 		t.Errorf("%d frames of a snapshot of what is here already, want all", n)
 	}
 
 	// What outgrows the memory for it waits no longer.
 	nodes[3].Proven = at(1)
-	q.Add(global(t, 10, route))
+	q.Add(start, global(t, 10, route))
 	for range queueBytes/(1<<20) + 1 {
-		q.Add(&feed.Frame{Type: feed.FrameRecord, Shard: controlplane.ShardGlobal, Record: make([]byte, 1<<20)})
+		q.Add(start, &feed.Frame{Type: feed.FrameRecord, Shard: controlplane.ShardGlobal, Record: make([]byte, 1<<20)})
 	}
 	if n := next(3, 0); n == 0 {
 		t.Error("more waits than may")
+	}
+}
+
+// What came together waits together: a first node that says nothing costs its
+// time once, not once for each change.
+func TestWaitsBeginAtArrival(t *testing.T) {
+	route := registry.Change{Op: registry.OpPut, Record: &registry.Record{Kind: registry.KindRoute, Route: &registry.Route{Model: "m"}}}
+	nodes, start := world(), time.Unix(0, 0)
+	q := NewQueue(controlplane.ShardGlobal)
+	const changes = 20
+	for i := range uint64(changes) {
+		q.Add(start, global(t, 2+i, route))
+	}
+	for i := range uint64(changes) {
+		frames, _ := q.Next(nodes[4], at(1+i), func() []Node { return nodes }, none, start.Add(Patience))
+		if len(frames) != 1 {
+			t.Fatalf("after the time that the first had, %d of %d changes were taken", i, changes)
+		}
 	}
 }

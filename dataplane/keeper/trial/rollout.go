@@ -70,8 +70,11 @@ func (w *Wait) Next(from uint64, nodes []Node, leftOut func(Span) bool, now time
 			continue
 		}
 		for _, s := range n.Isolated {
-			if w.within(s, from) && !leftOut(s) {
-				refused = append(refused, s)
+			if w.within(s, from) {
+				s = Span{w.Shard, max(s.From, from+1), min(s.To, w.Point.Seq), w.Point.Epoch}
+				if !leftOut(s) {
+					refused = append(refused, s)
+				}
 			}
 		}
 		suspect = suspect || slices.ContainsFunc(n.Suspects, func(s Span) bool { return w.within(s, from) })

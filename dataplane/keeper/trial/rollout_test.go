@@ -131,3 +131,30 @@ func TestRefusal(t *testing.T) {
 		t.Errorf("another shard's: may %v, refused %v", may, refused)
 	}
 }
+
+// What another node says reaches no further than what waits here, and a node
+// that says so of everything holds back a few changes only.
+func TestHearsayIsBounded(t *testing.T) {
+	all := Span{Shard: controlplane.ShardGlobal, From: 1, To: 1 << 60, Epoch: epoch}
+	nodes := world()
+	nodes[0].Isolated = []Span{all}
+	w := NewWait(controlplane.ShardGlobal, at(6), "us", nodes[5], nodes, time.Unix(0, 0))
+	_, refused := w.Next(4, nodes, none, time.Unix(0, 0))
+	if want := (Span{Shard: controlplane.ShardGlobal, From: 5, To: 6, Epoch: epoch}); len(refused) != 1 || refused[0] != want {
+		t.Errorf("refused %v, want %v", refused, want)
+	}
+	b := Book{ledger: &Ledger{}}
+	for seq := range uint64(2 * maxHeard) {
+		s := One(controlplane.ShardGlobal, at(2*seq+5))
+		if b.LeavesOut(s) {
+			if seq != maxHeard {
+				t.Errorf("%d changes are left out on the word of others, want %d", seq, maxHeard)
+			}
+			return
+		}
+		if !b.ledger.Isolate(Isolated{Span: s}) {
+			t.Fatal("not isolated, and waited for")
+		}
+	}
+	t.Error("there is no bound")
+}

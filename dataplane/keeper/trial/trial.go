@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -61,6 +60,10 @@ const MaxDeaths = 2
 
 // maxIsolated bounds the ledger: a node that dies on more has another ailment.
 const maxIsolated = 64
+
+// maxHeard bounds what is left out because other nodes say so: one that says so
+// of everything must not hold back everything.
+const maxHeard = 16
 
 // Ledger is what has been found out so far. The zero Ledger knows nothing.
 type Ledger struct {
@@ -126,15 +129,68 @@ func (l *Ledger) Prove(p controlplane.Position, shard controlplane.Shard) (news 
 // ledger is full.
 func (l *Ledger) Isolate(i Isolated) bool {
 	l.Suspects = slices.DeleteFunc(l.Suspects, func(s Suspect) bool { return s.Shard == i.Shard && i.From <= s.From && s.To <= i.To })
-	if l.leavesOut(i.Span) || len(l.Isolated) >= maxIsolated {
+	if l.leavesOut(i.Span) || len(l.Isolated) >= maxIsolated || !i.Own && l.heardEnough() {
 		return false
 	}
 	l.Isolated = append(l.Isolated, i)
+	for n := range l.Isolated {
+		l.Isolated[n].Before = l.sound(&l.Isolated[n])
+	}
 	return true
+}
+
+// sound is i.Before without what is itself left out: before that stands, again,
+// what was before.
+func (l *Ledger) sound(i *Isolated) map[string][]byte {
+	all := make(map[string][]byte, len(i.Before))
+	for id, b := range i.Before {
+		for b != nil {
+			rec, err := registry.DecodeRecord(b)
+			if err != nil {
+				break // whoever takes it says what is wrong
+			}
+			bad := l.isolated(i.Shard, rec.Meta.Revision)
+			if bad == nil {
+				break
+			}
+			b = earlier(bad.Before[id], rec)
+		}
+		if b != nil {
+			all[id] = b
+		}
+	}
+	return all
+}
+
+// earlier is the encoded record b, narrowed by a later version if it is an upstream.
+func earlier(b []byte, later *registry.Record) []byte {
+	rec, err := registry.DecodeRecord(b)
+	if err != nil || rec.Meta.Revision >= later.Meta.Revision {
+		return nil
+	}
+	if rec.Kind == registry.KindUpstream && later.Upstream != nil {
+		rec.Upstream = rec.Upstream.Narrowed(later.Upstream)
+	}
+	b, err = registry.EncodeRecord(rec)
+	if err != nil {
+		return nil
+	}
+	return b
 }
 
 func (l *Ledger) leavesOut(s Span) bool {
 	return slices.ContainsFunc(l.Isolated, func(i Isolated) bool { return i.Shard == s.Shard && i.From <= s.From && s.To <= i.To })
+}
+
+// heardEnough reports that nothing more is left out on the word of others.
+func (l *Ledger) heardEnough() bool {
+	heard := 0
+	for _, i := range l.Isolated {
+		if !i.Own {
+			heard++
+		}
+	}
+	return heard >= maxHeard || len(l.Isolated) >= maxIsolated
 }
 
 // Hollow reports whether a shard is left out from its beginning: what is left
@@ -191,10 +247,24 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 		// Another history takes the place of what was isolated behind it.
 		l.Isolated = slices.DeleteFunc(l.Isolated, func(i Isolated) bool { return i.Shard == e.Shard && i.From >= e.Seq })
 	}
-	if l.isolated(e.Shard, e.Seq) == nil {
+	i := l.isolated(e.Shard, e.Seq)
+	if i == nil {
 		return f, nil
 	}
-	kept := slices.DeleteFunc(e.Changes, func(c registry.Change) bool { return c.Op == registry.OpPut || c.Op == registry.OpDelete })
+	var kept []registry.Change
+	for _, c := range e.Changes {
+		if c.Op != registry.OpPut && c.Op != registry.OpDelete {
+			kept = append(kept, c)
+			continue
+		}
+		before, err := i.narrowed(&c)
+		if err != nil {
+			return nil, err
+		}
+		if before != nil {
+			kept = append(kept, registry.Change{Op: registry.OpPut, Record: before})
+		}
+	}
 	bare := *e
 	bare.Changes = kept
 	screened := *f
@@ -202,6 +272,24 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 		return nil, err
 	}
 	return &screened, nil
+}
+
+// narrowed is the upstream that stays in the place of a change of it, nil if c is
+// of something else.
+func (i *Isolated) narrowed(c *registry.Change) (*registry.Record, error) {
+	id := c.ID
+	if c.Op == registry.OpPut {
+		id = c.Record.Meta.ID
+	}
+	before, ok := i.Before[id]
+	if !ok {
+		return nil, nil //nolint:nilnil // nothing is known to stay
+	}
+	rec, err := registry.DecodeRecord(before)
+	if err != nil || rec.Kind != registry.KindUpstream {
+		return nil, err
+	}
+	return rec, nil
 }
 
 func (l *Ledger) record(f *feed.Frame) (*feed.Frame, error) {
@@ -235,49 +323,62 @@ func (l *Ledger) isolated(shard controlplane.Shard, seq uint64) *Isolated {
 // frame that is on disk, oldest first, then Keep, again all of them.
 type Past struct {
 	span   Span
-	ids    map[string]bool
-	before map[string][]byte
+	within map[string][]*registry.Record // nil = deleted
+	before map[string]*registry.Record
 }
 
 // NewPast returns an empty Past of s.
 func NewPast(s Span) *Past {
-	return &Past{span: s, ids: map[string]bool{}, before: map[string][]byte{}}
+	return &Past{span: s, within: map[string][]*registry.Record{}, before: map[string]*registry.Record{}}
 }
 
 // Touch notes which records the span changed.
 func (p *Past) Touch(f *feed.Frame) error {
-	return p.look(f, func(id string, seq uint64, _ *registry.Record) {
+	return p.look(f, func(id string, seq uint64, rec *registry.Record) {
 		if p.span.From <= seq && seq <= p.span.To {
-			p.ids[id] = true
+			p.within[id] = append(p.within[id], rec)
 		}
 	})
 }
 
 // Keep notes what those were before it.
 func (p *Past) Keep(f *feed.Frame) error {
-	var failed error
-	err := p.look(f, func(id string, seq uint64, rec *registry.Record) {
+	return p.look(f, func(id string, seq uint64, rec *registry.Record) {
 		switch {
-		case !p.ids[id] || seq >= p.span.From:
+		case p.within[id] == nil || seq >= p.span.From:
 		case rec == nil:
 			delete(p.before, id)
 		default:
-			b, err := registry.EncodeRecord(rec)
-			if err != nil {
-				failed = err
-				return
-			}
-			p.before[id] = b
+			p.before[id] = rec
 		}
 	})
-	if err == nil {
-		err = failed
-	}
-	return err
 }
 
-// Before is what was found.
-func (p *Past) Before() map[string][]byte { return maps.Clone(p.before) }
+// Before is what was found, by id and encoded. Upstreams are narrowed by what
+// the span made of them: leaving it out must not have them called on terms, or
+// in places, that it ended.
+func (p *Past) Before() (map[string][]byte, error) {
+	all := make(map[string][]byte, len(p.before))
+	for id, rec := range p.before {
+		if rec.Kind == registry.KindUpstream {
+			narrow := *rec
+			for _, later := range p.within[id] {
+				if later == nil {
+					narrow.Upstream = narrow.Upstream.Narrowed(nil)
+				} else if later.Upstream != nil {
+					narrow.Upstream = narrow.Upstream.Narrowed(later.Upstream)
+				}
+			}
+			rec = &narrow
+		}
+		b, err := registry.EncodeRecord(rec)
+		if err != nil {
+			return nil, err
+		}
+		all[id] = b
+	}
+	return all, nil
+}
 
 // look calls each for all that a frame of the span's shard says of a record; a
 // nil record was deleted.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -89,7 +90,11 @@ func TestScreen(t *testing.T) {
 			}
 		}
 	}
-	if !l.Isolate(Isolated{Span: One(shard, at(5)), Before: past.Before(), Own: true, Build: "v1"}) {
+	before, err := past.Before()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.Isolate(Isolated{Span: One(shard, at(5)), Before: before, Own: true, Build: "v1"}) {
 		t.Fatal("not isolated")
 	}
 	screen := func(f *feed.Frame) *feed.Frame {
@@ -129,6 +134,115 @@ func TestScreen(t *testing.T) {
 	other := entry(t, 5, registry.Change{Op: registry.OpOpen, Home: "eu", Members: []string{"eu"}})
 	if screen(other) != other || l.Screens(shard) {
 		t.Error("the first entry of another history was taken for the one isolated")
+	}
+}
+
+// An upstream that has to stay as it was before a change that is left out is
+// not called as that change forbids.
+func TestIsolationNarrows(t *testing.T) {
+	upstream := func(id, retention string, seq uint64) *registry.Record {
+		return &registry.Record{Kind: registry.KindUpstream, Meta: registry.Meta{ID: id, Shard: shard, Revision: seq},
+			Upstream: &registry.Upstream{Name: id, Region: "us", Auth: "none", BaseURL: "https://" + retention, Terms: registry.Terms{Retention: retention, PromptCache: "none"}}}
+	}
+	encoded := func(r *registry.Record) []byte {
+		t.Helper()
+		b, err := registry.EncodeRecord(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	past := NewPast(One(shard, at(5)))
+	bad := entry(t, 5, registry.Change{Op: registry.OpPut, Record: upstream("ups_a", "30d", 0)}, registry.Change{Op: registry.OpDelete, Kind: registry.KindUpstream, ID: "ups_b"})
+	for _, look := range []func(*feed.Frame) error{past.Touch, past.Keep} {
+		for _, f := range []*feed.Frame{
+			{Type: feed.FrameRecord, Shard: shard, Record: encoded(upstream("ups_a", "zero", 2))},
+			{Type: feed.FrameRecord, Shard: shard, Record: encoded(upstream("ups_b", "zero", 3))},
+			bad,
+		} {
+			if err := look(f); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	before, err := past.Before()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var l Ledger
+	l.Isolate(Isolated{Span: One(shard, at(5)), Before: before})
+	want := func(rec *registry.Record, retention string, disabled bool) {
+		t.Helper()
+		if rec.Upstream.Terms.Retention != retention || rec.Upstream.Disabled != disabled || rec.Upstream.BaseURL != "https://zero" {
+			t.Errorf("%s stays as %+v", rec.Meta.ID, *rec.Upstream)
+		}
+	}
+	f, err := l.Screen(bad)
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := registry.DecodeEntry(f.Entry)
+	if err != nil || len(e.Changes) != 2 || e.Changes[0].Op != registry.OpPut || e.Changes[1].Op != registry.OpPut {
+		t.Fatalf("a worker that holds both was given %+v, %v", e, err)
+	}
+	want(e.Changes[0].Record, "30d", false)
+	want(e.Changes[1].Record, "zero", true)
+	f, err = l.Screen(&feed.Frame{Type: feed.FrameRecord, Shard: shard, Record: encoded(upstream("ups_a", "30d", 5))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rec, err := registry.DecodeRecord(f.Record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want(rec, "30d", false)
+}
+
+// A second bad version of a record is not replaced by the first one.
+func TestTwoBadVersions(t *testing.T) {
+	for _, order := range [][]uint64{{5, 7}, {7, 5}} {
+		var l Ledger
+		for _, seq := range order {
+			before := map[string][]byte{"prj_a": project(t, "prj_a", "good", 4)}
+			if seq == 7 {
+				before["prj_a"] = project(t, "prj_a", "bad", 5)
+			}
+			l.Isolate(Isolated{Span: One(shard, at(seq)), Before: before})
+		}
+		f, err := l.Screen(&feed.Frame{Type: feed.FrameRecord, Shard: shard, Record: project(t, "prj_a", "worse", 7)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if rec, err := registry.DecodeRecord(f.Record); err != nil || rec.Project.Name != "good" {
+			t.Errorf("%v: %+v, %v stands for it", order, rec.Project, err)
+		}
+	}
+	l := Ledger{}
+	l.Isolate(Isolated{Span: One(shard, at(5))})
+	l.Isolate(Isolated{Span: One(shard, at(7)), Before: map[string][]byte{"prj_a": project(t, "prj_a", "bad", 5)}})
+	if f, err := l.Screen(&feed.Frame{Type: feed.FrameRecord, Shard: shard, Record: project(t, "prj_a", "worse", 7)}); f != nil || err != nil {
+		t.Errorf("%+v, %v stands for a record that was never good", f, err)
+	}
+}
+
+// While nothing is left out, a disk that hangs with the ledger delays no frame.
+func TestScreeningWaitsForNoDisk(t *testing.T) {
+	b := Book{ledger: new(Ledger)}
+	b.mu.Lock() // as save does
+	defer b.mu.Unlock()
+	f := entry(t, 5)
+	passed := make(chan bool, 1)
+	go func() {
+		out, err := b.Screen(f)
+		passed <- out == f && err == nil
+	}()
+	select {
+	case ok := <-passed:
+		if !ok {
+			t.Error("it did not pass as it is")
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("a frame waits for the ledger's disk")
 	}
 }
 
