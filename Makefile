@@ -47,10 +47,11 @@ layering:
 race:
 	$(GO) test -race -timeout 20m ./...
 
-bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy; a region beside etcd; what a cluster promises in time
+bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy; a region beside etcd, and with a million keys; what a cluster promises in time
 	$(GO) run ./drills/bench -ringmain $(BIN)/ringmain
 	$(GO) run ./drills/bench/commit -ringmain $(BIN)/ringmain
 	$(GO) run ./drills/bench/watch
+	$(GO) run ./drills/bench/keys -ringmain $(BIN)/ringmain
 	$(GO) run ./drills/measure -ringmain $(BIN)/ringmain
 
 soak: build ## long runs: the data node at 80 % load with faults, the control plane under a nemesis and under full load, the ownership check's wide bounds

@@ -284,6 +284,9 @@ func (m *meter) dataNodes(region string) (own, others []clusterfile.Node) {
 
 const poll = 5 * time.Millisecond
 
+// forgiven is how long a data node takes to forgive the wrong keys of one revocation.
+const forgiven = 200 * time.Millisecond
+
 // until polls nodes with key until each has answered status.
 func (m *meter) until(ctx context.Context, nodes []clusterfile.Node, key string, status int) error {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
