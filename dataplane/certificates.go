@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane/identity"
+	"ringmain/controlplane/registry"
 	"ringmain/dataplane/edge"
 	"ringmain/dataplane/link"
 )
@@ -34,6 +35,23 @@ func openCertificates(s *link.Setup) (*certificates, error) {
 		return nil, fmt.Errorf("dataplane: certificate of the API: %w", err)
 	}
 	return &certificates{api: api, node: node, now: *s}, nil
+}
+
+// revoke refuses a node that was revoked, and ends what this one has with it.
+func (c *certificates) revoke(r registry.Revocation) {
+	if region, role, node, ok := registry.ParseNodeID(r.ID); ok && r.Kind == registry.KindNode {
+		c.node.Revoke(identity.ID{Cluster: c.node.ID().Cluster, Region: region, Role: role, Node: node})
+	}
+}
+
+// revoked reports whether this node itself is.
+func (c *certificates) revoked() bool {
+	select {
+	case <-c.node.Revoked():
+		return true
+	default:
+		return false
+	}
 }
 
 // Renew takes the certificates, keys, roots and limits of the edge of a newer

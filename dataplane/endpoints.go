@@ -1,6 +1,7 @@
 package dataplane
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -70,8 +71,12 @@ func (w *Worker) serveOwn(rw http.ResponseWriter, r *http.Request) {
 		x := w.newExchange(rw, r, path)
 		switch {
 		case !x.allow(readMethods...):
+		case path == pathReady && w.certs.revoked():
+			x.fail(dialect.Fail(dialect.NotReady, "This node is revoked, for good: send requests to another."), 0)
 		case path == pathReady && !w.ready():
 			x.fail(dialect.Fail(dialect.NotReady, "This node is draining, or has no state loaded yet: send requests to another."), 0)
+		case path == pathReady:
+			x.writeOK("text/plain; charset=utf-8", fmt.Appendf(nil, "ok\nstate: current as of %.0f s ago\n", w.age().Seconds()))
 		default:
 			x.writeOK("text/plain; charset=utf-8", []byte("ok\n"))
 		}

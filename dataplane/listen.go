@@ -88,7 +88,7 @@ func (w *Worker) serve(ctx context.Context) {
 	if !w.setup.StandardHTTP1 {
 		w.api = h1.New(api, w.tunables.WriteStall)
 	}
-	for server, listener := range map[server]net.Listener{w.api: w.guard.Listen(w.cfg.API), standard{w.peer}: door.Listen(w.cfg.Peer)} {
+	for server, listener := range map[server]net.Listener{w.api: w.guard.Listen(w.cfg.API), standard{w.peer}: door.Listen(w.certs.node.Listen(w.cfg.Peer))} {
 		w.group.Go(func() error {
 			if err := server.ServeTLS(listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)

@@ -26,6 +26,7 @@ type metrics struct {
 	breakers   *prometheus.GaugeVec
 	load       prometheus.Collector
 	certs      prometheus.Collector
+	state      prometheus.Collector
 	bcrypt     *prometheus.CounterVec
 	confined   *prometheus.GaugeVec
 	security   *prometheus.GaugeVec // without labels: absent where there is no security.txt
@@ -76,7 +77,14 @@ func (c *children[K, M]) of(key K) M {
 	return m
 }
 
-func newMetrics(r prometheus.Registerer, load, certs prometheus.Collector) (*metrics, error) {
+// withdrawn says how much the state does not let be called.
+func (w *Worker) withdrawn() prometheus.Collector {
+	return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "ringmain_upstreams_withdrawn", Help: "Upstreams that are not called, because their credential is revoked.",
+	}, func() float64 { return float64(w.cfg.Store.View().Withdrawn()) })
+}
+
+func newMetrics(r prometheus.Registerer, load, certs, state prometheus.Collector) (*metrics, error) {
 	counter := func(name, help string, labels ...string) *prometheus.CounterVec {
 		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
 	}
@@ -98,6 +106,7 @@ func newMetrics(r prometheus.Registerer, load, certs prometheus.Collector) (*met
 		confined:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ringmain_confined", Help: "Whether a control that confines this worker is in force; zero retention needs all of them."}, []string{"control"}),
 		security:   prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "ringmain_security_txt_expires", Help: "When the published security.txt expires, in Unix seconds."}, nil),
 	}
+	m.state = state
 	m.splices = counter("ringmain_splices_total", "Broken streams that were asked for elsewhere: spliced, diverged, failed, late, refused.", "result")
 	m.repairs = counter("ringmain_stream_repairs_total", "Malformed events that were left out (skipped), and closing events that the upstream owed (finished).", "what")
 	m.tokensIn, m.tokensOut = m.tokens.WithLabelValues("in"), m.tokens.WithLabelValues("out")
@@ -120,7 +129,7 @@ func newMetrics(r prometheus.Registerer, load, certs prometheus.Collector) (*met
 }
 
 func (m *metrics) collectors() []prometheus.Collector {
-	return []prometheus.Collector{m.requests, m.duration, m.firstToken, m.tokens, m.attempts, m.breakers, m.load, m.certs, m.bcrypt, m.confined, m.security, m.splices, m.repairs}
+	return []prometheus.Collector{m.requests, m.duration, m.firstToken, m.tokens, m.attempts, m.breakers, m.load, m.certs, m.bcrypt, m.confined, m.security, m.splices, m.repairs, m.state}
 }
 
 // close takes the metrics out again, so that another worker may register its own.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net"
 	"net/http"
 	"sync/atomic"
@@ -22,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
@@ -157,11 +159,12 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	if w.certs, err = openCertificates(&w.setup); err != nil {
 		return nil, err
 	}
+	cfg.Store.OnRevocation(w.certs.revoke)
 	roots, err := upstreamRoots(w.setup.UpstreamCA)
 	if err != nil {
 		return nil, err
 	}
-	if w.metrics, err = newMetrics(cfg.Registerer, &loadMetrics{w.gate, w.limits, w.guard}, w.certs); err != nil {
+	if w.metrics, err = newMetrics(cfg.Registerer, &loadMetrics{w.gate, w.limits, w.guard}, w.certs, w.withdrawn()); err != nil {
 		return nil, fmt.Errorf("dataplane: register metrics: %w", err)
 	}
 	changed := func(key breaker.Key, state string) {
@@ -176,7 +179,7 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	w.takeDocuments(w.setup.Documents)
 	w.checker = caller.New(caller.Config{
 		Store: cfg.Store, Jurisdiction: w.setup.Jurisdiction, VerdictSecret: w.setup.VerdictSecret,
-		Emit: cfg.Verdict, Counted: w.metrics.bcrypted,
+		Emit: cfg.Verdict, Counted: w.metrics.bcrypted, MaxAge: w.setup.KeyAge,
 	})
 	w.client = relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate})
 	if err := w.openReceipts(ctx); err != nil {
@@ -226,13 +229,19 @@ func (w *Worker) Health() link.Health {
 		Ready: w.ready(), Draining: w.draining.Load(),
 		InFlight: uint32(max(0, w.gate.InFlight())),
 		Capacity: uint32(w.gate.Capacity()),
-		Breakers: open,
+		Breakers: open, StateAge: uint32(min(w.age().Seconds(), math.MaxUint32)),
 	}
+}
+
+// age is how long this node has not known that its state is current.
+func (w *Worker) age() time.Duration {
+	now, v := time.Now(), w.cfg.Store.View()
+	return max(v.Age(controlplane.JurisdictionAny, now), v.Age(w.setup.Jurisdiction, now))
 }
 
 func (w *Worker) ready() bool {
 	v := w.cfg.Store.View()
-	return v.Loaded() && !v.SafetyUnknown() && !w.draining.Load()
+	return v.Loaded() && !v.SafetyUnknown() && !w.draining.Load() && !w.certs.revoked()
 }
 
 // Drain takes the worker out of service: /readyz fails at once, new requests

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/quorum/image"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
@@ -350,11 +351,10 @@ func (d *devCluster) lookInto(t *testing.T, region int, see func(kind, place str
 		t.Fatal(err)
 	}
 	defer func() { _ = store.Close() }()
-	c := store.Cursor()
-	defer c.Close()
-	if _, err := c.Replay(func(frames [][]byte) error {
-		see("last known good", n.Name, bytes.Join(frames, nil))
-		return nil
+	if err := store.Past(func(f *feed.Frame) error { // all generations
+		b, err := feed.EncodeFrame(f)
+		see("last known good", n.Name, b)
+		return err
 	}); err != nil {
 		t.Fatal(err)
 	}

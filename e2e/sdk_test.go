@@ -57,8 +57,13 @@ func routed(t testing.TB) *devCluster {
 	})
 	eventually(t, 10*time.Second, func() error {
 		for _, r := range d.Regions {
-			if a := d.ask(t, "GET", r.API+"/v1/models", "", d.bearer()...); !strings.Contains(a.body, "e2e-refusal-finish") {
-				return fmt.Errorf("%s does not know the routes yet: %d", r.Name, a.status)
+			for _, n := range r.Nodes {
+				if n.Role != "data" {
+					continue
+				}
+				if a := d.ask(t, "GET", n.API+"/v1/models", "", d.bearer()...); !strings.Contains(a.body, "e2e-refusal-finish") {
+					return fmt.Errorf("%s does not know the routes yet: %d", n.Name, a.status)
+				}
 			}
 		}
 		return nil

@@ -168,14 +168,34 @@ func (g *Gossip) Publish(f func(*bulletin.Digest)) {
 	switch {
 	case !reflect.DeepEqual(withoutFigures(d), withoutFigures(g.own)):
 		g.mark(state)
-	case d.InFlight != g.own.InFlight || d.Position != g.own.Position:
+	case d.InFlight != g.own.InFlight || d.Position != g.own.Position || d.StateAge != g.own.StateAge:
 		g.mark(figures)
 	}
 	g.own = d
 }
 
+// Bar refuses the node from now on: it is no member, and nothing that it says,
+// or that others say of it, is taken. Whoever holds a group's key can lie about
+// its name, so the keys want changing too.
+func (g *Gossip) Bar(region, node string) {
+	k, now := bulletin.Key{Region: region, Node: node}, time.Now()
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if k == g.self || g.table.Barred(k) {
+		return
+	}
+	g.table.Bar(k, now)
+	for _, m := range []*member{g.lan, g.wan} {
+		delete(m.present, k.String())
+		delete(m.gone, k.String())
+		m.size.Store(int64(len(m.present)))
+	}
+	g.log.Warn("node is revoked: nothing of it is heard any more", "node", k)
+	g.notify()
+}
+
 func withoutFigures(d bulletin.Digest) bulletin.Digest {
-	d.InFlight, d.Position = 0, ""
+	d.InFlight, d.Position, d.StateAge = 0, "", 0
 	if len(d.Breakers) == 0 {
 		d.Breakers = nil
 	}
@@ -228,6 +248,14 @@ func (g *Gossip) Members() (lan, wan Counts) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.lan.counts(), g.wan.counts()
+}
+
+// Contacts are addresses of other members of each group, at most n, control
+// nodes in front: seeds for a later start, when those configured are gone.
+func (g *Gossip) Contacts(n int) (lan, wan []string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.lan.contacts(n), g.wan.contacts(n)
 }
 
 // Addrs are the addresses others reach this node at.

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -43,6 +45,8 @@ const (
 	contest     = 10 * time.Second // how long a conflict over this node's name makes it tell its address
 	settling    = 30 * time.Second // after start, missing seeds are tried more often
 )
+
+var errBarred = errors.New("the node is revoked")
 
 // Counts says how many members of a group this node knows, itself included.
 // Dead and Left are those of the last day.
@@ -102,7 +106,7 @@ func (m *member) start(ctx context.Context, bind, advertise string, key []byte, 
 	c.SecretKey = key
 	c.Transport = transport
 	c.Logger = logger
-	c.Delegate, c.Events, c.Conflict = m, m, m
+	c.Delegate, c.Events, c.Conflict, c.Alive = m, m, m, m
 	c.EnableCompression = false // costs more than the bytes it saves
 	// A name is free for another address as soon as its death is known; 0 would
 	// mean never.
@@ -224,10 +228,23 @@ func (m *member) speaksFor(k bulletin.Key) bool {
 	return (k.Region == m.g.self.Region) == (m.group == lan)
 }
 
+// NotifyAlive is memberlist's: word that a node is there. An error keeps it out.
+func (m *member) NotifyAlive(n *memberlist.Node) error {
+	m.g.mu.Lock()
+	defer m.g.mu.Unlock()
+	if m.g.table.Barred(keyOf(n.Name)) {
+		return errBarred
+	}
+	return nil
+}
+
 // NotifyJoin is memberlist's: a node is there.
 func (m *member) NotifyJoin(n *memberlist.Node) {
 	m.g.mu.Lock()
 	defer m.g.mu.Unlock()
+	if m.g.table.Barred(keyOf(n.Name)) {
+		return
+	}
 	m.present[n.Name] = n.Address()
 	m.size.Store(int64(len(m.present)))
 	delete(m.gone, n.Name)
@@ -253,6 +270,9 @@ func (m *member) NotifyLeave(n *memberlist.Node) {
 	defer m.g.mu.Unlock()
 	delete(m.present, n.Name)
 	m.size.Store(int64(len(m.present)))
+	if m.g.table.Barred(k) {
+		return
+	}
 	m.gone[n.Name] = gone{addr: n.Address(), since: now}
 	m.g.log.Warn("node is gone", "group", m.group, "node", n.Name)
 	if m.speaksFor(k) {
@@ -322,6 +342,22 @@ func (m *member) forget(now time.Time) {
 			delete(m.gone, name)
 		}
 	}
+}
+
+func (m *member) contacts(n int) []string {
+	var front, back []string
+	for _, name := range slices.Sorted(maps.Keys(m.present)) {
+		k := keyOf(name)
+		if v, ok := m.g.table.Node(k); k == m.g.self {
+			continue
+		} else if ok && v.Role == "control" {
+			front = append(front, m.present[name])
+		} else {
+			back = append(back, m.present[name])
+		}
+	}
+	front = append(front, back...)
+	return front[:min(n, len(front))]
 }
 
 func (m *member) counts() Counts {

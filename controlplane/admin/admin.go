@@ -24,6 +24,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
@@ -69,6 +70,13 @@ type VerdictSink interface{ PushVerdicts([]feed.Verdict) }
 // must not block. feed.Hub is one.
 type RevocationSink interface{ PushRevocations([]registry.Revocation) }
 
+// Holders says how far data nodes are, as they say themselves. feed.Hub is one.
+type Holders interface {
+	HeldBy(region, node string, shard controlplane.Shard) (controlplane.Point, bool)
+	// HeldChanged is closed when HeldBy may answer otherwise.
+	HeldChanged() <-chan struct{}
+}
+
 // Lag is how far this node's copy of a shard was behind its home when that was last heard.
 type Lag struct {
 	Behind uint64 // entries
@@ -93,18 +101,22 @@ type Config struct {
 	Tokens        []Token // empty: every request is refused
 	ClusterSecret []byte  // derives the verdict keys; 32 bytes
 
+	TokenAge    time.Duration                     // optional: how long this copy may not have been known to be current and tokens still be accepted, since one may be revoked [5 min]
 	Homes       Homes                             // optional: nil acknowledges "region" and moves no shard
 	ConfirmIn   time.Duration                     // optional: how long an answer waits for other regions to confirm a write [3 s]
 	HeldIn      time.Duration                     // optional: how long the answer to a revocation waits for regions and data nodes on their way to it [2 s]
 	Operations  Operations                        // optional: the region's Raft and its backup
 	Verdicts    VerdictSink                       // optional
 	Revocations RevocationSink                    // optional
+	Announced   func(registry.Kind, string) bool  // optional: revocations that this node has heard of before they are committed
 	Nodes       func() []api.Node                 // optional: what gossip knows
+	Holders     Holders                           // optional: what data nodes say before gossip does
 	Published   func() map[string]bool            // optional: region name -> up
 	Lags        func() map[controlplane.Shard]Lag // optional: shards homed elsewhere
 
-	Now    func() time.Time // optional: time.Now
-	Random io.Reader        // cryptographically random; crypto/rand.Reader
+	Now    func() time.Time                          // optional: time.Now
+	Random io.Reader                                 // cryptographically random; crypto/rand.Reader
+	Hash   func(controlplane.Secret) ([]byte, error) // optional: what is kept of a key, some bcrypt of its digest [apikey.Hash]
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // optional
@@ -129,6 +141,8 @@ type API struct {
 	hashing chan struct{} // places for bcrypt
 	onceKey []byte
 	firsts  firsts
+	began   time.Time
+
 	audit   Audit
 	metrics *metrics
 }
@@ -151,8 +165,12 @@ func New(cfg Config) (*API, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Hash == nil {
+		cfg.Hash = apikey.Hash
+	}
 	cfg.ConfirmIn = cmp.Or(cfg.ConfirmIn, 3*time.Second)
 	cfg.HeldIn = cmp.Or(cfg.HeldIn, 2*time.Second)
+	cfg.TokenAge = cmp.Or(cfg.TokenAge, 5*time.Minute)
 	m, err := newMetrics(cfg.Registerer)
 	if err != nil {
 		return nil, err
@@ -164,7 +182,7 @@ func New(cfg Config) (*API, error) {
 	a := &API{
 		onceKey: key,
 		cfg:     cfg, mux: http.NewServeMux(), audit: Audit{cfg.Logger.With("log", "audit")}, metrics: m,
-		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)),
+		hashing: make(chan struct{}, runtime.GOMAXPROCS(0)), began: cfg.Now(),
 	}
 	if err := a.register(); err != nil {
 		return nil, err

@@ -13,6 +13,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/api"
@@ -88,6 +90,16 @@ func TestResourcesFromCreationToDeletion(t *testing.T) {
 		}
 		c.want(404, "GET", base+path, "")
 		c.want(404, "DELETE", base+path, "")
+	}
+}
+
+func TestKeyIsHashedAtFullCost(t *testing.T) {
+	c, base, cluster, _ := one(t, func(cfg *admin.Config) { cfg.Hash = nil })
+	_, project := c.account(base, "any")
+	made := c.want(201, "POST", base+"/projects/"+project+"/keys", `{"name":"ci"}`)
+	hash := record(cluster.Regions[0].Nodes[0], registry.KindKey, made.str("id")).Key.Hash
+	if cost, err := bcrypt.Cost(hash); err != nil || cost != apikey.Cost {
+		t.Errorf("cost %d, %v; want %d", cost, err, apikey.Cost)
 	}
 }
 

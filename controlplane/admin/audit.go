@@ -53,6 +53,16 @@ func (a Audit) KeyRotated(actor, id string, grace time.Duration, shard controlpl
 // KeyRevocationPushed says that data nodes were told to refuse a key, before the commit.
 func (a Audit) KeyRevocationPushed(actor, id string) { a.fact(actor, "key_revocation_pushed", id) }
 
+// RevocationPushed says that nodes were told to refuse a credential, node or token, before the commit.
+func (a Audit) RevocationPushed(actor, kind, subject string) {
+	a.fact(actor, kind+"_revocation_pushed", subject)
+}
+
+// Revoked says that such a revocation is committed.
+func (a Audit) Revoked(actor, kind, subject string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, kind+"_revoked", subject, at(shard, point))
+}
+
 // KeyRevoked says that a key's revocation is committed.
 func (a Audit) KeyRevoked(actor, id string, shard controlplane.Shard, point controlplane.Point) {
 	a.fact(actor, "key_revoked", id, at(shard, point))
@@ -64,9 +74,9 @@ func (a Audit) ShardMoveAsked(actor, shard, region string) {
 }
 
 // ShardTakeoverAsked says that actor asked for region to become the shard's
-// home: from a home that lives, if live is set, and without the lost regions.
-func (a Audit) ShardTakeoverAsked(actor, shard, region string, live bool, lost []string) {
-	a.fact(actor, "shard_takeover_asked", shard, slog.String("region", region), slog.Bool("live", live), slog.Any("lost", lost))
+// home: from a home that lives, if live is set, without the lost regions, with the added ones.
+func (a Audit) ShardTakeoverAsked(actor, shard, region string, live bool, lost, add []string) {
+	a.fact(actor, "shard_takeover_asked", shard, slog.String("region", region), slog.Bool("live", live), slog.Any("lost", lost), slog.Any("add", add))
 }
 
 // ShardMoved says that region became the shard's home.
@@ -88,4 +98,24 @@ func (a Audit) QuarantineResolved(actor string, replayed bool, shard controlplan
 // token's, if it is one of ours that has ended.
 func (a Audit) AccessRefused(remote, name, why string) {
 	a.fact(name, "access_refused", "", slog.String("remote", remote), slog.String("why", why))
+}
+
+// KeyReissued says that a key was made in the place of another, and shown to actor.
+func (a Audit) KeyReissued(actor, id, old string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "key_reissued", id, slog.String("old", old), at(shard, point))
+}
+
+// PinBegun says that an org's change of pin began: it is narrowed and frozen.
+func (a Audit) PinBegun(actor, org, to string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "org_pin_begun", org, slog.String("to", to), at(shard, point))
+}
+
+// PinInForce says that every data node refuses the ids of the org before.
+func (a Audit) PinInForce(actor, org, before string, shard controlplane.Shard, point controlplane.Point) {
+	a.fact(actor, "org_pin_in_force", org, slog.String("before", before), at(shard, point))
+}
+
+// PinErased says that the records of an org that was left are deleted.
+func (a Audit) PinErased(actor, org, successor string) {
+	a.fact(actor, "org_pin_erased", org, slog.String("successor", successor))
 }

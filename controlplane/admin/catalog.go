@@ -28,7 +28,7 @@ type UpstreamPath struct {
 	Upstream string `path:"upstream" doc:"Id or name of the upstream"`
 }
 
-func showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
+func (a *API) showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
 	out := api.Upstream{Meta: m, CredentialSet: len(u.Credential) > 0, UpstreamInput: api.UpstreamInput{
 		Name: u.Name, Provider: u.Provider, Region: u.Region, Dialect: u.Dialect, BaseURL: u.BaseURL, Auth: u.Auth,
 		Terms: api.Terms(u.Terms), Simulated: u.Simulated, Disabled: u.Disabled,
@@ -37,6 +37,11 @@ func showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
 	}}
 	if out.CredentialSet {
 		out.CredentialPrint = api.CredentialPrint(m.ID, string(u.Credential))
+		a.view(func(s *registry.State) {
+			if v, ok := s.Revoked(registry.KindCredential, registry.CredentialID(u.Credential)); ok {
+				out.CredentialEnded = millisOrNil(v.At)
+			}
+		})
 	}
 	return out
 }
@@ -80,7 +85,7 @@ func (a *API) upstreams(h huma.API) {
 	}, func(_ context.Context, in *Paging) (*answer[api.UpstreamList], error) {
 		var list api.UpstreamList
 		var err error
-		list.Items, list.Page, err = page(a, *in, all(registry.KindUpstream), func(r *registry.Record) api.Upstream { return showUpstream(meta(r), r.Upstream) })
+		list.Items, list.Page, err = page(a, *in, all(registry.KindUpstream), func(r *registry.Record) api.Upstream { return a.showUpstream(meta(r), r.Upstream) })
 		return &answer[api.UpstreamList]{Body: list}, err
 	})
 	add(a, h, operation{
@@ -91,7 +96,7 @@ func (a *API) upstreams(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/upstreams/"+w.rec.Meta.ID, showUpstream(meta(w.rec), w.rec.Upstream)), nil
+		return wrote(w, "/admin/v1/upstreams/"+w.rec.Meta.ID, a.showUpstream(meta(w.rec), w.rec.Upstream)), nil
 	})
 	add(a, h, operation{
 		id: "get-upstream", method: http.MethodGet, path: "/upstreams/{upstream}", tag: tag, summary: "Read an upstream, without its credential", place: inGlobal,
@@ -100,7 +105,7 @@ func (a *API) upstreams(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showUpstream(meta(rec), rec.Upstream)), nil
+		return read(rec, a.showUpstream(meta(rec), rec.Upstream)), nil
 	})
 	add(a, h, operation{
 		id: "update-upstream", method: http.MethodPut, path: "/upstreams/{upstream}", tag: tag, summary: "Replace an upstream", place: inGlobal,
@@ -117,7 +122,7 @@ func (a *API) upstreams(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showUpstream(meta(w.rec), w.rec.Upstream)), nil
+		return wrote(w, "", a.showUpstream(meta(w.rec), w.rec.Upstream)), nil
 	})
 	add(a, h, operation{
 		id: "delete-upstream", method: http.MethodDelete, path: "/upstreams/{upstream}", tag: tag, summary: "Delete an upstream that no route uses", place: inGlobal,

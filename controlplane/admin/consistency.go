@@ -61,7 +61,7 @@ func (a *API) surelyHome(ctx context.Context, shard controlplane.Shard, wish str
 	a.view(func(s *registry.State) {
 		info, _ := s.Shard(shard)
 		home = info.Home == a.cfg.Region
-		alone = len(info.Members) == 1 || s.Version() < registry.Version // nobody else can take it over
+		alone = len(info.Members) == 1 || s.Version() < registry.VersionOwnership // nobody else can take it over
 	})
 	switch {
 	case !home:

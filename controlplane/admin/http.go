@@ -112,6 +112,16 @@ func (a *API) authenticate(next http.Handler) http.Handler {
 			writeProblem(w, unauthorized())
 			return
 		}
+		heard := a.cfg.Store.Contact()
+		if heard.Before(a.began) {
+			heard = a.began // nothing is known of the time before
+		}
+		if age := a.cfg.Now().Sub(heard); age > a.cfg.TokenAge {
+			a.audit.AccessRefused(r.RemoteAddr, name, "no leader heard for "+age.Round(time.Second).String())
+			writeProblem(w, problem(http.StatusServiceUnavailable, api.CodeNotReady, "",
+				"This node has heard no leader of its region for too long to know that the token is not revoked: ask another control node."))
+			return
+		}
 		exchangeOf(r.Context()).actor = name
 		next.ServeHTTP(w, r)
 	})
@@ -138,6 +148,9 @@ func (a *API) bearer(r *http.Request) (name string, err error) {
 		return "", errors.New("unknown token")
 	case !a.cfg.Now().Before(found.Expires):
 		return found.Name, fmt.Errorf("token ended at %s", found.Expires.UTC().Format(time.RFC3339))
+	}
+	if _, revoked := a.refusesToken(found.SHA256); revoked {
+		return found.Name, errors.New("token is revoked")
 	}
 	return found.Name, nil
 }

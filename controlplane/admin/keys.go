@@ -159,7 +159,7 @@ func (a *API) ending(t *time.Time) (int64, error) {
 	return t.UnixMilli(), nil
 }
 
-// hash runs bcrypt, as many at once as there are processors.
+// hash hashes as many keys at once as there are processors.
 func (a *API) hash(ctx context.Context, whole controlplane.Secret) ([]byte, error) {
 	select {
 	case a.hashing <- struct{}{}:
@@ -167,7 +167,7 @@ func (a *API) hash(ctx context.Context, whole controlplane.Secret) ([]byte, erro
 		return nil, fmt.Errorf("%w: %w", controlplane.ErrOverloaded, ctx.Err())
 	}
 	defer func() { <-a.hashing }()
-	return apikey.Hash(whole)
+	return a.cfg.Hash(whole)
 }
 
 // shareVerdict spares the key's first use a bcrypt. If the record has moved on

@@ -92,7 +92,7 @@ func (a *API) acknowledged(ctx context.Context, shard controlplane.Shard, point 
 	var alone, first bool
 	a.view(func(s *registry.State) {
 		info, _ := s.Shard(shard)
-		alone, first = len(info.Members) == 1, s.Version() < registry.Version
+		alone, first = len(info.Members) == 1, s.Version() < registry.VersionOwnership
 	})
 	switch {
 	case alone:

@@ -162,7 +162,7 @@ func TestShards(t *testing.T) {
 	if r := call.want(200, "POST", eu+"/shards/any-eu-fra/takeover?region=us-east", `{"live":true}`); r.str("home") != "us-east" || r.str("epoch") != "2/us-east" {
 		t.Errorf("%s", r.text)
 	}
-	for err, want := range map[error]string{homes.ErrHomeLives: "409 home_lives", homes.ErrNoMajority: "503 no_majority", homes.ErrNotMember: "422 invalid", homes.ErrMoveAborted: "409 move_aborted",
+	for err, want := range map[error]string{homes.ErrHomeLives: "409 home_lives", homes.ErrNoMajority: "503 no_majority", homes.ErrNotMember: "422 invalid", homes.ErrFormerLife: "409 conflict", homes.ErrMoveAborted: "409 move_aborted",
 		homes.ErrAlreadyHome: "409 conflict", homes.ErrNoVersion: "409 not_upgraded", homes.ErrBusy: "409 conflict", homes.ErrRival: "409 conflict"} {
 		others.moved = fmt.Errorf("eu: %w", err)
 		r := call.do("POST", us+"/shards/any-eu-fra/move?region=us-east", "")

@@ -104,7 +104,11 @@ func TestRepetitionsAtOnce(t *testing.T) {
 	url := base + "/projects/" + project + "/keys"
 	answers := make(chan reply, 8)
 	for range cap(answers) {
-		go func() { answers <- c.do("POST", url, `{"name":"ci"}`, again) }()
+		go func() {
+			var r reply
+			defer func() { answers <- r }() // also where do ends the goroutine
+			r = c.do("POST", url, `{"name":"ci"}`, again)
+		}()
 	}
 	secrets := map[string]bool{}
 	for range cap(answers) {

@@ -21,6 +21,7 @@ import (
 type Operations interface {
 	Members() api.MemberList
 	Add(ctx context.Context, node, address string, reader bool) error
+	Move(ctx context.Context, node, address string) error
 	Remove(ctx context.Context, node string, force bool) error
 	Transfer(ctx context.Context, to string) error
 	// Backup writes a sealed backup of this node's copy.
@@ -38,12 +39,22 @@ func (a *API) operations(h huma.API) {
 	}, func(context.Context, *AtRegion) (*answer[api.MemberList], error) { return a.members(nil) })
 	add(a, h, operation{
 		id: "add-member", method: http.MethodPost, path: "/members", tag: tag, summary: "Add a node to a region's Raft", place: inRegion,
-		description: "The node must run, with an empty directory and a configuration that lists it. It copies the state and votes once it has kept up for ten seconds. Adding a member again does nothing.",
+		description: "The node must run, with an empty directory and its own address in its configuration. It copies the state and votes once it has kept up for ten seconds. Adding a member again does nothing.",
 	}, func(ctx context.Context, in *struct {
 		AtRegion
 		Body api.MemberInput
 	}) (*answer[api.MemberList], error) {
 		return a.operate(ctx, "member_added", in.Body.Node, func(o Operations) error { return o.Add(ctx, in.Body.Node, in.Body.Address, in.Body.Reader) })
+	})
+	add(a, h, operation{
+		id: "move-member", method: http.MethodPut, path: "/members/{node}/address", tag: tag, summary: "Note that a node of a region's Raft is at another address", place: inRegion,
+		description: "The node must run there, with its own configuration saying so. Everybody else learns it from here.",
+	}, func(ctx context.Context, in *struct {
+		AtRegion
+		Node string `path:"node" doc:"Name of the node"`
+		Body api.MemberAddress
+	}) (*answer[api.MemberList], error) {
+		return a.operate(ctx, "member_moved", in.Node, func(o Operations) error { return o.Move(ctx, in.Node, in.Body.Address) })
 	})
 	add(a, h, operation{
 		id: "remove-member", method: http.MethodDelete, path: "/members/{node}", tag: tag, summary: "Remove a node from a region's Raft", place: inRegion,

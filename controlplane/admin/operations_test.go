@@ -46,6 +46,15 @@ func (r *raft) Add(_ context.Context, node, address string, reader bool) error {
 	return r.refuse
 }
 
+func (r *raft) Move(_ context.Context, node, address string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	m := r.members[node]
+	m.Address = address
+	r.members[node] = m
+	return r.refuse
+}
+
 func (r *raft) Remove(_ context.Context, node string, force bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -88,6 +97,9 @@ func TestOperations(t *testing.T) {
 	if got := c.want(200, "POST", base+"/members/transfer?region=us-east", `{"to":"us-east-c2"}`).items(); got[1]["leader"] != true {
 		t.Errorf("after a transfer %v", got)
 	}
+	if got := c.want(200, "PUT", base+"/members/us-east-c2/address", `{"address":"10.0.0.9:1"}`).items(); got[1]["address"] != "10.0.0.9:1" {
+		t.Errorf("after a move %v", got)
+	}
 	c.want(404, "GET", base+"/members?region=nowhere", "")
 	c.want(422, "POST", base+"/members", `{"node":"","address":"x"}`)
 	r.refuse = controlplane.Refuse(controlplane.RuleConflict, "node", "it could commit nothing")
@@ -99,7 +111,7 @@ func TestOperations(t *testing.T) {
 	}
 	r.refuse = controlplane.ErrNoLeader
 	c.want(503, "POST", base+"/members/transfer", `{}`)
-	for _, fact := range []string{"member_added", "member_removed", "leadership_transferred"} {
+	for _, fact := range []string{"member_added", "member_moved", "member_removed", "leadership_transferred"} {
 		if !strings.Contains(logs.String(), fact) {
 			t.Errorf("the auditors were not told: %s", fact)
 		}

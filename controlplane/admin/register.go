@@ -96,10 +96,12 @@ func (a *API) register() error {
 	config.Security = []map[string][]string{{"admin_token": {}}}
 	h := humago.New(a.mux, config)
 	a.orgs(h)
+	a.pins(h)
 	a.projects(h)
 	a.policies(h)
 	a.keys(h)
 	a.upstreams(h)
+	a.safety(h)
 	a.catalog(h)
 	a.cluster(h)
 	a.shards(h)
@@ -344,7 +346,15 @@ func (a *API) remove(ctx context.Context, kind registry.Kind, ref string, cond M
 	if want != 0 && want != old.Meta.Revision {
 		return nil, moved(old)
 	}
-	point, err := a.commit(ctx, old.Meta.Shard, registry.Change{Op: registry.OpDelete, Kind: kind, ID: old.Meta.ID, IfRevision: want})
+	changes := []registry.Change{{Op: registry.OpDelete, Kind: kind, ID: old.Meta.ID, IfRevision: want}}
+	if kind == registry.KindOrg {
+		a.view(func(s *registry.State) {
+			if rel, ok := s.Relocation(old.Meta.ID); ok { // where it came from goes with it
+				changes = append([]registry.Change{{Op: registry.OpDelete, Kind: rel.Kind, ID: rel.Meta.ID}}, changes...)
+			}
+		})
+	}
+	point, err := a.commit(ctx, old.Meta.Shard, changes...)
 	if err != nil {
 		return nil, err
 	}

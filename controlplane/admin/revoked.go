@@ -16,7 +16,8 @@ import (
 
 const (
 	confirmAbove = 100                    // keys that one request may revoke without a confirmed count
-	heldLook     = 100 * time.Millisecond // between looks at who holds a revocation
+	heldLook     = 100 * time.Millisecond // at most between looks at who holds a revocation
+	heldFirst    = 2 * time.Millisecond   // before the second look; each waits twice as long as the one before
 )
 
 // held says who holds the entry at point, which is in this node's copy. It
@@ -24,13 +25,18 @@ const (
 func (a *API) held(ctx context.Context, shard controlplane.Shard, point controlplane.Point) *api.Held {
 	end := time.NewTimer(a.cfg.HeldIn)
 	defer end.Stop()
-	for {
+	var said <-chan struct{}
+	for look := heldFirst; ; look = min(2*look, heldLook) {
+		if a.cfg.Holders != nil {
+			said = a.cfg.Holders.HeldChanged()
+		}
 		h := a.holders(shard, point)
 		if len(h.RegionsMissing)+len(h.NodesMissing) == 0 {
 			return h
 		}
 		select {
-		case <-time.After(heldLook):
+		case <-time.After(look):
+		case <-said:
 		case <-end.C:
 			return h
 		case <-ctx.Done():
@@ -40,7 +46,7 @@ func (a *API) held(ctx context.Context, shard controlplane.Shard, point controlp
 }
 
 // holders is held as of now. Regions are told by their own words to this home;
-// data nodes by what they say in gossip that their worker was given.
+// data nodes by what they say, here or in gossip, that their worker was given.
 func (a *API) holders(shard controlplane.Shard, point controlplane.Point) *api.Held {
 	var info registry.ShardInfo
 	a.view(func(s *registry.State) { info, _ = s.Shard(shard) })
@@ -76,7 +82,13 @@ func (a *API) holders(shard controlplane.Shard, point controlplane.Point) *api.H
 		if n.Role != "data" || !slices.Contains(info.Members, n.Region) {
 			continue
 		}
-		switch at, known := positionIn(n.Position, shard); {
+		at, known := positionIn(n.Position, shard)
+		if a.cfg.Holders != nil {
+			if p, ok := a.cfg.Holders.HeldBy(n.Region, n.Name, shard); ok && has(p) {
+				at, known = p, true
+			}
+		}
+		switch {
 		case !known, !n.Alive:
 			out.NodesUnknown = append(out.NodesUnknown, n.Name)
 		case has(at):

@@ -66,10 +66,10 @@ func (a *API) shards(h huma.API) {
 	}) (*answer[api.ShardMoved], error) {
 		var opts homes.TakeoverOptions
 		if in.Body != nil {
-			opts = homes.TakeoverOptions{Live: in.Body.Live, Lost: in.Body.Lost}
+			opts = homes.TakeoverOptions{Live: in.Body.Live, Lost: in.Body.Lost, Add: in.Body.Add}
 		}
 		return a.takeOver(ctx, in.Shard, func(ctx context.Context, shard controlplane.Shard) (homes.Result, error) {
-			a.audit.ShardTakeoverAsked(exchangeOf(ctx).actor, in.Shard, a.cfg.Region, opts.Live, opts.Lost)
+			a.audit.ShardTakeoverAsked(exchangeOf(ctx).actor, in.Shard, a.cfg.Region, opts.Live, opts.Lost, opts.Add)
 			return a.cfg.Homes.Takeover(ctx, shard, opts)
 		})
 	})
@@ -163,6 +163,7 @@ var homesProblems = []struct {
 	{homes.ErrRival, http.StatusConflict, string(controlplane.RuleConflict)},
 	{homes.ErrBusy, http.StatusConflict, string(controlplane.RuleConflict)},
 	{homes.ErrMoveAborted, http.StatusConflict, api.CodeMoveAborted},
+	{homes.ErrFormerLife, http.StatusConflict, string(controlplane.RuleConflict)},
 	{homes.ErrNotMember, http.StatusUnprocessableEntity, api.CodeInvalid},
 	{homes.ErrNoMajority, http.StatusServiceUnavailable, api.CodeNoMajority},
 	{homes.ErrDeposed, http.StatusConflict, api.CodeDeposed},

@@ -176,7 +176,9 @@ func node(t testing.TB, dir, cluster string, sealer *seal.Sealer) *quorum.Quorum
 	q, err := quorum.Open(context.Background(), quorum.Config{
 		Cluster: cluster, Region: region, Node: "c1", Dir: dir, Peers: []quorum.Peer{{Node: "c1", Addr: l.Addr().String()}},
 		Homes: []quorum.ShardSpec{{Shard: shard, Members: []string{region}}}, Sealer: sealer, Listener: l,
-		Dial: func(context.Context, string) (net.Conn, error) { return nil, errors.New("nobody else is there") },
+		Dial: func(context.Context, string, string) (net.Conn, error) {
+			return nil, errors.New("nobody else is there")
+		},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -20,9 +20,9 @@ import (
 // WatchConfig configures Watch. Zero values take the defaults in brackets.
 type WatchConfig struct {
 	Cluster string
-	Region  string       // whose control nodes are asked; another region's answer is refused
-	Targets []string     // their internal addresses, host:port
-	HTTP    *http.Client // mutual TLS over HTTP/2: see NewHTTPClient
+	Region  string          // whose control nodes are asked; another region's answer is refused
+	Targets func() []Target // these nodes as they are known now; asked at each connect, and it must not block
+	HTTP    *http.Client    // mutual TLS over HTTP/2: see NewHTTPClient
 
 	// From is asked at each connect: what is held by then.
 	From     func() controlplane.Position
@@ -30,13 +30,18 @@ type WatchConfig struct {
 	Standing bool // with Homed: how the shards stand there too (FrameStanding); the sink cuts tails that conflict
 	Verdicts bool // key verdicts too
 
+	// Members is told who runs the region's control plane, by a control node of
+	// that region, at first and after each change. [not asked for]
+	Members func([]byte)
+
 	// Sink takes the frames, one at a time. An error ends the connection, and
 	// the next begins at From; controlplane.ErrUnknownEntry ends Watch. Shards
 	// that the server is behind in, or does not know, bring no frames.
 	Sink func(*Frame) error
 
 	Liveness   time.Duration // a connection on which nothing arrives for so long is dead [5 s]
-	Patience   time.Duration // a server that stays behind From, or out of contact with its leader, for so long is left for another [10 s]
+	Patience   time.Duration // a server that for so long stays behind From, or has a copy older than that, is left for another [10 s]
+	Return     time.Duration // how long a target that failed is left alone; and after which, once or twice over, a watcher leaves one for another of a lower rank [30 s]
 	BackoffMin time.Duration // [100 ms]
 	BackoffMax time.Duration // [5 s]: what a watcher lacks once a region is back; 1,000 of them ask 400 times a second
 
@@ -44,11 +49,12 @@ type WatchConfig struct {
 }
 
 func (c *WatchConfig) fill() error {
-	if c.Cluster == "" || c.Region == "" || len(c.Targets) == 0 || c.HTTP == nil || c.From == nil || c.Sink == nil {
+	if c.Cluster == "" || c.Region == "" || c.Targets == nil || c.HTTP == nil || c.From == nil || c.Sink == nil {
 		return errors.New("feed watch: cluster, region, targets, HTTP client, From and Sink are needed")
 	}
 	def(&c.Liveness, 5*time.Second)
 	def(&c.Patience, 10*time.Second)
+	def(&c.Return, 30*time.Second)
 	def(&c.BackoffMin, 100*time.Millisecond)
 	def(&c.BackoffMax, 5*time.Second)
 	if c.Logger == nil {
@@ -78,32 +84,57 @@ func NewHTTPClient(config *tls.Config) *http.Client {
 
 // Watch keeps a feed open until ctx ends (nil) or Sink returns
 // controlplane.ErrUnknownEntry, or a frame is of a type that this version does
-// not know (the error). It moves on to another target after each failure, with
-// full-jitter backoff that starts anew after progress.
+// not know (the error). Targets of a lower rank are preferred, and those that
+// did not fail lately; among equals it picks by random. After each failure it
+// moves on, with full-jitter backoff that starts anew after progress.
 func Watch(ctx context.Context, cfg WatchConfig) error {
 	if err := cfg.fill(); err != nil {
 		return err
 	}
 	wait := backoff{base: cfg.BackoffMin, limit: cfg.BackoffMax}
-	for i := rand.IntN(len(cfg.Targets)); ; i++ { //nolint:gosec // spreads watchers, guards nothing
-		target := cfg.Targets[i%len(cfg.Targets)]
-		progress, err := watchOnce(ctx, &cfg, target)
+	for who := (chooser{shun: cfg.Return, failed: make(map[string]time.Time)}); ; {
+		target, alone, ok := who.pick(cfg.Targets(), time.Now(), rand.IntN)
+		var progress bool
+		err := errNobody
+		if ok {
+			progress, err = watchOnce(ctx, &cfg, &connection{who: &who, target: target, alone: alone})
+		}
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, controlplane.ErrUnknownEntry):
-			return fmt.Errorf("feed from %s: %w", target, err)
+			return fmt.Errorf("feed from %s: %w", target.Addr, err)
 		case progress:
 			wait.reset()
 		}
-		delay := max(wait.next(), retryAfter(err, cfg.BackoffMax))
+		delay := wait.next()
+		if errors.Is(err, errOutranked) {
+			delay = 0
+		} else {
+			who.fail(target, time.Now())
+		}
+		if len(who.good(cfg.Targets(), time.Now())) == 0 {
+			delay = max(delay, retryAfter(err, cfg.BackoffMax)) // nobody else is left to ask
+		}
 		cfg.Logger.Info("feed: connection ended; the next target is asked",
-			"target", target, "region", cfg.Region, "wait", delay, "err", err)
+			"target", target.Addr, "region", cfg.Region, "wait", delay, "err", err)
 		if !sleep(ctx, delay) {
 			return nil
 		}
 	}
 }
+
+// connection is one attempt at a target.
+type connection struct {
+	who    *chooser
+	target Target
+	alone  bool // all others failed lately
+}
+
+var (
+	errNobody    = errors.New("no control node is known")
+	errOutranked = errors.New("a target of lower rank may be watched again")
+)
 
 // errIdle is the cause of a connection's end by liveness.
 var errIdle = errors.New("nothing arrived in time")
@@ -111,7 +142,7 @@ var errIdle = errors.New("nothing arrived in time")
 // watchOnce follows one connection to its end. There was progress if it lived
 // for a while, or brought a change of state and did not end because the sink
 // refused one.
-func watchOnce(ctx context.Context, cfg *WatchConfig, target string) (progress bool, err error) {
+func watchOnce(ctx context.Context, cfg *WatchConfig, c *connection) (progress bool, err error) {
 	from := cfg.From()
 	body, err := encMode.Marshal(WatchRequest{Cluster: cfg.Cluster, From: from, Homed: cfg.Homed, Verdicts: cfg.Verdicts})
 	if err != nil {
@@ -126,12 +157,15 @@ func watchOnce(ctx context.Context, cfg *WatchConfig, target string) (progress b
 	}()
 	alive := time.AfterFunc(cfg.Liveness, func() { cancel(errIdle) })
 	defer alive.Stop()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+target+PathWatch, bytes.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.target.Addr+PathWatch, bytes.NewReader(body))
 	if err != nil {
 		return false, err
 	}
 	if cfg.Standing {
 		req.Header.Set(HeaderStanding, "1")
+	}
+	if cfg.Members != nil {
+		req.Header.Set(HeaderMembers, "1")
 	}
 	resp, err := cfg.HTTP.Do(req)
 	if err != nil {
@@ -142,14 +176,27 @@ func watchOnce(ctx context.Context, cfg *WatchConfig, target string) (progress b
 		return false, err
 	}
 	begun := time.Now()
-	lag := lagJudge{from: from, homed: cfg.Homed, patience: cfg.Patience}
+	lag := lagJudge{from: from, homed: cfg.Homed, patience: cfg.Patience, age: ageOf(resp)}
+	if lag.age > cfg.Patience && !c.alone {
+		return false, errAdrift
+	}
+	settled := begun.Add(cfg.Return + rand.N(cfg.Return)) //nolint:gosec // spreads returns, guards nothing
 	for r := NewReader(&liveReader{resp.Body, alive, cfg.Liveness}); ; {
 		f, err := r.Next()
 		if err != nil {
 			return progress, err
 		}
-		if f.Type == FrameHeartbeat {
-			if err := lag.heard(f, time.Now()); err != nil {
+		switch now := time.Now(); {
+		case f.Type == FrameMembers:
+			if cfg.Members != nil {
+				cfg.Members(f.Record)
+			}
+			continue
+		case f.Type != FrameHeartbeat:
+		case now.After(settled) && c.who.outranked(c.target, cfg.Targets(), now):
+			return true, errOutranked
+		default:
+			if err := lag.heard(f, now); err != nil {
 				return progress, err
 			}
 		}
@@ -175,19 +222,32 @@ func (l *liveReader) Read(b []byte) (int, error) {
 	return n, err
 }
 
+// ageOf is how old the answering node says its copy is; 0 if it does not.
+func ageOf(resp *http.Response) time.Duration {
+	ms, err := strconv.ParseInt(resp.Header.Get(HeaderAge), 10, 64)
+	if err != nil || ms < 0 {
+		return 0
+	}
+	return time.Duration(min(ms, int64(24*time.Hour/time.Millisecond))) * time.Millisecond
+}
+
 // lagJudge finds servers that are not worth watching: they answer, but are
-// behind what the watcher holds already, or hear nothing from their leader.
+// behind what the watcher holds already, or have a copy that is old, as they
+// say themselves. Two clocks are never compared, only how far each has gone.
 type lagJudge struct {
 	from     controlplane.Position
 	homed    bool
 	patience time.Duration
-	good     time.Time // when the server last looked well
-	at       int64     // its latest contact
+	age      time.Duration // of the server's copy, at the first heartbeat
+	begun    time.Time     // then
+	at0      int64         // and the server's contact
+	good     time.Time     // when the server last looked well
+	at       int64         // its latest contact
 }
 
 var (
 	errBehind = errors.New("the server stays behind what this node holds already")
-	errAdrift = errors.New("the server has lost contact with its leader")
+	errAdrift = errors.New("the server's copy is old: it has lost its leader, or does not keep up")
 )
 
 func (l *lagJudge) heard(f *Frame, now time.Time) error {
@@ -198,7 +258,11 @@ func (l *lagJudge) heard(f *Frame, now time.Time) error {
 			behind = true
 		}
 	}
-	adrift := f.At <= l.at
+	if l.begun.IsZero() {
+		l.begun, l.at0 = now, f.At
+	}
+	old := (l.age + now.Sub(l.begun)).Milliseconds() - (f.At - l.at0)
+	adrift := f.At <= l.at || old > l.patience.Milliseconds()
 	l.at = max(l.at, f.At)
 	switch {
 	case l.good.IsZero() || !behind && !adrift:

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	gatherFor    = 20 * time.Millisecond // verdicts wait for company; revocations do not wait
+	gatherFor    = 20 * time.Millisecond // verdicts wait for company; what somebody waits for does not
 	sendTimeout  = 3 * time.Second
 	sendAttempts = 5
 	sendQueue    = 64 // batches waiting for one peer; more are dropped
@@ -29,7 +29,7 @@ func (h *Hub) forward(ctx context.Context) error {
 	var all Batch
 	deal := func() {
 		timer.Stop()
-		if len(all.Verdicts)+len(all.Revocations) == 0 {
+		if len(all.Verdicts)+len(all.Revocations)+len(all.Held) == 0 {
 			return
 		}
 		h.deal(ctx, group, senders, all)
@@ -38,7 +38,7 @@ func (h *Hub) forward(ctx context.Context) error {
 	for {
 		select {
 		case b := <-h.out:
-			if len(all.Verdicts)+len(b.Verdicts) > maxBatch || len(all.Revocations)+len(b.Revocations) > maxBatch {
+			if len(all.Verdicts)+len(b.Verdicts) > maxBatch || len(all.Revocations)+len(b.Revocations) > maxBatch || len(all.Held)+len(b.Held) > maxBatch {
 				deal()
 			}
 			if len(all.Verdicts) == 0 {
@@ -46,7 +46,8 @@ func (h *Hub) forward(ctx context.Context) error {
 			}
 			all.Verdicts = append(all.Verdicts, b.Verdicts...)
 			all.Revocations = append(all.Revocations, b.Revocations...)
-			if len(all.Revocations) > 0 && len(h.out) == 0 {
+			all.Held = append(all.Held, b.Held...)
+			if len(all.Revocations)+len(all.Held) > 0 && len(h.out) == 0 {
 				deal()
 			}
 		case <-timer.C:
@@ -75,7 +76,7 @@ func (h *Hub) deal(ctx context.Context, group *errgroup.Group, senders map[Peer]
 	}
 	for _, p := range peers {
 		b := h.audible(p, all)
-		if len(b.Verdicts) == 0 && len(b.Revocations) == 0 {
+		if len(b.Verdicts)+len(b.Revocations)+len(b.Held) == 0 {
 			continue
 		}
 		s := senders[p]
@@ -112,6 +113,11 @@ func (h *Hub) audible(p Peer, b Batch) Batch {
 				part.Revocations = append(part.Revocations, r)
 			}
 		}
+		for _, x := range b.Held {
+			if h.mayHold(id, h.rings[x.Shard]) {
+				part.Held = append(part.Held, x)
+			}
+		}
 	})
 	return part
 }
@@ -125,6 +131,7 @@ func (h *Hub) send(ctx context.Context, p Peer, queue <-chan Batch) {
 		case b := <-queue:
 			// Revocations first: they are the ones somebody waits for.
 			h.attempt(ctx, p, PathRevoke, Batch{Cluster: b.Cluster, Revocations: b.Revocations}, len(b.Revocations))
+			h.attempt(ctx, p, PathHeld, Batch{Cluster: b.Cluster, Held: b.Held}, len(b.Held))
 			h.attempt(ctx, p, PathVerdicts, Batch{Cluster: b.Cluster, Verdicts: b.Verdicts}, len(b.Verdicts))
 		}
 	}

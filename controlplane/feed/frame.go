@@ -22,6 +22,7 @@ const (
 	FrameVerdicts                        // shared key verdicts; never written to disk
 	FrameHeartbeat                       // the server's Position at At; sent when idle, each second
 	FrameStanding                        // how Shard stands at its home; only for watchers that ask (HeaderStanding)
+	FrameMembers                         // who runs the region's control plane, in Record; only for watchers that ask (HeaderMembers)
 )
 
 // Verdict says that whoever presents a key with this MAC was checked against
@@ -42,7 +43,7 @@ type Frame struct {
 	Sender     controlplane.Epoch    `cbor:"3,keyasint,omitempty"`
 	Members    []string              `cbor:"4,keyasint,omitempty"` // FrameReset
 	Home       string                `cbor:"5,keyasint,omitempty"` // FrameReset
-	Record     []byte                `cbor:"6,keyasint,omitempty"` // registry.EncodeRecord
+	Record     []byte                `cbor:"6,keyasint,omitempty"` // registry.EncodeRecord; FrameMembers: a list that the feed does not read
 	Entry      []byte                `cbor:"7,keyasint,omitempty"` // registry.EncodeEntry
 	Point      controlplane.Point    `cbor:"8,keyasint,omitempty"` // FrameEnd; FrameStanding: through which Shard is confirmed
 	Digest     []byte                `cbor:"9,keyasint,omitempty"` // FrameEnd: registry.State.Digest(Shard)
@@ -82,7 +83,7 @@ func DecodeFrame(b []byte) (*Frame, error) {
 	if err := decMode.Unmarshal(b, f); err != nil {
 		return nil, fmt.Errorf("feed frame: %w", err)
 	}
-	if f.Type < FrameReset || f.Type > FrameStanding {
+	if f.Type < FrameReset || f.Type > FrameMembers {
 		return nil, fmt.Errorf("feed frame of type %d: %w", f.Type, controlplane.ErrUnknownEntry)
 	}
 	if !f.whole() {
@@ -104,6 +105,8 @@ func (f *Frame) whole() bool {
 		return f.Shard != "" && (len(f.Digest) == 0 || len(f.Digest) == 32)
 	case FrameEntry:
 		return f.Shard != "" && len(f.Entry) > 0
+	case FrameMembers:
+		return len(f.Record) > 0
 	case FrameStanding:
 		return f.Shard != "" && f.Sender != controlplane.Epoch{}
 	case FrameVerdicts, FrameHeartbeat:

@@ -32,9 +32,15 @@ type HubConfig struct {
 	Source  Source
 
 	// Contact says when this node last knew that it was current: now on a
-	// leader, the leader's last word on a follower. Watchers leave a node whose
-	// contact stands still. [always now]
+	// leader; of others, Abreast knows. Watchers leave a node whose contact is
+	// too long ago. [always now]
 	Contact func() time.Time
+	// Leads says whether this node leads its region, so that others may compare
+	// their copies with its own. [it does not]
+	Leads func() bool
+	// Members is who runs this region's control plane, as watchers read it;
+	// empty = not known now. [watchers are not told]
+	Members func() []byte
 
 	// Peers are the other control nodes of the cluster, in all regions, to
 	// which verdicts and revocation hints are forwarded. It is asked often and
@@ -42,6 +48,10 @@ type HubConfig struct {
 	Peers func() []Peer
 	// HTTP calls them: mutual TLS, control nodes of any region. Needed with Peers.
 	HTTP *http.Client
+
+	// Hinted is told of each revocation that is announced here before it is
+	// committed, or without. It must not block. [nobody]
+	Hinted func(registry.Revocation)
 
 	Ring         int           // entries held per shard [65,536]
 	RingBytes    int           // and their bytes [32 MiB]
@@ -79,6 +89,9 @@ func (c *HubConfig) fill() error {
 	if c.Contact == nil {
 		c.Contact = time.Now
 	}
+	if c.Hinted == nil {
+		c.Hinted = func(registry.Revocation) {}
+	}
 	if c.Peers == nil {
 		c.Peers = func() []Peer { return nil }
 	}
@@ -111,6 +124,10 @@ type Hub struct {
 	snapMu sync.Mutex
 	snaps  map[controlplane.Shard]*snapshot
 
+	memberMu  sync.Mutex
+	members   []byte // as of membersAt, encoded once for all watchers
+	membersAt time.Time
+
 	mu       sync.RWMutex // guards what follows; held for microseconds only
 	closed   bool
 	rings    map[controlplane.Shard]*ring
@@ -119,6 +136,8 @@ type Hub struct {
 	wake     chan struct{} // closed and replaced when something arrives
 	verdicts *shelf[string, Verdict]
 	hints    *shelf[hintKey, registry.Revocation]
+
+	holders *holders
 }
 
 type hintKey struct {
@@ -142,6 +161,7 @@ func OpenHub(ctx context.Context, cfg HubConfig) (*Hub, error) {
 		wake:     make(chan struct{}),
 		verdicts: newShelf[string, Verdict](cfg.Verdicts),
 		hints:    newShelf[hintKey, registry.Revocation](cfg.Hints),
+		holders:  newHolders(),
 	}
 	if err := h.metrics.register(cfg.Registerer); err != nil {
 		return nil, err
@@ -382,6 +402,16 @@ func (h *Hub) mayHold(peer identity.ID, r *ring) bool {
 // every node of the cluster. h.mu is held.
 func (h *Hub) mayHear(peer identity.ID, shard controlplane.Shard) bool {
 	return shard == "" || h.mayHold(peer, h.rings[shard])
+}
+
+// present is cfg.Members, asked no more often than a heartbeat needs.
+func (h *Hub) present() []byte {
+	h.memberMu.Lock()
+	defer h.memberMu.Unlock()
+	if now := time.Now(); now.Sub(h.membersAt) >= h.cfg.Heartbeat/2 {
+		h.members, h.membersAt = h.cfg.Members(), now
+	}
+	return h.members
 }
 
 // inheritOnce starts asking peers for their tables, unless the hub is closing.

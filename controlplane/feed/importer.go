@@ -49,8 +49,8 @@ type ImporterConfig struct {
 // ImportSource is another region.
 type ImportSource struct {
 	Region  string
-	Targets []string     // internal addresses of its control nodes
-	HTTP    *http.Client // mutual TLS, control nodes of that region
+	Targets func() []Target // its control nodes; see WatchConfig
+	HTTP    *http.Client    // mutual TLS, control nodes of that region
 }
 
 func (c *ImporterConfig) fill() error {

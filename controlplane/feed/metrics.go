@@ -7,13 +7,14 @@ import (
 type hubMetrics struct {
 	watchers      prometheus.Gauge
 	resets        prometheus.Counter
+	snapshots     prometheus.Counter
 	snapshotBytes prometheus.Counter
 	dropped       prometheus.Counter
 	received      *prometheus.CounterVec
 }
 
 func (m *hubMetrics) all() []prometheus.Collector {
-	return []prometheus.Collector{m.watchers, m.resets, m.snapshotBytes, m.dropped, m.received}
+	return []prometheus.Collector{m.watchers, m.resets, m.snapshots, m.snapshotBytes, m.dropped, m.received}
 }
 
 func (m *hubMetrics) register(r prometheus.Registerer) error {
@@ -21,6 +22,8 @@ func (m *hubMetrics) register(r prometheus.Registerer) error {
 		Name: "ringmain_feed_watchers", Help: "Feeds being served by this node."})
 	m.resets = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "ringmain_feed_resets_total", Help: "Shard snapshots sent because a watcher could not be resumed."})
+	m.snapshots = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "ringmain_feed_snapshots_total", Help: "Shard snapshots encoded; each is sent to all watchers that need it within seconds."})
 	m.snapshotBytes = prometheus.NewCounter(prometheus.CounterOpts{
 		Name: "ringmain_feed_snapshot_bytes_total", Help: "Bytes of shard snapshots sent."})
 	m.dropped = prometheus.NewCounter(prometheus.CounterOpts{

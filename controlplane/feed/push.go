@@ -29,6 +29,15 @@ func (h *Hub) PushRevocations(revocations []registry.Revocation) {
 	h.push(nil, h.keepHints(h.own(), revocations))
 }
 
+// Announced reports whether a revocation that is not committed here yet was
+// pushed to this hub.
+func (h *Hub) Announced(kind registry.Kind, id string) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	_, ok := h.hints.get(hintKey{kind, id})
+	return ok
+}
+
 // own is this node as a peer of itself.
 func (h *Hub) own() identity.ID {
 	return identity.ID{Cluster: h.cfg.Cluster, Region: h.cfg.Region, Role: identity.RoleControl, Node: h.cfg.Node}
@@ -122,6 +131,9 @@ func (h *Hub) keepHints(from identity.ID, revocations []registry.Revocation) (ne
 			h.notify()
 		}
 	})
+	for _, r := range news {
+		h.cfg.Hinted(r)
+	}
 	return news
 }
 

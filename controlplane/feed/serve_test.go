@@ -222,8 +222,15 @@ func TestAheadIsHeld(t *testing.T) {
 
 func TestAdriftIsLeft(t *testing.T) {
 	ca := newTestCA(t)
-	stood := time.Now()
-	a := ca.node("eu-fra", "c1", func(c *HubConfig) { c.Contact = func() time.Time { return stood } })
+	var stood atomic.Int64 // 0: its leader is there
+	a := ca.node("eu-fra", "c1", func(c *HubConfig) {
+		c.Contact = func() time.Time {
+			if ms := stood.Load(); ms > 0 {
+				return time.UnixMilli(ms)
+			}
+			return time.Now()
+		}
+	})
 	b := ca.node("eu-fra", "c2", nil)
 	h := newHistory("eu", "eu-fra", 1)
 	e := h.open("eu-fra", "eu-fra")
@@ -243,6 +250,7 @@ func TestAdriftIsLeft(t *testing.T) {
 			return ""
 		})
 	}
+	stood.Store(time.Now().UnixMilli())
 	b.accept(h.next(), h.next()) // the leader goes on without a
 	w.same(t, b, "eu")
 }
@@ -346,7 +354,7 @@ func TestUnknownEntryEndsWatch(t *testing.T) {
 	n := ca.node("eu-fra", "c1", nil)
 	fill(n, "eu", "eu-fra", 3, "eu-fra")
 	calls := 0
-	err := Watch(t.Context(), WatchConfig{Cluster: testCluster, Region: "eu-fra", Targets: []string{n.addr},
+	err := Watch(t.Context(), WatchConfig{Cluster: testCluster, Region: "eu-fra", Targets: Fixed(n.addr),
 		HTTP: ca.caller("eu-fra", identity.RoleData, "d1").Client, BackoffMin: time.Millisecond,
 		From: func() controlplane.Position { return nil },
 		Sink: func(*Frame) error {

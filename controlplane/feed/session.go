@@ -204,7 +204,7 @@ func (s *session) restage(f *Frame) error {
 		s.snapshot = nil
 		adopt := &registry.Adopt{Shard: f.Shard, Snapshot: sn.name, Members: sn.reset.Members, Home: sn.reset.Home, Point: f.Point, Digest: f.Digest}
 		if s.owned() { // not before every node of this region reads it
-			adopt.Spans, adopt.Repair = s.spans[f.Shard], s.watch.repairs(f.Shard)
+			adopt.Spans, adopt.Repair, adopt.Now = s.spans[f.Shard], s.watch.repairs(f.Shard), time.Now().UnixMilli()
 		}
 		return s.propose(f.Shard, &registry.Command{Type: registry.CmdAdopt, Sender: f.Sender, Adopt: adopt})
 	}
@@ -232,7 +232,7 @@ func (sn *staged) next() {
 
 // owned reports that this region's log carries the ownership protocol.
 func (s *session) owned() (yes bool) {
-	s.cfg.State.View(func(st *registry.State) { yes = st.Version() >= registry.Version })
+	s.cfg.State.View(func(st *registry.State) { yes = st.Version() >= registry.VersionOwnership })
 	return yes
 }
 
@@ -245,7 +245,7 @@ func (s *session) confirm(f *Frame) error {
 			at.Seq = min(at.Seq, info.Last.Seq)
 		}
 		_, news = info.Copy().Confirm(at)
-		news = news && st.Version() >= registry.Version
+		news = news && st.Version() >= registry.VersionOwnership
 	})
 	if !news {
 		return nil

@@ -76,6 +76,7 @@ func (h *Hub) snapshotEntry(shard controlplane.Shard) (s *snapshot, fresh bool) 
 	s = &snapshot{taken: make(chan struct{}), grown: make(chan struct{})}
 	s.expire = time.AfterFunc(h.cfg.SnapshotKeep, func() { h.forget(shard, s) })
 	h.snaps[shard] = s
+	h.metrics.snapshots.Inc()
 	h.group.Go(func() error {
 		h.build(s, shard)
 		return nil

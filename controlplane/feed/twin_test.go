@@ -214,9 +214,11 @@ func (w *twin) watch(t *testing.T, k *caller, region string, set func(*WatchConf
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	cfg := WatchConfig{Cluster: testCluster, Region: region, HTTP: k.Client, From: w.from, Sink: w.sink, BackoffMin: 2 * time.Millisecond, BackoffMax: 20 * time.Millisecond}
+	var addrs []string
 	for _, n := range nodes {
-		cfg.Targets = append(cfg.Targets, n.addr)
+		addrs = append(addrs, n.addr)
 	}
+	cfg.Targets = Fixed(addrs...)
 	if set != nil {
 		set(&cfg)
 	}

@@ -16,11 +16,18 @@ const (
 	PathWatch    = "/feed/v1/watch"    // POST WatchRequest; the answer is a stream of frames
 	PathVerdicts = "/feed/v1/verdicts" // POST Batch; GET answers with the table, as frames
 	PathRevoke   = "/feed/v1/revoke"   // POST Batch, from control nodes only
+	PathHeld     = "/feed/v1/held"     // POST Batch
 )
 
 // HeaderStanding on a watch asks for FrameStanding. It is a header because
 // servers of the first release refuse a request with a field they do not know.
 const HeaderStanding = "Ringmain-Feed-Standing"
+
+// HeaderMembers on a watch asks for FrameMembers.
+const HeaderMembers = "Ringmain-Feed-Members"
+
+// HeaderAge of an answer says how old the server's copy is, in milliseconds.
+const HeaderAge = "Ringmain-Feed-Age"
 
 // WatchRequest asks for a feed.
 type WatchRequest struct {
@@ -30,11 +37,13 @@ type WatchRequest struct {
 	Verdicts bool                  `cbor:"4,keyasint,omitempty"` // key verdicts too
 }
 
-// Batch carries verdicts or revocation hints to a control node.
+// Batch carries verdicts, revocation hints or what data nodes hold to a control
+// node, each to a path of its own.
 type Batch struct {
 	Cluster     string                `cbor:"1,keyasint"`
 	Verdicts    []Verdict             `cbor:"2,keyasint,omitempty"`
 	Revocations []registry.Revocation `cbor:"3,keyasint,omitempty"`
+	Held        []Held                `cbor:"4,keyasint,omitempty"`
 }
 
 const (

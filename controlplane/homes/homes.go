@@ -39,6 +39,8 @@ var (
 	ErrMoveAborted = errors.New("the move was given up, because the former home could not hand over all it has: it takes the shard back; try again then")
 	// ErrNotMember: nothing was done.
 	ErrNotMember = errors.New("this region is no member of the shard and cannot become its home: choose a member")
+	// ErrFormerLife: nothing was done.
+	ErrFormerLife = errors.New("this region was restored or recovered since it was a member of the shard, and may lack what it held then: take the shard over at another member; if no other is left, or all are lost too, name this region itself among the lost: what came after the backup is given up with that")
 	// ErrAlreadyHome: nothing was done.
 	ErrAlreadyHome = errors.New("this region is the shard's home already")
 	// ErrBusy: nothing was done.
@@ -254,6 +256,9 @@ type TakeoverOptions struct {
 	// are added again. Without a majority that can lose records acknowledged
 	// multi-region: Result.Lossless says whether it could have. If they live
 	// on, what they write from then on ends in quarantine.
+	//
+	// A region that was restored or recovered names itself: its former life is
+	// lost, and it takes its place.
 	Lost []string
 	// Add names regions that become members, or members again after a life in
 	// which they may have lost something. They must be running, so that their

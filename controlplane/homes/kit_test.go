@@ -173,7 +173,8 @@ type region struct {
 	w    *world
 	name string
 
-	kept *registry.State // what a bare log committed
+	kept  *registry.State // what a bare log committed
+	since uint64          // which life of the region a real log begins
 
 	life  chan struct{} // held while starting or stopping: nothing else may wait on a mutex, or fake time stands still
 	homes atomic.Pointer[Homes]
@@ -276,7 +277,7 @@ func (r *region) start() {
 	var sources []feed.ImportSource
 	for _, name := range r.w.names() {
 		if name != r.name {
-			sources = append(sources, feed.ImportSource{Region: name, Targets: []string{name + ":1"}, HTTP: r.w.net.client(r.name)})
+			sources = append(sources, feed.ImportSource{Region: name, Targets: feed.Fixed(name + ":1"), HTTP: r.w.net.client(r.name)})
 		}
 	}
 	importer, err := feed.OpenImporter(context.Background(), feed.ImporterConfig{
@@ -288,6 +289,7 @@ func (r *region) start() {
 		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Store: l, Hub: hub,
 		Addresses: func(region string) []string { return []string{region + ":1"} },
 		HTTP:      r.w.net.client(r.name), Logger: logger, Retake: importer.Retake,
+		Since: func() uint64 { return r.since },
 	}
 	if r.w.adjust != nil {
 		r.w.adjust(&cfg)
@@ -323,8 +325,8 @@ func (r *region) open(apply func(registry.Outcome, controlplane.Epoch), logger *
 	q, err := quorum.Open(ctx, quorum.Config{
 		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Dir: filepath.Join(r.w.dir, r.name),
 		Peers: []quorum.Peer{{Node: r.name + "-c1", Addr: r.name + ":2"}}, Homes: r.specs(), Listener: &deaf{closed: make(chan struct{})},
-		Dial:   func(context.Context, string) (net.Conn, error) { return nil, errors.New("connection refused") },
-		Sealer: r.w.sealer, OnApply: apply, Tunables: quorum.Tunables{SegmentBytes: 1 << 20}, Logger: logger,
+		Dial:  func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") },
+		Since: r.since, Sealer: r.w.sealer, OnApply: apply, Tunables: quorum.Tunables{SegmentBytes: 1 << 20}, Logger: logger,
 	})
 	if err != nil {
 		r.w.t.Fatal(err)
@@ -379,6 +381,27 @@ func (r *region) stop() {
 	}
 }
 
+// backup keeps a real log's directory as it is now, for restore.
+func (r *region) backup() {
+	r.stop()
+	dir := filepath.Join(r.w.dir, r.name)
+	if err := errors.Join(os.RemoveAll(dir+".backup"), os.CopyFS(dir+".backup", os.DirFS(dir))); err != nil {
+		r.w.t.Fatal(err)
+	}
+	r.start()
+}
+
+// restore begins another life of the region with the backup.
+func (r *region) restore() {
+	r.stop()
+	dir := filepath.Join(r.w.dir, r.name)
+	if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(dir+".backup"))); err != nil {
+		r.w.t.Fatal(err)
+	}
+	r.since = uint64(time.Now().UnixMilli())
+	r.start()
+}
+
 // copyOf is the region's copy of the shard, and whether it runs.
 func (r *region) copyOf() (c ownership.Copy, ok bool) {
 	r.mu.Lock()
@@ -388,7 +411,7 @@ func (r *region) copyOf() (c ownership.Copy, ok bool) {
 	}
 	r.log.View(func(s *registry.State) {
 		var info registry.ShardInfo
-		if info, ok = s.Shard(r.w.shard); s.Version() < registry.Version {
+		if info, ok = s.Shard(r.w.shard); s.Version() < registry.VersionOwnership {
 			ok = false
 		}
 		c = info.Copy()
@@ -402,7 +425,7 @@ func (r *region) role() string {
 	if !ok {
 		return "down"
 	}
-	return c.Role(ownership.Member{Region: r.name}).String()
+	return c.Role(ownership.Member{Region: r.name, Since: r.since}).String()
 }
 
 func (w *world) eventually(limit time.Duration, what string, ok func() bool) bool {

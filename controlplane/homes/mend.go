@@ -104,9 +104,14 @@ func (t *term) mend() error {
 	ticker := time.NewTicker(t.h.cfg.Word)
 	defer ticker.Stop()
 	sent := make(map[revocationOf]bool)
+	seen, looked := make(map[controlplane.Shard]spent), time.Now()
 	for {
 		t.raise()
 		t.handIn(sent)
+		if time.Since(looked) >= forgetEvery {
+			t.forget(seen)
+			looked = time.Now()
+		}
 		t.h.cfg.Store.View(t.h.metrics.showQuarantine)
 		select {
 		case <-ticker.C:
@@ -136,7 +141,7 @@ func (t *term) raise() {
 		t.h.log.Debug("homes: the region cannot take up ownership yet", "err", err)
 		return
 	}
-	t.h.log.Info("homes: the region has taken up ownership: writes are confirmed by the other members from now on")
+	t.h.log.Info("homes: the region has gone over to the newest cluster version; from 2 on, writes are confirmed by the other members")
 	t.look()
 }
 

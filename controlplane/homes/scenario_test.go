@@ -103,8 +103,20 @@ func (p *player) do(words []string) string {
 		return p.write(w.org(args[0]), w.region(args[2]), len(args) > 3)
 	case "key": // NAME at REGION, and what it belongs to
 		return p.write(w.key(args[0]), w.region(args[2]), false)
-	case "revoke": // NAME at REGION
-		return p.write([]registry.Change{{Op: registry.OpRevoke, Kind: registry.KindKey, ID: keyID(args[0]), At: 1000}}, w.region(args[2]), false)
+	case "revoke": // NAME at REGION [ended]: the key ended by itself, decades ago
+		c := registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: keyID(args[0]), At: 1000}
+		if len(args) > 3 {
+			c.Expires = 2000
+		}
+		return p.write([]registry.Change{c}, w.region(args[2]), false)
+	case "delete": // NAME at REGION
+		return p.write([]registry.Change{{Op: registry.OpDelete, Kind: registry.KindKey, ID: keyID(args[0])}}, w.region(args[2]), false)
+	case "pin": // begin|retire|erase NAME at REGION: that step of the org's change of pin, as far as it goes
+		return p.pin(args[0], args[1], w.region(args[3]))
+	case "pinned": // REGION NAME...: by the safety set
+		return w.region(args[0]).list(args[1:], w.region(args[0]).pinned)
+	case "leaving":
+		return w.region(args[0]).list(args[1:], w.region(args[0]).leaving)
 	case "takeover": // REGION [live] [lost REGION...]
 		return p.takeover(args)
 	case "rivals": // REGION REGION
@@ -120,6 +132,13 @@ func (p *player) do(words []string) string {
 		w.region(args[0]).stop()
 	case "start":
 		w.region(args[0]).start()
+	case "backup":
+		w.region(args[0]).backup()
+	case "restore": // REGION with its backup, in another life
+		w.region(args[0]).restore()
+	case "epoch": // REGION: whether its home's counter is of the region's present life
+		c, _ := w.region(args[0]).copyOf()
+		return strconv.FormatBool(c.Last.Epoch.Counter >= w.region(args[0]).since)
 	case "cut", "join": // REGION, or REGION REGION, or REGION to REGION
 		p.cut(args, verb == "cut")
 	case "published": // REGION down|up
@@ -208,7 +227,7 @@ func label(err error, ok string) string {
 		err  error
 		text string
 	}{{ErrHomeLives, "home lives"}, {ErrNoMajority, "no majority"}, {ErrRival, "rival"}, {ErrMoveAborted, "aborted"}, {ErrDeposed, "deposed"},
-		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrAlreadyHome, "home already"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
+		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrFormerLife, "former life"}, {ErrAlreadyHome, "home already"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
 		{controlplane.ErrUnreachable, "unreachable"}, {context.DeadlineExceeded, "unconfirmed"}, {controlplane.ErrNoLeader, "no leader"}} {
 		if errors.Is(err, l.err) {
 			return l.text
@@ -252,6 +271,9 @@ func (p *player) takeover(args []string) string {
 	defer cancel()
 	began := time.Now()
 	res, err := p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts)
+	for errors.Is(err, controlplane.ErrNoLeader) && sleep(ctx, 10*time.Millisecond) {
+		res, err = p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts) // it was started this moment
+	}
 	if err == nil && time.Since(began) > 5*time.Second {
 		p.t.Errorf("the takeover took %s", time.Since(began))
 	}

@@ -177,7 +177,7 @@ func (a asked) copyFor(shard controlplane.Shard) (ownership.Copy, ownership.Memb
 	var info registry.ShardInfo
 	var held bool
 	a.t.h.cfg.Store.View(func(s *registry.State) {
-		if info, held = s.Shard(shard); s.Version() < registry.Version {
+		if info, held = s.Shard(shard); s.Version() < registry.VersionOwnership {
 			held = false
 		}
 	})

@@ -38,7 +38,7 @@ type candidacy struct {
 
 // takeover is Homes.Takeover.
 func (t *term) takeover(ctx context.Context, shard controlplane.Shard, opts TakeoverOptions) (res Result, err error) {
-	c, err := t.candidate(shard, len(opts.Add) > 0)
+	c, err := t.candidate(shard, opts)
 	if err != nil {
 		return res, err
 	}
@@ -58,7 +58,7 @@ func (t *term) takeover(ctx context.Context, shard controlplane.Shard, opts Take
 
 // move is Homes.Move.
 func (t *term) move(ctx context.Context, shard controlplane.Shard) (res Result, err error) {
-	c, err := t.candidate(shard, false)
+	c, err := t.candidate(shard, TakeoverOptions{})
 	if err != nil {
 		return res, err
 	}
@@ -87,7 +87,7 @@ func (t *term) during(ctx context.Context) (context.Context, context.CancelFunc)
 }
 
 // candidate claims the shard for one candidacy. Release it afterwards.
-func (t *term) candidate(shard controlplane.Shard, again bool) (*candidacy, error) {
+func (t *term) candidate(shard controlplane.Shard, opts TakeoverOptions) (*candidacy, error) {
 	var version uint64
 	t.h.cfg.Store.View(func(s *registry.State) { version = s.Version() })
 	t.look()
@@ -97,11 +97,13 @@ func (t *term) candidate(shard controlplane.Shard, again bool) (*candidacy, erro
 	switch {
 	case err != nil:
 		return nil, err
-	case version < registry.Version:
+	case version < registry.VersionOwnership:
 		return nil, ErrNoVersion
-	case s.role == ownership.Outside:
+	case s.role == ownership.Outside && !s.formerly():
 		return nil, fmt.Errorf("shard %s: %w", shard, ErrNotMember)
-	case s.role == ownership.Home && !again:
+	case s.role == ownership.Outside && !slices.Contains(opts.Lost, t.h.cfg.Region):
+		return nil, fmt.Errorf("shard %s: %w", shard, ErrFormerLife)
+	case s.role == ownership.Home && len(opts.Add) == 0:
 		return nil, fmt.Errorf("shard %s: %w", shard, ErrAlreadyHome)
 	case s.busy:
 		return nil, fmt.Errorf("shard %s: %w", shard, ErrBusy)
@@ -110,6 +112,11 @@ func (t *term) candidate(shard controlplane.Shard, again bool) (*candidacy, erro
 	}
 	s.busy = true
 	return &candidacy{t: t, s: s, began: time.Now()}, nil
+}
+
+// formerly reports that a former life of this region is a member.
+func (s *standing) formerly() bool {
+	return slices.ContainsFunc(s.copy.Members(), func(m ownership.Member) bool { return m.Region == s.self.Region && m != s.self })
 }
 
 // home is the region that opened the last epoch this copy holds.
@@ -310,12 +317,15 @@ func (c *candidacy) sealOwn(ctx context.Context) (ownership.Campaign, error) {
 	}
 	self := c.s.self
 	added, err := c.added()
-	lost := slices.DeleteFunc(slices.Concat(c.s.copy.Memberships()...), func(m ownership.Member) bool { return !slices.Contains(c.lost, m.Region) })
+	lost := slices.DeleteFunc(slices.Concat(c.s.copy.Memberships()...), func(m ownership.Member) bool { return m == self || !slices.Contains(c.lost, m.Region) })
+	if c.s.role == ownership.Outside {
+		added = append(added, self) // in the place of its former life
+	}
 	c.t.mu.Unlock()
 	if err != nil {
 		return ownership.Campaign{}, err
 	}
-	camp := ownership.Campaign{Self: self, Epoch: controlplane.Epoch{Counter: counter + 1, Region: self.Region},
+	camp := ownership.Campaign{Self: self, Epoch: self.Above(counter),
 		From: c.from, Add: added, Remove: lost, Force: len(lost) > 0}
 	c.used = camp.Epoch
 	if err := c.t.seal(ctx, c.s.shard, camp.Epoch); err != nil {

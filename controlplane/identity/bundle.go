@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"sync/atomic"
@@ -26,6 +27,7 @@ type Bundle struct {
 	dir     string // "" if not loaded from files
 	now     func() time.Time
 	current atomic.Pointer[credentials]
+	revoked revoked
 }
 
 type credentials struct {
@@ -54,6 +56,7 @@ func NewBundle(certPEM, keyPEM, rootsPEM []byte) (*Bundle, error) {
 
 func newBundle(c *credentials, id ID, dir string) *Bundle {
 	b := &Bundle{id: id, dir: dir, now: time.Now}
+	b.revoked.ids, b.revoked.conns, b.revoked.own = make(map[ID]struct{}), make(map[ID]map[*tracked]struct{}), make(chan struct{})
 	b.current.Store(c)
 	return b
 }
@@ -88,6 +91,11 @@ func (b *Bundle) Replace(certPEM, keyPEM, rootsPEM []byte) error {
 }
 
 func (b *Bundle) replace(c *credentials, id ID) error {
+	select {
+	case <-b.Revoked():
+		return fmt.Errorf("identity: %s takes no new certificate: %w", b.id, ErrRevoked)
+	default:
+	}
 	if id != b.id {
 		return fmt.Errorf("identity: the new certificate is for %s, this node is %s: issue one for it", id, b.id)
 	}
@@ -100,18 +108,26 @@ func (b *Bundle) replace(c *credentials, id ID) error {
 }
 
 // Server configures a listener for nodes: TLS 1.3, mutual, and allow decides
-// who may call. A nil allow refuses everybody.
+// who may call. A nil allow refuses everybody. Over a listener of Listen, the
+// connections of a node that is revoked are closed. What its GetConfigForClient
+// returns is in force, so changes to a clone are not.
 func (b *Bundle) Server(nextProtos []string, allow func(ID) error) *tls.Config {
-	return &tls.Config{
+	config := &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		NextProtos: nextProtos,
 		ClientAuth: tls.RequireAnyClientCert, // VerifyConnection verifies it, under the roots of the moment
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return &b.current.Load().cert, nil
 		},
-		VerifyConnection:       b.verifier(x509.ExtKeyUsageClientAuth, allow),
+		VerifyConnection:       b.verifier(usageClient, allow, nil),
 		SessionTicketsDisabled: true, // every connection is verified in full
 	}
+	config.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+		own := config.Clone()
+		own.VerifyConnection = b.verifier(usageClient, allow, hello.Conn)
+		return own, nil
+	}
+	return config
 }
 
 // Client configures calls to nodes: TLS 1.3, mutual, and want decides who may
@@ -125,11 +141,19 @@ func (b *Bundle) Client(nextProtos []string, want func(ID) error) *tls.Config {
 			return &b.current.Load().cert, nil
 		},
 		InsecureSkipVerify: true, //nolint:gosec // VerifyConnection verifies chain and SPIFFE name instead of a host name
-		VerifyConnection:   b.verifier(x509.ExtKeyUsageServerAuth, want),
+		VerifyConnection:   b.verifier(usageServer, want, nil),
 	}
 }
 
-func (b *Bundle) verifier(usage x509.ExtKeyUsage, allow func(ID) error) func(tls.ConnectionState) error {
+// What the peer's certificate must be good for.
+const (
+	usageClient = x509.ExtKeyUsageClientAuth
+	usageServer = x509.ExtKeyUsageServerAuth
+)
+
+// verifier checks the peer at the other end of conn; nil = a connection that
+// outlives its peer's revocation.
+func (b *Bundle) verifier(usage x509.ExtKeyUsage, allow func(ID) error, conn net.Conn) func(tls.ConnectionState) error {
 	if allow == nil {
 		allow = AnyOf()
 	}
@@ -139,10 +163,13 @@ func (b *Bundle) verifier(usage x509.ExtKeyUsage, allow func(ID) error) func(tls
 			CurrentTime: b.now(),
 			KeyUsages:   []x509.ExtKeyUsage{usage},
 		})
+		if err == nil {
+			err = allow(id)
+		}
 		if err != nil {
 			return err
 		}
-		return allow(id)
+		return b.revoked.admit(id, conn)
 	}
 }
 

@@ -223,6 +223,7 @@ func TestClientRefusesWrongServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	bad := good.Clone()
+	bad.GetConfigForClient = nil
 	bad.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &cert, nil }
 	if _, _, err := call(t, bad, client.Client(nil, anyone)); !errors.Is(err, identity.ErrBadChain) {
 		t.Errorf("a server under another region's issuer: %v", err)

@@ -14,16 +14,24 @@ import (
 
 const (
 	handshakeTimeout = 5 * time.Second
-	maxHandshakes    = 128 // under way at once; more wait in the kernel's queue
-	maxWaiting       = 64  // done, and not accepted yet, per protocol; more are closed
+	maxHandshakes    = 1024 // under way at once, most of them waiting for their turn; more wait in the kernel's queue
+	handshakeEvery   = 5 * time.Millisecond
+	handshakesAtOnce = 20 // before they are spread out so
+	maxWaiting       = 64 // done, and not accepted yet, per protocol; more are closed
 	maxAcceptDelay   = time.Second
 )
 
 // Demux shares one TLS listener among protocols by ALPN. It completes the
-// handshakes itself, many at once, so that a slow peer delays nobody.
+// handshakes itself, many at once, so that a slow peer delays nobody. Clients
+// that do not speak the first protocol are let in at a pace, 200 a second: the
+// cryptography of a thousand at once would keep the first from its work for a
+// second, and raft's heartbeats may not wait for half of that.
 type Demux struct {
 	inner   net.Listener
+	first   string
+	pace    pacer
 	config  *tls.Config
+	own     func(*tls.ClientHelloInfo) (*tls.Config, error) // of the config it was given, or nil
 	protos  map[string]*protoListener
 	refused atomic.Pointer[func(net.Addr, error)]
 
@@ -37,8 +45,8 @@ type Demux struct {
 // connections that negotiated one of protos through For. It owns inner.
 func Listener(inner net.Listener, config *tls.Config, protos ...string) *Demux {
 	d := &Demux{inner: inner, config: config.Clone(), protos: make(map[string]*protoListener, len(protos))}
-	d.config.NextProtos = protos
-	d.config.GetConfigForClient = d.configFor
+	d.config.NextProtos, d.first = protos, protos[0]
+	d.own, d.config.GetConfigForClient = d.config.GetConfigForClient, d.configFor
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	for _, p := range protos {
@@ -53,11 +61,38 @@ func Listener(inner net.Listener, config *tls.Config, protos ...string) *Demux {
 // out later reaches a client that may have sent its request already.
 func (d *Demux) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	config := d.config.Clone()
+	if d.own != nil {
+		own, err := d.own(hello)
+		if err != nil {
+			return nil, err
+		}
+		config = own.Clone()
+	}
 	config.NextProtos = slices.DeleteFunc(slices.Clone(d.config.NextProtos), func(p string) bool { return d.protos[p].isClosed() })
 	if !slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(config.NextProtos, p) }) {
 		return nil, fmt.Errorf("identity: the peer asked for no protocol served here: %w", ErrNotAllowed)
 	}
+	if !slices.Contains(hello.SupportedProtos, d.first) && !sleep(hello.Context(), d.pace.turn(time.Now())) {
+		return nil, context.Cause(hello.Context())
+	}
 	return config, nil
+}
+
+// pacer spreads out what comes too fast.
+type pacer struct {
+	mu   sync.Mutex
+	next time.Time // if nothing may come at once
+}
+
+// turn is how long who comes now has to wait.
+func (p *pacer) turn(now time.Time) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if idle := now.Add(-handshakesAtOnce * handshakeEvery); p.next.Before(idle) {
+		p.next = idle
+	}
+	p.next = p.next.Add(handshakeEvery)
+	return max(0, p.next.Sub(now))
 }
 
 // For is the listener of one of the protocols. Its connections are *tls.Conn

@@ -25,6 +25,9 @@ type Campaign struct {
 	// word, everybody else's is required. Unless Plan.Lossless is true, records
 	// acknowledged multi-region may be lost. If the lost live on, and are
 	// forced too, the shard has two histories; only one of them will stay.
+	//
+	// A candidate in another life than the members' takes the former one's place
+	// if that is among the lost and Self among Add.
 	Force bool
 
 	Reports []Report
@@ -91,7 +94,7 @@ func (c Campaign) Next() Plan {
 		return Plan{Missing: missing}
 	}
 	members := c.change(best.Copy.Members())
-	if !slices.Contains(best.Copy.Members(), c.Self) || !wellFormed(members, c.Self.Region) || !slices.Contains(members, c.Self) {
+	if !c.belongs(best.Copy.Members()) || !wellFormed(members, c.Self.Region) || !slices.Contains(members, c.Self) {
 		return Plan{Move: GiveUp}
 	}
 	if c.From != "" {
@@ -104,6 +107,15 @@ func (c Campaign) Next() Plan {
 		}
 	}
 	return Plan{Move: Take, From: best.From, Base: best.Copy.Last, Known: known, Members: members, Forced: c.Force, Lossless: c.lossless(counted)}
+}
+
+// belongs reports that the candidate is one of the members, or that a former
+// life of it is, which is declared lost. That is the only way back for a region
+// whose shard has no other member: nobody else could add it.
+func (c Campaign) belongs(members []Member) bool {
+	return slices.ContainsFunc(members, func(m Member) bool {
+		return m == c.Self || c.Force && m.Region == c.Self.Region && slices.Contains(c.Remove, m)
+	})
 }
 
 // known is the last entry in best that any report calls confirmed. What others

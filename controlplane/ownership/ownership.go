@@ -22,11 +22,18 @@ import (
 type Member struct {
 	_      struct{} `cbor:",toarray"`
 	Region string
-	Since  uint64 // never the same for two lives of a region; otherwise without meaning
+	Since  uint64 // higher than that of every former life of the region, and than the counters of their epochs
 }
 
 func (m Member) compare(n Member) int {
 	return cmp.Or(strings.Compare(m.Region, n.Region), cmp.Compare(m.Since, n.Since))
+}
+
+// Above is the lowest epoch that m may open above all with this counter. A
+// life's epochs begin at its Since, where those of its former lives ended, known
+// or not: Since is a time in milliseconds, and no life opens one each of them.
+func (m Member) Above(counter uint64) controlplane.Epoch {
+	return controlplane.Epoch{Counter: max(counter+1, m.Since), Region: m.Region}
 }
 
 // Majority is how many of n members decide.

@@ -38,7 +38,8 @@ func (t Tally) Hear(from Member, last controlplane.Point) Tally {
 // Confirmed is rule 6: the last sequence that a majority of every membership
 // that counts accepted under self's epoch, itself included, if that is at or
 // after the epoch's opening; otherwise what c knows already. After a forced
-// opening nothing is confirmed until two regions hold it.
+// opening nothing is confirmed until two regions hold it, unless only former
+// lives of self were members before: then there is no other half.
 func (t Tally) Confirmed(self Member, c Copy) uint64 {
 	if r := c.Role(self); r != Home && r != Opening {
 		return c.Confirmed
@@ -47,13 +48,27 @@ func (t Tally) Confirmed(self Member, c Copy) uint64 {
 	for _, members := range c.Memberships() {
 		through = min(through, t.nth(self, c, members, Majority(len(members))))
 	}
-	if first := c.Spans[inForce(c.Spans, c.Confirmed)]; first.Forced && first.Start > c.Confirmed {
+	if first := inForce(c.Spans, c.Confirmed); c.Spans[first].Forced && c.Spans[first].Start > c.Confirmed && !alone(self, c.Spans[:first], c.Confirmed) {
 		through = min(through, t.nth(self, c, c.Members(), 2))
 	}
 	if through < c.Spans[len(c.Spans)-1].Start {
 		return c.Confirmed
 	}
 	return max(through, c.Confirmed)
+}
+
+// alone reports that since the last opening known to be confirmed no other
+// region than self's was a member.
+func alone(self Member, before []Span, confirmed uint64) bool {
+	for _, s := range slices.Backward(before) {
+		if len(s.Members) != 1 || s.Members[0].Region != self.Region {
+			return false
+		}
+		if s.Start <= confirmed || s.Start == 1 {
+			return true
+		}
+	}
+	return false
 }
 
 // nth is the sequence that n of the members reached in c's epoch.

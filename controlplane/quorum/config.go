@@ -41,11 +41,15 @@ type Config struct {
 	Node    string
 	Dir     string // directory of this node alone; made if absent, mode 0700
 
-	// Peers are the region's control nodes, this one included: the same list
-	// on all of them. A changed address takes effect at the next start, before
-	// the one that a node was added with; a changed set of nodes does not
-	// change who votes: that is Add and Remove.
+	// Peers are the nodes that found the region, the same list on all of them,
+	// and this node. Afterwards they are the first contact only: who belongs
+	// to the region, and where, is replicated, and changed by Add, Move and
+	// Remove. A node is also looked for at its address here if it is not where
+	// it was added.
 	Peers []Peer
+	// Reader says that this node is to be added as a reader: it founds nothing,
+	// whatever its peers say.
+	Reader bool
 	// Expect is how many peers found the region, once all of them answer. A
 	// node with an empty Dir and fewer peers waits to be contacted. 0 = as many
 	// as Peers.
@@ -59,9 +63,10 @@ type Config struct {
 	Since uint64
 
 	// Listener yields raft streams whose handshake is done; Dial opens one to
-	// a peer, handshake included. Quorum closes the listener.
+	// the named peer at addr, handshake included, and must fail if another node
+	// answers there: its votes would count twice. Quorum closes the listener.
 	Listener net.Listener
-	Dial     func(ctx context.Context, addr string) (net.Conn, error)
+	Dial     func(ctx context.Context, node, addr string) (net.Conn, error)
 
 	Sealer *seal.Sealer // of the region: its nodes read each other's snapshots
 

@@ -21,7 +21,7 @@ func (q *Quorum) found(ctx context.Context) error {
 	if q.known {
 		return nil
 	}
-	if len(q.cfg.Peers) < q.cfg.Expect {
+	if q.cfg.Reader || len(q.cfg.Peers) < q.cfg.Expect {
 		q.log.Info("waiting for the region's nodes to make contact", "peers", len(q.cfg.Peers), "expected", q.cfg.Expect)
 		return nil
 	}
@@ -44,7 +44,7 @@ func (q *Quorum) found(ctx context.Context) error {
 				return fmt.Errorf("quorum: found the region: %w", image.DiskError(err))
 			}
 			q.log.Info("founded the region", "peers", q.cfg.Peers)
-			return nil
+			return q.electFirst()
 		case !said:
 			q.log.Info("waiting for all of the region's nodes to answer before it is founded", "silent", silent)
 			said = true
@@ -55,6 +55,23 @@ func (q *Quorum) found(ctx context.Context) error {
 	}
 	return nil
 }
+
+// electFirst has a founder ask for the first election at once, instead of after
+// the time in which a leader would have been heard. It is an election like any
+// other. Mostly there is one founder: who asks it afterwards hears of its past.
+// If several ask for votes at once, they ask again as ever.
+func (q *Quorum) electFirst() error {
+	// Raft looks at its timer when the timeout becomes shorter.
+	rc := q.raft.ReloadableConfig()
+	rc.HeartbeatTimeout, rc.ElectionTimeout = q.cfg.Tunables.Heartbeat, q.cfg.Tunables.Election
+	if err := q.raft.ReloadConfig(rc); err != nil {
+		return fmt.Errorf("quorum: found the region: %w", err)
+	}
+	return nil
+}
+
+// founding is how much longer the timeouts of a node without a past are.
+const founding = time.Millisecond
 
 const foundEvery = 100 * time.Millisecond
 

@@ -35,6 +35,7 @@ type memNet struct {
 	listeners map[string]*memListener
 	down      map[[2]string]linkState
 	conns     map[*memConn]struct{}
+	owners    sync.Map // address -> name of the node that listened there last
 }
 
 type linkState int
@@ -265,7 +266,13 @@ func (c *cluster) config(nd *node) Config {
 	}
 	if c.net != nil {
 		cfg.Listener = c.net.listen(nd.addr)
-		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return c.net.dial(ctx, nd.addr, addr) }
+		c.net.owners.Store(nd.addr, nd.name)
+		cfg.Dial = func(ctx context.Context, to, addr string) (net.Conn, error) {
+			if at, ok := c.net.owners.Load(addr); ok && at != to {
+				return nil, fmt.Errorf("%s is at %s, not %s", at, addr, to) // as its certificate would show
+			}
+			return c.net.dial(ctx, nd.addr, addr)
+		}
 	} else {
 		var lc net.ListenConfig
 		l, err := lc.Listen(context.Background(), "tcp", nd.addr)
@@ -273,7 +280,7 @@ func (c *cluster) config(nd *node) Config {
 			c.t.Fatal(err)
 		}
 		cfg.Listener = l
-		cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		cfg.Dial = func(ctx context.Context, _, addr string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "tcp", addr)
 		}

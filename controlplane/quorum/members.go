@@ -96,6 +96,14 @@ func (w *watch) begin(id raft.ServerID) bool {
 	return true
 }
 
+// forget drops what was seen of a member, so that its successor of the same name
+// begins anew.
+func (w *watch) forget(id raft.ServerID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.of, id)
+}
+
 func (w *watch) end(term uint64, id raft.ServerID, resp *raft.AppendEntriesResponse, last uint64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -129,7 +137,7 @@ func (q *Quorum) Members() []Member {
 	leader, _, _ := q.Leader()
 	var out []Member
 	for _, s := range q.raft.GetConfiguration().Configuration().Servers {
-		m := Member{Node: string(s.ID), Addr: q.book.of(s), Role: roleOf(s), Leader: string(s.ID) == leader}
+		m := Member{Node: string(s.ID), Addr: plainAddr(s), Role: roleOf(s), Leader: string(s.ID) == leader}
 		if a := of[s.ID]; m.Node != q.cfg.Node {
 			m.Heard, m.Behind, m.Steady = a.heard, a.behind, a.steady
 		} else if !since.IsZero() {
@@ -169,8 +177,8 @@ func (q *Quorum) Add(ctx context.Context, p Peer, reader bool) error {
 }
 
 func (q *Quorum) add(p Peer, reader bool) error {
-	if _, _, err := net.SplitHostPort(p.Addr); err != nil || p.Node == "" || len(p.Node) > 63 {
-		return controlplane.Refuse(controlplane.RuleInvalid, "addr", "a node needs a name and host:port of its internal listener, not %q at %q", p.Node, p.Addr)
+	if err := checkPeer(p); err != nil {
+		return err
 	}
 	addr, role := p.Addr, RoleJoining
 	if reader {
@@ -181,17 +189,18 @@ func (q *Quorum) add(p Peer, reader bool) error {
 	for _, s := range servers {
 		is := roleOf(s)
 		switch same := s.ID == raft.ServerID(p.Node); {
-		case same && strings.TrimPrefix(string(s.Address), readerMark) == p.Addr && (is == role || is == RoleVoter && !reader):
+		case same && plainAddr(s) == p.Addr && (is == role || is == RoleVoter && !reader):
 			return nil
 		case same:
-			return controlplane.Refuse(controlplane.RuleConflict, "node", "%s is a %s at %s already: remove it first", p.Node, is, q.book.of(s))
-		case q.book.of(s) == p.Addr:
+			return controlplane.Refuse(controlplane.RuleConflict, "node", "%s is a %s at %s already: move it, or remove it first", p.Node, is, plainAddr(s))
+		case plainAddr(s) == p.Addr:
 			return controlplane.Refuse(controlplane.RuleConflict, "addr", "%s is the address of %s", p.Addr, s.ID)
 		}
 	}
 	if len(servers) >= maxMembers {
 		return controlplane.Refuse(controlplane.RuleConflict, "node", "the region has %d nodes, as many as it may: remove one first", len(servers))
 	}
+	q.watch.forget(raft.ServerID(p.Node))
 	return q.changed(q.raft.AddNonvoter(raft.ServerID(p.Node), raft.ServerAddress(addr), future.Index(), 0))
 }
 
@@ -200,7 +209,31 @@ func (q *Quorum) add(p Peer, reader bool) error {
 // always the last voter and the leader itself: Transfer first. Removing a node
 // that is no member does nothing. Errors are as of Add.
 func (q *Quorum) Remove(ctx context.Context, node string, force bool) error {
+	if !force && !q.looked(ctx) {
+		return context.Cause(ctx)
+	}
 	return q.change(ctx, func() error { return q.remove(node, force) })
+}
+
+// looked waits until a node that has just begun to lead knows who answers: who
+// was not asked yet is not silent. It is false if ctx ended first.
+func (q *Quorum) looked(ctx context.Context) bool {
+	for q.lead.isReady() {
+		since, of := q.watch.known()
+		if !since.IsZero() && time.Since(since) >= silentFor {
+			return true
+		}
+		servers := q.raft.GetConfiguration().Configuration().Servers
+		if !slices.ContainsFunc(servers, func(s raft.Server) bool {
+			return s.ID != raft.ServerID(q.cfg.Node) && of[s.ID].heard.IsZero()
+		}) {
+			return true
+		}
+		if !sleep(ctx, lookEvery/20) {
+			return false
+		}
+	}
+	return true
 }
 
 func (q *Quorum) remove(node string, force bool) error {
@@ -231,6 +264,84 @@ func (q *Quorum) remove(node string, force bool) error {
 			"without %s the region would have %d voters, of which %d answer: it could commit nothing. Bring one back first, or force it", node, voters, answer)
 	}
 	return q.changed(q.raft.RemoveServer(raft.ServerID(node), future.Index(), 0))
+}
+
+// Move notes that a member is at another address from now on. Its own
+// configuration must say the same. Errors are as of Add.
+func (q *Quorum) Move(ctx context.Context, p Peer) error {
+	return q.change(ctx, func() error { return q.move(p) })
+}
+
+func (q *Quorum) move(p Peer) error {
+	if err := checkPeer(p); err != nil {
+		return err
+	}
+	future := q.raft.GetConfiguration()
+	var member *raft.Server
+	for _, s := range future.Configuration().Servers {
+		switch {
+		case s.ID == raft.ServerID(p.Node):
+			member = &s
+		case plainAddr(s) == p.Addr:
+			return controlplane.Refuse(controlplane.RuleConflict, "addr", "%s is the address of %s", p.Addr, s.ID)
+		}
+	}
+	switch {
+	case member == nil:
+		return controlplane.Refuse(controlplane.RuleNotFound, "node", "%s is not a node of this region: add it", p.Node)
+	case plainAddr(*member) == p.Addr:
+		return nil
+	}
+	switch addr := raft.ServerAddress(p.Addr); roleOf(*member) {
+	case RoleVoter:
+		return q.changed(q.raft.AddVoter(member.ID, addr, future.Index(), 0))
+	case RoleReader:
+		return q.changed(q.raft.AddNonvoter(member.ID, readerMark+addr, future.Index(), 0))
+	default:
+		return q.changed(q.raft.AddNonvoter(member.ID, addr, future.Index(), 0))
+	}
+}
+
+// settle writes down where members are that answer elsewhere than they were
+// added: an operator moved them in the configuration.
+func (q *Quorum) settle() {
+	_, of := q.watch.known()
+	for _, s := range q.raft.GetConfiguration().Configuration().Servers {
+		addr := q.book.moved(s)
+		if addr == "" || s.ID != raft.ServerID(q.cfg.Node) && time.Since(of[s.ID].heard) >= silentFor {
+			continue
+		}
+		if err := q.move(Peer{string(s.ID), addr}); err != nil {
+			q.log.Warn("cannot write down where a node is", "node", s.ID, "addr", addr, "error", err)
+		} else {
+			q.log.Info("a node is at another address", "node", s.ID, "addr", addr, "before", plainAddr(s))
+		}
+		return // the configuration is another now
+	}
+}
+
+// Roster is who belongs to the region, as this node's log has it.
+type Roster struct {
+	Life    uint64 // Since
+	Applied uint64 // entries that it knows of: of two rosters of one life, the higher is the newer
+	Members []Member
+}
+
+// Roster returns the present one.
+func (q *Quorum) Roster() Roster {
+	r := Roster{Life: q.Since()}
+	q.machine.mu.RLock()
+	r.Applied = q.machine.at.Applied // before the members, so that they are as new at least
+	q.machine.mu.RUnlock()
+	r.Members = q.Members()
+	return r
+}
+
+func checkPeer(p Peer) error {
+	if _, _, err := net.SplitHostPort(p.Addr); err != nil || p.Node == "" || len(p.Node) > 63 || strings.Contains(p.Node+p.Addr, "@") {
+		return controlplane.Refuse(controlplane.RuleInvalid, "addr", "a node needs a name and host:port of its internal listener, not %q at %q", p.Node, p.Addr)
+	}
+	return nil
 }
 
 // change has the keeper of membership do something, one at a time.
@@ -307,6 +418,7 @@ func (q *Quorum) runMembers(ctx context.Context) error {
 			})
 		}
 		q.promote()
+		q.settle()
 		q.removeDead()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -119,6 +120,117 @@ func TestAddReplaceRemove(t *testing.T) {
 	})
 }
 
+// Founders that all answer do not wait for a leader that nobody can be yet.
+func TestFoundsAtOnce(t *testing.T) {
+	for _, n := range []int{1, 3, 5} {
+		dir := fastDir(t)
+		synctest.Test(t, func(t *testing.T) {
+			c := newCluster(t, dir, n, newMemNet())
+			defer c.stopAll()
+			c.startAll()
+			begun := time.Now()
+			lead := c.leader()
+			if took := time.Since(begun); took > 300*time.Millisecond || lead.q.Stats().Term != 2 {
+				t.Errorf("of %d, %s leads after %v, in term %d", n, lead.name, took, lead.q.Stats().Term)
+			}
+			c.mustPropose(lead, create(orgID(1), "a"))
+			c.converged()
+		})
+	}
+}
+
+func addresses(q *Quorum) (all []Peer) {
+	for _, m := range q.Members() {
+		all = append(all, Peer{m.Node, m.Addr})
+	}
+	return all
+}
+
+// A follower and then the leader get other addresses, one of which was
+// another's. Nobody but the node that moves has its configuration changed.
+// A node that comes back under its name, with an empty disk, has kept up with
+// nothing yet, however long the one before it did.
+func TestAddedAgainWaitsAnew(t *testing.T) {
+	dir := fastDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, 3, newMemNet())
+		c.startAll()
+		defer c.stopAll()
+		lead := c.leader()
+		c.mustPropose(lead, create(orgID(1), "x"))
+		time.Sleep(20 * time.Second)
+		nd := c.nodes[(slices.Index(c.nodes, lead)+1)%3]
+		if err := lead.q.Remove(t.Context(), nd.name, false); err != nil {
+			t.Fatal(err)
+		}
+		c.stop(nd)
+		if err := os.RemoveAll(nd.dir); err != nil {
+			t.Fatal(err)
+		}
+		c.start(nd)
+		if err := lead.q.Add(t.Context(), Peer{nd.name, nd.addr}, false); err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		c.eventually(30*time.Second, "its vote", func() bool { return c.member(nd.name).Role == RoleVoter })
+		if took := time.Since(start); took < 9*time.Second {
+			t.Errorf("it votes after %s", took)
+		}
+		c.converged()
+	})
+}
+
+func TestMove(t *testing.T) {
+	dir := fastDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, 3, newMemNet())
+		c.startAll()
+		defer c.stopAll()
+		lead := c.leader()
+		i := slices.Index(c.nodes, lead)
+		c2, c3 := c.nodes[(i+1)%3], c.nodes[(i+2)%3]
+		move := func(nd *node, addr string) {
+			t.Helper()
+			nd.addr, nd.peers = addr, []Peer{{nd.name, addr}}
+			for _, p := range c.peers {
+				if p.Node != nd.name && p.Addr != addr {
+					nd.peers = append(nd.peers, p)
+				}
+			}
+			c.start(nd)
+			for range 2 { // twice does nothing more
+				if err := c.leader().q.Move(t.Context(), Peer{nd.name, addr}); err != nil {
+					t.Fatal(err)
+				}
+			}
+			c.mustPropose(c.leader(), put(orgID(1), addr))
+			c.converged()
+		}
+		before := c2.addr
+		c.stop(c2)
+		move(c2, "10.0.1.2:7000")
+		c.stop(c3)
+		move(c3, before)
+		c.stop(lead)
+		move(lead, "10.0.1.1:7000")
+		// What is in the logs is enough for those that know other addresses only.
+		c.stopAll()
+		c.startAll()
+		c.mustPropose(c.leader(), put(orgID(1), "again"))
+		c.converged()
+		want := map[string]string{c2.name: c2.addr, c3.name: before, lead.name: lead.addr}
+		for _, p := range addresses(c2.q) {
+			if want[p.Node] != p.Addr {
+				t.Errorf("%s is at %s, want %s", p.Node, p.Addr, want[p.Node])
+			}
+		}
+		now := c.leader().q
+		refused(t, now.Move(t.Context(), Peer{"c9", "10.0.0.9:7000"}), "c9", "add it")
+		refused(t, now.Move(t.Context(), Peer{c2.name, c3.addr}), c3.name)
+		refused(t, now.Move(t.Context(), Peer{c2.name, "nowhere"}), "host:port")
+	})
+}
+
 func TestReaderNeverVotes(t *testing.T) {
 	dir := fastDir(t)
 	synctest.Test(t, func(t *testing.T) {
@@ -127,7 +239,13 @@ func TestReaderNeverVotes(t *testing.T) {
 		defer c.stopAll()
 		lead := c.leader()
 		r := c.newcomer("c4")
+		r.peers = []Peer{{"c4", r.addr}} // its first contact is wrong: it must not take itself for a region
+		c.adjust = func(cfg *Config) { cfg.Reader = cfg.Node == "c4" }
 		c.start(r)
+		time.Sleep(5 * time.Second)
+		if s := r.q.Stats(); s.LastIndex != 0 || len(s.Members) != 0 {
+			t.Fatalf("it founded a region: %+v", s)
+		}
 		if err := lead.q.Add(t.Context(), Peer{"c4", r.addr}, true); err != nil {
 			t.Fatal(err)
 		}
@@ -192,6 +310,27 @@ func TestRemoveKeepsMajority(t *testing.T) {
 		c.stop(other)
 		c.nodes = []*node{lead}
 		c.mustPropose(lead, create(orgID(1), "alone"))
+	})
+}
+
+// The leader is replaced: its successor is asked to remove it before it had
+// time to look who answers.
+func TestRemoveAfterTransfer(t *testing.T) {
+	dir := fastDir(t)
+	synctest.Test(t, func(t *testing.T) {
+		c := newCluster(t, dir, 4, newMemNet())
+		c.startAll()
+		defer c.stopAll()
+		old := c.leader()
+		to := c.nodes[(slices.Index(c.nodes, old)+1)%4]
+		time.Sleep(5 * time.Second)
+		if err := old.q.Transfer(t.Context(), to.name); err != nil {
+			t.Fatal(err)
+		}
+		c.eventually(time.Second, "the successor", to.q.IsLeader)
+		if err := to.q.Remove(t.Context(), old.name, false); err != nil {
+			t.Errorf("all four answer, and it says: %v", err)
+		}
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -219,10 +220,24 @@ func (q *Quorum) launch(p *proposer, next *proposal) error {
 }
 
 // prepare checks a proposal against what is applied, and numbers it behind what
-// is in flight. What the latter changes, Apply checks again.
+// is in flight. What the latter changes, Apply checks again. A proposal that
+// breaks the rules themselves is refused: in the log it would end every node.
 func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, end controlplane.Point, err error) {
+	defer func() {
+		if r := recover(); r != nil {
+			q.cfg.Logger.Error("quorum: a proposal is refused on which the rules fail", "shard", next.shard, "panic", r, "stack", string(debug.Stack()))
+			err = controlplane.Refuse(controlplane.RuleInvalid, "changes", "%v", registry.ErrPoison)
+		}
+	}()
 	if next.command != nil {
-		q.machine.view(func(s *registry.State) { cmd, err = next.command.At(s.Version()) })
+		var copied *registry.State
+		q.machine.view(func(s *registry.State) {
+			copied = s.Clone()
+			cmd, err = next.command.At(s.Version())
+		})
+		if err == nil && (cmd.Type == registry.CmdAccept || cmd.Type == registry.CmdStage || cmd.Type == registry.CmdAdopt) {
+			err = copied.Rehearse(cmd)
+		}
 		return cmd, end, err
 	}
 	var entry *registry.Entry
@@ -246,6 +261,9 @@ func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, en
 		return nil, end, err
 	}
 	enc, err := registry.EncodeEntry(entry)
+	if err == nil {
+		_, err = registry.DecodeEntry(enc) // as every node will
+	}
 	if err != nil {
 		return nil, end, err
 	}

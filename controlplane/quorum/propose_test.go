@@ -160,6 +160,9 @@ func TestUnknownEntryHalts(t *testing.T) {
 				t.Errorf("%s went on after the entry", nd.name)
 			}
 			failed := nd.q.Err() != nil
+			if failed {
+				t.Logf("BADINPUT log: an unknown command version -> %s stops before it: %v", nd.name, nd.q.Err())
+			}
 			if err := nd.q.Close(context.Background()); failed != errors.Is(err, controlplane.ErrUnknownEntry) {
 				t.Errorf("close %s: %v", nd.name, err)
 			}
@@ -255,6 +258,10 @@ func TestAddressChange(t *testing.T) {
 		c.converged()
 		if _, addr, _ := c.nodes[0].q.Leader(); addr != lead.addr {
 			t.Errorf("the leader's address is %s, want %s", addr, lead.addr)
+		}
+		// Others, whose configuration knows nothing of it, hear of it in turn.
+		for _, nd := range c.nodes {
+			c.eventually(10*time.Second, "the new addresses at "+nd.name, func() bool { return slices.Equal(addresses(nd.q), c.peers) })
 		}
 	})
 }

@@ -37,7 +37,7 @@ type Quorum struct {
 	store   *sealedLog
 	machine *machine
 	streams *streamLayer
-	book    addressBook
+	book    *addressBook
 	trans   *transport
 	raft    *raft.Raft
 
@@ -165,8 +165,8 @@ func (q *Quorum) closeFiles() error {
 
 // startRaft closes the listener if it fails.
 func (q *Quorum) startRaft() (err error) {
-	q.streams = newStreamLayer(&q.cfg)
-	q.book = newAddressBook(q.cfg.Peers)
+	q.book = newAddressBook(&q.cfg)
+	q.streams = newStreamLayer(&q.cfg, q.book)
 	logger := newRaftLogger(q.log)
 	snaps, err := openSnapshots(&q.cfg)
 	if err != nil {
@@ -192,9 +192,14 @@ func (q *Quorum) startRaft() (err error) {
 	if q.known, err = raft.HasExistingState(q.store, q.store, snaps); err != nil {
 		return fmt.Errorf("quorum: %w", err)
 	}
-	if q.raft, err = raft.NewRaft(q.cfg.raftConfig(q.notify), q.machine, q.store, q.store, snaps, q.trans); err != nil {
+	rc := q.cfg.raftConfig(q.notify)
+	if !q.known {
+		rc.HeartbeatTimeout, rc.ElectionTimeout = rc.HeartbeatTimeout+founding, rc.ElectionTimeout+founding
+	}
+	if q.raft, err = raft.NewRaft(rc, q.machine, q.store, q.store, snaps, q.trans); err != nil {
 		return fmt.Errorf("quorum: start raft: %w", err)
 	}
+	q.book.follow(func() []raft.Server { return q.raft.GetConfiguration().Configuration().Servers })
 	q.raft.RegisterObserver(raft.NewObserver(q.observed, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.RaftState)
 		return ok
@@ -375,19 +380,14 @@ func (q *Quorum) Err() error {
 	return cause
 }
 
-// Leader returns the region's leader and its configured address; false if none
-// is known. It may not accept proposals yet.
+// Leader returns the region's leader and its address; false if none is known.
+// It may not accept proposals yet.
 func (q *Quorum) Leader() (node, addr string, ok bool) {
 	at, id := q.raft.LeaderWithID()
 	if id == "" {
 		return "", "", false
 	}
-	for _, p := range q.cfg.Peers {
-		if p.Node == string(id) {
-			return p.Node, p.Addr, true
-		}
-	}
-	return string(id), string(at), true
+	return string(id), string(at), true // which it says itself
 }
 
 // IsLeader reports whether this node leads its region and accepts proposals.

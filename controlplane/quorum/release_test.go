@@ -244,10 +244,54 @@ func writeRelease(t *testing.T, q *Quorum, state string) {
 	if state == stoppedCleanly {
 		middle()
 	}
+	raise(t, q)
 	for i := range 12 {
 		puts(testShard, &registry.Record{Kind: registry.KindOrg, Meta: registry.Meta{ID: orgID(i), Created: 1, Updated: int64(i)},
 			Org: &registry.Org{Name: "tail", Plan: "trial", State: "unverified", Jurisdiction: "any"}})
 	}
+	loseSome(t, q)
+}
+
+// raise has the region take up its release's cluster version, and the other
+// member of testShard confirm what there is of it.
+func raise(t *testing.T, q *Quorum) {
+	t.Helper()
+	if err := q.Raise(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+	last := lastOf(q, testShard)
+	confirm := &registry.Confirm{Shard: testShard, Epoch: last.Epoch, Seq: last.Seq}
+	if _, err := q.ProposeCommand(context.Background(), &registry.Command{Type: registry.CmdConfirm, Confirm: confirm}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// loseSome has another region take testShard over without its last three entries.
+func loseSome(t *testing.T, q *Quorum) {
+	t.Helper()
+	last := lastOf(q, testShard)
+	two := controlplane.Epoch{Counter: last.Epoch.Counter + 1, Region: "eu-fra"}
+	enc, err := registry.EncodeEntry(&registry.Entry{Shard: testShard, Epoch: two, Seq: last.Seq - 2, Prev: last.Epoch,
+		Changes: []registry.Change{{Op: registry.OpOpen, Home: "eu-fra", Members: []string{"eu-fra", testRegion}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, cmd := range []*registry.Command{
+		{Type: registry.CmdSeal, Seal: &registry.Seal{Shard: testShard, Epoch: two}},
+		{Type: registry.CmdAccept, Sender: two, Entries: [][]byte{enc}},
+	} {
+		if _, err := q.ProposeCommand(context.Background(), cmd); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+func lastOf(q *Quorum, shard controlplane.Shard) (last controlplane.Point) {
+	q.View(func(s *registry.State) {
+		info, _ := s.Shard(shard)
+		last = info.Last
+	})
+	return last
 }
 
 func meta(id string) registry.Meta {
@@ -348,6 +392,9 @@ func fraShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command
 func describe(q *Quorum) string {
 	var b strings.Builder
 	q.View(func(s *registry.State) {
+		if v := s.Version(); v > 1 {
+			fmt.Fprintf(&b, "cluster version %d\n", v)
+		}
 		for _, name := range []controlplane.Shard{"any-eu-fra", testShard, "eu", controlplane.ShardGlobal, "us"} {
 			if g, ok := s.Staged(name); ok {
 				fmt.Fprintf(&b, "%s: %d chunks of %s are staged\n", name, g.Chunks, g.Snapshot)
@@ -378,6 +425,9 @@ func describe(q *Quorum) string {
 			}
 			for v := range snap.Revocations {
 				fmt.Fprintf(&b, "  %s %s is revoked since %d, until %d\n", v.Kind, v.ID, v.At, v.Expires)
+			}
+			for l := range s.Quarantine(name) {
+				fmt.Fprintf(&b, "  %s.%d is in quarantine, by %s\n", l.Entry.Epoch, l.Entry.Seq, l.By)
 			}
 		}
 	})

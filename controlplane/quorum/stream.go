@@ -2,7 +2,6 @@ package quorum
 
 import (
 	"context"
-	"errors"
 	"net"
 	"strings"
 	"sync"
@@ -16,7 +15,8 @@ import (
 type streamLayer struct {
 	net.Listener
 	addr net.Addr // what peers know this node by, whatever the listener says
-	dial func(ctx context.Context, addr string) (net.Conn, error)
+	dial func(ctx context.Context, node, addr string) (net.Conn, error)
+	book *addressBook
 
 	ctx  context.Context //nolint:containedctx // ends with cut: raft's Dial has none
 	stop context.CancelFunc
@@ -30,11 +30,12 @@ type peerAddr string
 func (peerAddr) Network() string  { return "tcp" }
 func (a peerAddr) String() string { return string(a) }
 
-func newStreamLayer(cfg *Config) *streamLayer {
+func newStreamLayer(cfg *Config, book *addressBook) *streamLayer {
 	s := &streamLayer{
 		Listener: cfg.Listener,
 		addr:     peerAddr(cfg.self().Addr),
 		dial:     cfg.Dial,
+		book:     book,
 		conns:    make(map[net.Conn]struct{}),
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
@@ -57,11 +58,15 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 	return &asked{Conn: kept}, nil
 }
 
-// Dial opens a stream to a peer.
-func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+// Dial opens a stream to the peer that ServerAddr named.
+func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	node, ok := strings.CutPrefix(string(to), nodeMark)
+	if !ok {
+		return nil, dialError{errUnknownNode}
+	}
 	ctx, cancel := context.WithTimeout(s.ctx, timeout)
 	defer cancel()
-	c, err := s.dial(ctx, strings.TrimPrefix(string(addr), readerMark))
+	c, err := s.open(ctx, node)
 	if err == nil {
 		c, err = s.keep(c)
 	}
@@ -69,6 +74,17 @@ func (s *streamLayer) Dial(addr raft.ServerAddress, timeout time.Duration) (net.
 		return nil, dialError{err}
 	}
 	return c, nil
+}
+
+// open dials the node where it is believed to be.
+func (s *streamLayer) open(ctx context.Context, node string) (net.Conn, error) {
+	addr := s.book.find(raft.ServerID(node))
+	if addr == "" {
+		return nil, errUnknownNode
+	}
+	c, err := s.dial(ctx, node, addr)
+	s.book.dialled(raft.ServerID(node), addr, err == nil)
+	return c, err
 }
 
 func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
@@ -106,36 +122,4 @@ func (s *stream) Close() error {
 	delete(s.layer.conns, s.Conn)
 	s.layer.mu.Unlock()
 	return s.Conn.Close()
-}
-
-// addressBook gives raft the configured address of a node, so that a change
-// of configuration takes effect without a change of membership. Nodes that are
-// not configured here keep the address they were added with.
-type addressBook map[raft.ServerID]raft.ServerAddress
-
-func newAddressBook(peers []Peer) addressBook {
-	book := make(addressBook, len(peers))
-	for _, p := range peers {
-		book[raft.ServerID(p.Node)] = raft.ServerAddress(p.Addr)
-	}
-	return book
-}
-
-// ServerAddr implements raft.ServerAddressProvider. After an error raft goes on
-// with the address in its configuration.
-func (b addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	if addr, ok := b[id]; ok {
-		return addr, nil
-	}
-	return "", errAddedLater
-}
-
-var errAddedLater = errors.New("not configured here: it was added later")
-
-// of is the address by which s is reached.
-func (b addressBook) of(s raft.Server) string {
-	if addr, ok := b[s.ID]; ok {
-		return string(addr)
-	}
-	return strings.TrimPrefix(string(s.Address), readerMark)
 }

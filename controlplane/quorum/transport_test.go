@@ -53,9 +53,11 @@ func TestKeptStreamsOfARestartedPeer(t *testing.T) {
 }
 
 func openTransport(network *memNet, name string) (t *transport, stop func()) {
-	cfg := &Config{Node: name, Peers: []Peer{{Node: name, Addr: name}}, Listener: network.listen(name)}
-	cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) { return network.dial(ctx, name, addr) }
-	streams := newStreamLayer(cfg)
-	t = newTransport(streams, nil, newRaftLogger(slog.New(slog.DiscardHandler)))
+	peers := []Peer{{Node: "asker", Addr: "asker"}, {Node: "peer", Addr: "peer"}}
+	cfg := &Config{Node: name, Peers: peers, Listener: network.listen(name)}
+	cfg.Dial = func(ctx context.Context, _, addr string) (net.Conn, error) { return network.dial(ctx, name, addr) }
+	book := newAddressBook(cfg)
+	streams := newStreamLayer(cfg, book)
+	t = newTransport(streams, book, newRaftLogger(slog.New(slog.DiscardHandler)))
 	return t, func() { _ = t.Close(); streams.cut() }
 }

@@ -57,7 +57,7 @@ func (q *Quorum) Raise(ctx context.Context) error {
 func (q *Quorum) peerVersion(ctx context.Context, server raft.Server) (v uint64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, streamTimeout)
 	defer cancel()
-	c, err := q.cfg.Dial(ctx, q.book.of(server))
+	c, err := q.streams.open(ctx, string(server.ID))
 	if err != nil {
 		return 0, err
 	}

@@ -83,15 +83,16 @@ func TestRaise(t *testing.T) {
 // does not know, and hangs up.
 func TestFirstReleaseDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := &Quorum{cfg: Config{Dial: func(context.Context, string) (net.Conn, error) {
+		cfg := &Config{Peers: []Peer{{"old", "x:1"}}, Dial: func(context.Context, string, string) (net.Conn, error) {
 			ours, theirs := net.Pipe()
 			go func() {
 				_, _ = theirs.Read(make([]byte, 1))
 				_ = theirs.Close()
 			}()
 			return ours, nil
-		}}}
-		if v, err := q.peerVersion(context.Background(), raft.Server{ID: "old", Address: "x"}); err == nil {
+		}}
+		q := &Quorum{streams: newStreamLayer(cfg, newAddressBook(cfg))}
+		if v, err := q.peerVersion(context.Background(), raft.Server{ID: "old", Address: "x:1"}); err == nil {
 			t.Errorf("it reads version %d", v)
 		}
 	})

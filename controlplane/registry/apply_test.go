@@ -342,7 +342,7 @@ func TestUnknownContentHalts(t *testing.T) {
 		t.Fatal(err)
 	}
 	newer := entry(t, e)
-	newer[0]++
+	newer[0] = formatVersionSafety + 1
 	for name, b := range map[string][]byte{
 		"version": newer, "empty": {}, "garbage": {FormatVersion, 0xff},
 		"operation": entry(t, &Entry{Shard: anyEast, Changes: []Change{{Op: 99}}}),
@@ -362,6 +362,10 @@ func TestUnknownContentHalts(t *testing.T) {
 	}
 	if err := (&Command{Type: CmdEntry, Entries: [][]byte{entry(t, e)}}).Readable(); err != nil {
 		t.Error(err)
+	}
+	newer[0] = formatVersionSafety // for what the first can say
+	if _, err := DecodeEntry(newer); !errors.Is(err, controlplane.ErrUnknownEntry) {
+		t.Errorf("a second encoding of one entry: %v", err)
 	}
 	for _, cmd := range []*Command{{}, {Type: CmdEntry}, {Type: CmdStage}, {Type: 9}, {Type: CmdAdopt, Adopt: &Adopt{}, Stage: &Stage{}}} {
 		if out := s.Apply(cmd); !errors.Is(out.Err, controlplane.ErrUnknownEntry) {

@@ -88,6 +88,32 @@ func BenchmarkApplyKeyPut(b *testing.B) {
 	}
 }
 
+// BenchmarkRehearse is what the trial of imported entries costs the leader that
+// proposes them, beside 100,000 keys.
+func BenchmarkRehearse(b *testing.B) {
+	s := seeded(b, 100_000)
+	info, _ := s.Shard(anyEast)
+	for _, n := range []int{1, 64} {
+		b.Run(fmt.Sprintf("%d at once", n), func(b *testing.B) {
+			cmd := &Command{Type: CmdAccept, Sender: info.Epoch}
+			for i, at := 0, info.Last; i < n; i++ {
+				e := NextAfter(anyEast, at, []Change{{Op: OpPut, Record: benchKey(100_000 + i), IfRevision: RevisionAbsent}})
+				at = e.Point()
+				cmd.Entries = append(cmd.Entries, entry(b, e))
+			}
+			b.ReportAllocs()
+			for b.Loop() {
+				if err := s.Rehearse(cmd); err != nil {
+					b.Fatal(err)
+				}
+			}
+			if now, _ := s.Shard(anyEast); now.Last != info.Last {
+				b.Fatal("the state changed")
+			}
+		})
+	}
+}
+
 // BenchmarkTail is BenchmarkApplyKeyPut beside 100,000 at cluster version 2:
 // where one region is the only member; where two are, and every 100th command
 // confirms what came before; and what an entry costs for as long as nobody
@@ -202,6 +228,48 @@ func BenchmarkSnapshot(b *testing.B) {
 		}
 	})
 	runtime.KeepAlive(s)
+}
+
+// BenchmarkStage stages a snapshot of 100,000 keys as another region does, on a
+// node, and on its leader, which rehearses each chunk first.
+func BenchmarkStage(b *testing.B) {
+	const n, perChunk = 100_000, 400 // some 128 KiB
+	s := seeded(b, n)
+	snap, _ := s.ShardSnapshot(anyEast)
+	var chunks []*Command
+	var records [][]byte
+	cut := func() {
+		chunks = append(chunks, &Command{Type: CmdStage, Stage: &Stage{Shard: anyEast, Snapshot: "s", Chunk: uint64(len(chunks)), Records: records}})
+		records = nil
+	}
+	for r := range snap.Records {
+		encoded, err := EncodeRecord(r)
+		if err != nil {
+			b.Fatal(err)
+		}
+		if records = append(records, encoded); len(records) == perChunk {
+			cut()
+		}
+	}
+	cut()
+	for _, leads := range []bool{false, true} {
+		b.Run(map[bool]string{false: "apply", true: "rehearse and apply"}[leads], func(b *testing.B) {
+			for range b.N {
+				to := New()
+				for _, c := range chunks {
+					if leads {
+						if err := to.Rehearse(c); err != nil {
+							b.Fatal(err)
+						}
+					}
+					if out := to.Apply(c); out.Err != nil {
+						b.Fatal(out.Err)
+					}
+				}
+			}
+			b.ReportMetric(b.Elapsed().Seconds()/float64(b.N*n)*1e6, "us/record")
+		})
+	}
 }
 
 func heap() int64 {

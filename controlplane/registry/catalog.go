@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"encoding/hex"
 	"fmt"
 	"net/url"
@@ -44,6 +45,7 @@ func (k *checker) upstream(r, old *Record) *controlplane.RuleError {
 		checkURL("base_url", u.BaseURL, true),
 		oneOf("auth", u.Auth, "bearer", "x-api-key", "api-key", "none"),
 		checkCredential(u),
+		k.credential(u, old),
 		checkTerms(&u.Terms),
 		checkEndpoints(u),
 		checkHeaders(u.Headers),
@@ -62,6 +64,18 @@ func (k *checker) upstream(r, old *Record) *controlplane.RuleError {
 		}
 	}
 	return k.unique(r, "name")
+}
+
+// credential refuses to bring in a credential that is revoked. A record that
+// has it may keep it: it can be renamed, disabled or given another.
+func (k *checker) credential(u *Upstream, old *Record) *controlplane.RuleError {
+	if len(u.Credential) == 0 || old != nil && bytes.Equal(old.Upstream.Credential, u.Credential) {
+		return nil
+	}
+	if _, revoked := k.shard.revocation(KindCredential, CredentialID(u.Credential)); revoked {
+		return controlplane.Refuse(controlplane.RuleConflict, "credential", "is revoked, for good: have the provider issue another")
+	}
+	return nil
 }
 
 func checkCredential(u *Upstream) *controlplane.RuleError {

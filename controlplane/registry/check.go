@@ -44,17 +44,19 @@ func (c *Change) wellFormed(shard controlplane.Shard, i int) *controlplane.RuleE
 			return invalid("record", "a put carries a record, and no kind or id beside it")
 		}
 		return c.Record.wellFormed(shard)
-	case OpDelete, OpRevoke:
+	case OpDelete, OpRevoke, OpForget:
 		jurisdiction, ok := parseID(c.Kind, c.ID)
 		switch {
-		case !ok || c.Record != nil:
+		case !ok || c.Record != nil || c.Op == OpDelete && !c.Kind.known():
 			return invalid("id", "%q is not the id of one %s", c.ID, c.Kind)
 		case !holds(shard, c.Kind, jurisdiction):
 			return invalid("id", "%q does not belong in shard %s", c.ID, shard)
-		case c.Op == OpRevoke && c.Kind != KindKey && c.Kind != KindUpstream:
-			return invalid("kind", "only keys and upstreams can be revoked")
-		case c.Op == OpRevoke && (c.At <= 0 || c.Expires < 0):
+		case c.Op != OpDelete && c.Kind != KindKey && c.Kind != KindUpstream && !c.Kind.safety():
+			return invalid("kind", "only keys, upstreams, credentials, nodes and tokens can be revoked")
+		case c.Op != OpDelete && (c.At <= 0 || c.Expires < 0):
 			return invalid("at", "the time of a revocation must be stamped")
+		case (c.Op == OpForget) != (c.Now > 0):
+			return invalid("now", "only what forgets says when")
 		}
 	case OpOpen:
 		switch {
@@ -105,9 +107,11 @@ func (r *Record) wellFormed(shard controlplane.Shard) *controlplane.RuleError {
 	case !holds(shard, r.Kind, jurisdiction):
 		return invalid("meta.shard", "%q does not belong in shard %s", r.Meta.ID, shard)
 	case r.Org != nil && r.Org.Jurisdiction != jurisdiction:
-		return invalid("jurisdiction", "is %q, but the id says %q; an org's jurisdiction never changes", r.Org.Jurisdiction, jurisdiction)
+		return invalid("jurisdiction", "is %q, but the id says %q; an org's jurisdiction never changes: change its pin, by which another takes its place", r.Org.Jurisdiction, jurisdiction)
 	case r.Region != nil && RegionID(r.Region.Name) != r.Meta.ID:
 		return invalid("name", "is %q, but the id is %q; a region's name never changes", r.Region.Name, r.Meta.ID)
+	case r.Relocation != nil:
+		return r.Relocation.wellFormed(r.Meta.ID)
 	}
 	return nil
 }
@@ -117,6 +121,7 @@ func (r *Record) oneBody() bool {
 	bodies := [...]bool{
 		KindOrg: r.Org != nil, KindProject: r.Project != nil, KindKey: r.Key != nil, KindUpstream: r.Upstream != nil,
 		KindRoute: r.Route != nil, KindPolicy: r.Policy != nil, KindRegion: r.Region != nil,
+		KindRelocation: r.Relocation != nil,
 	}
 	for kind, set := range bodies {
 		if set != (Kind(kind) == r.Kind) {
@@ -172,6 +177,9 @@ func (k *checker) change(c *Change) *controlplane.RuleError {
 		return k.open(c)
 	}
 	old, exists := k.shard.get(id)
+	if k.state.Version() >= VersionSafety && (c.Op == OpRevoke || c.Op == OpForget) {
+		return k.safety(c)
+	}
 	switch {
 	case c.IfRevision == RevisionAbsent && exists:
 		return controlplane.Refuse(controlplane.RuleConflict, "id", "%s exists already", id)
@@ -183,12 +191,38 @@ func (k *checker) change(c *Change) *controlplane.RuleError {
 	}
 	switch c.Op {
 	case OpPut:
+		if err := k.frozen(c.Record); err != nil {
+			return err
+		}
 		return k.put(c.Record, old)
 	case OpDelete:
+		if err := k.retired(old); err != nil {
+			return err
+		}
 		return k.remove(old)
 	default:
 		return nil
 	}
+}
+
+// safety checks a change of the safety set. What is revoked need not be there:
+// its record may be in a quarantine, or on its way.
+func (k *checker) safety(c *Change) *controlplane.RuleError {
+	if c.IfRevision != 0 {
+		return invalid("revision", "a revocation depends on no revision: leave it out")
+	}
+	if c.Op == OpRevoke {
+		return nil
+	}
+	v, ok := k.shard.revocation(c.Kind, c.ID)
+	switch {
+	case !ok:
+		return controlplane.Refuse(controlplane.RuleNotFound, "id", "%s is not revoked", c.ID)
+	case !k.shard.spent(v, c.Now):
+		return controlplane.Refuse(controlplane.RuleConflict, "id",
+			"%s could be used again: only a key that ended %s ago and has no record any more is forgotten", c.ID, forgetAfter)
+	}
+	return nil
 }
 
 // open checks what a new epoch says. Members are checked against the regions
@@ -213,7 +247,7 @@ func (k *checker) remove(r *Record) *controlplane.RuleError {
 	}
 	switch r.Kind {
 	case KindOrg:
-		for _, kind := range []Kind{KindProject, KindPolicy} {
+		for _, kind := range []Kind{KindProject, KindPolicy, KindRelocation} {
 			if k.shard.hasChild(kind, id) {
 				return inUse("a " + kind.String())
 			}

@@ -2,16 +2,19 @@ package registry
 
 import (
 	"fmt"
+	"slices"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 )
 
-// First bytes of an encoded Command. What the first release could read keeps
-// the first; what needs the second is unknown to it, so that it halts.
+// First bytes of an encoded Command: the cluster version that it needs. What
+// the first release could read keeps the first; the others are unknown to it,
+// so that it halts.
 const (
 	CommandVersion       = 1
 	commandVersionLevels = 2
+	commandVersionSafety = 3
 )
 
 // CommandType says what a Command asks of Apply.
@@ -78,6 +81,7 @@ type Adopt struct {
 
 	Spans  []Span `cbor:"7,keyasint,omitempty"` // the sender's: what they do not name is not history; empty = not told, by a sender of cluster version 1
 	Repair bool   `cbor:"8,keyasint,omitempty"` // replace the content also of a copy that ends in Point itself, but has another digest
+	Now    int64  `cbor:"9,keyasint,omitempty"` // Unix milliseconds: what is spent and not in the snapshot is forgotten; 0 = nothing, needs cluster version 3
 }
 
 // Seal promises to refuse epochs below Epoch.
@@ -138,7 +142,7 @@ func EncodeCommand(c *Command) ([]byte, error) {
 // DecodeCommand reads what EncodeCommand wrote. Anything else is
 // controlplane.ErrUnknownEntry: the node must halt, never skip.
 func DecodeCommand(b []byte) (*Command, error) {
-	if len(b) == 0 || b[0] != CommandVersion && b[0] != commandVersionLevels {
+	if len(b) == 0 || b[0] < CommandVersion || b[0] > commandVersionSafety {
 		return nil, fmt.Errorf("%w: command version byte %.1x", controlplane.ErrUnknownEntry, b)
 	}
 	c := new(Command)
@@ -156,6 +160,9 @@ func DecodeCommand(b []byte) (*Command, error) {
 
 // version is the first byte of the encoded command.
 func (c *Command) version() byte {
+	if c.needsSafety() {
+		return commandVersionSafety
+	}
 	news := c.Type > CmdAdopt || len(c.Levels) > 0 || c.Confirmed != 0
 	if a := c.Adopt; a != nil {
 		news = news || len(a.Spans) > 0 || a.Repair
@@ -166,6 +173,19 @@ func (c *Command) version() byte {
 	return CommandVersion
 }
 
+// needsSafety reports content that only cluster version 3 knows.
+func (c *Command) needsSafety() bool {
+	news := func(entry []byte) bool { return len(entry) > 0 && entry[0] == formatVersionSafety }
+	if slices.ContainsFunc(c.Entries, news) || c.Take != nil && slices.ContainsFunc(c.Take.Entries, news) {
+		return true
+	}
+	if c.Adopt != nil && c.Adopt.Now != 0 {
+		return true
+	}
+	return c.Stage != nil && (slices.ContainsFunc(c.Stage.Revocations, func(v Revocation) bool { return !v.Kind.known() }) ||
+		slices.ContainsFunc(c.Stage.Records, recentRecord))
+}
+
 // At returns the command as a region at the cluster version takes it: imports
 // without what that version does not know, others as they are or not at all.
 func (c *Command) At(version uint64) (*Command, error) {
@@ -173,11 +193,16 @@ func (c *Command) At(version uint64) (*Command, error) {
 		return c, nil
 	}
 	plain := *c
-	plain.Confirmed = 0
 	if c.Type == CmdAdopt {
 		adopt := *c.Adopt
-		adopt.Spans, adopt.Repair = nil, false
+		adopt.Now = 0
 		plain.Adopt = &adopt
+	}
+	if version < VersionOwnership {
+		plain.Confirmed = 0
+		if c.Type == CmdAdopt {
+			plain.Adopt.Spans, plain.Adopt.Repair = nil, false
+		}
 	}
 	if need := plain.version(); uint64(need) > version {
 		return nil, fmt.Errorf("the command needs cluster version %d, and the region is at %d: upgrade all of its nodes", need, version)

@@ -11,8 +11,12 @@ import (
 	"ringmain/controlplane/ownership"
 )
 
-// FormatVersion is the first byte of every encoded Entry.
-const FormatVersion = 1
+// First bytes of an encoded Entry. What needs the second halts nodes that
+// cannot read it.
+const (
+	FormatVersion       = 1
+	formatVersionSafety = 2 // from cluster version 3
+)
 
 // Op is what a Change does.
 type Op uint8
@@ -23,6 +27,7 @@ const (
 	OpDelete               // remove the record (Kind, ID)
 	OpRevoke               // add (Kind, ID) to the grow-only safety set; a key's record is marked too
 	OpOpen                 // first entry of an epoch: Members and Home take effect
+	OpForget               // take (Kind, ID) out of the safety set; format version 2
 )
 
 // RevisionAbsent as IfRevision asks that the record not exist yet.
@@ -32,16 +37,18 @@ const RevisionAbsent = ^uint64(0)
 type Change struct {
 	Op         Op      `cbor:"1,keyasint"`
 	Record     *Record `cbor:"2,keyasint,omitempty"` // OpPut
-	Kind       Kind    `cbor:"3,keyasint,omitempty"` // OpDelete, OpRevoke
+	Kind       Kind    `cbor:"3,keyasint,omitempty"` // OpDelete, OpRevoke, OpForget
 	ID         string  `cbor:"4,keyasint,omitempty"`
 	IfRevision uint64  `cbor:"5,keyasint,omitempty"` // 0 = whatever it is; RevisionAbsent; else must equal
-	At         int64   `cbor:"6,keyasint,omitempty"` // OpRevoke: Unix milliseconds, stamped by the proposer
-	Expires    int64   `cbor:"7,keyasint,omitempty"` // OpRevoke: when the credential would have ended; 0 = never
+	At         int64   `cbor:"6,keyasint,omitempty"` // OpRevoke: Unix milliseconds, stamped by the proposer; OpForget: the revocation's
+	Expires    int64   `cbor:"7,keyasint,omitempty"` // OpRevoke: when the credential would have ended, 0 = never; OpForget: the revocation's
 
 	Members []string `cbor:"8,keyasint,omitempty"`  // OpOpen: regions that hold the shard
 	Home    string   `cbor:"9,keyasint,omitempty"`  // OpOpen
 	Since   []uint64 `cbor:"10,keyasint,omitempty"` // OpOpen: which life of its region each member is; empty = the first
 	Forced  bool     `cbor:"11,keyasint,omitempty"` // OpOpen: without the word of members declared lost
+
+	Now int64 `cbor:"12,keyasint,omitempty"` // OpForget: Unix milliseconds, stamped by the proposer
 }
 
 // Entry is one command in a shard's history: the frozen envelope. It is what
@@ -122,13 +129,30 @@ func EncodeEntry(e *Entry) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
 	}
-	return append([]byte{FormatVersion}, b...), nil
+	return append([]byte{e.format()}, b...), nil
+}
+
+// format is the first byte of the encoded entry.
+func (e *Entry) format() byte {
+	f := byte(FormatVersion)
+	for i := range e.Changes {
+		f = max(f, e.Changes[i].format())
+	}
+	return f
+}
+
+// format is the oldest format version that has all that the change says.
+func (c *Change) format() byte {
+	if c.Op == OpForget || c.Op == OpRevoke && c.Kind.safety() || c.recent() {
+		return formatVersionSafety
+	}
+	return FormatVersion
 }
 
 // DecodeEntry reads what EncodeEntry wrote. Anything else is
 // controlplane.ErrUnknownEntry: the node must halt, never skip.
 func DecodeEntry(b []byte) (*Entry, error) {
-	if len(b) == 0 || b[0] != FormatVersion {
+	if len(b) == 0 || b[0] != FormatVersion && b[0] != formatVersionSafety {
 		return nil, fmt.Errorf("%w: format version byte %.1x", controlplane.ErrUnknownEntry, b)
 	}
 	e := new(Entry)
@@ -140,6 +164,9 @@ func DecodeEntry(b []byte) (*Entry, error) {
 			return nil, err
 		}
 	}
+	if f := e.format(); f != b[0] {
+		return nil, fmt.Errorf("%w: an entry of format %d under version byte %d", controlplane.ErrUnknownEntry, f, b[0])
+	}
 	return e, nil
 }
 
@@ -150,8 +177,12 @@ func (c *Change) known() error {
 		if c.Record != nil {
 			return c.Record.known()
 		}
-	case OpDelete, OpRevoke:
+	case OpDelete:
 		if !c.Kind.known() {
+			return fmt.Errorf("%w: %s", controlplane.ErrUnknownEntry, c.Kind)
+		}
+	case OpRevoke, OpForget:
+		if !c.Kind.known() && !c.Kind.safety() {
 			return fmt.Errorf("%w: %s", controlplane.ErrUnknownEntry, c.Kind)
 		}
 	case OpOpen:

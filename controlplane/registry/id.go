@@ -11,33 +11,50 @@ import (
 
 var kindNames = [...]string{
 	KindOrg: "org", KindProject: "project", KindKey: "key", KindUpstream: "upstream",
-	KindRoute: "route", KindPolicy: "policy", KindRegion: "region",
+	KindRoute: "route", KindPolicy: "policy", KindRegion: "region", KindRelocation: "relocation",
 }
 
 var kindPrefixes = [...]string{
 	KindOrg: "org", KindProject: "prj", KindKey: "key", KindUpstream: "ups",
-	KindRoute: "rte", KindPolicy: "pol", KindRegion: "reg",
+	KindRoute: "rte", KindPolicy: "pol", KindRegion: "reg", KindRelocation: "rel",
 }
 
-func (k Kind) known() bool { return k >= KindOrg && k <= KindRegion }
+func (k Kind) known() bool { return k >= KindOrg && k <= KindRelocation }
 
-// global reports whether records of the kind live in ShardGlobal.
-func (k Kind) global() bool { return k == KindUpstream || k == KindRoute || k == KindRegion }
+// safety reports a kind of which there are no records, but members of the
+// safety set.
+func (k Kind) safety() bool { return k >= KindCredential && k <= KindPin }
 
-// String names the kind: org, project, key, upstream, route, policy, region.
-func (k Kind) String() string {
-	if !k.known() {
-		return fmt.Sprintf("kind %d", uint8(k))
+// global reports whether what is of the kind lives in ShardGlobal.
+func (k Kind) global() bool {
+	switch k {
+	case KindUpstream, KindRoute, KindRegion, KindCredential, KindNode, KindToken:
+		return true
 	}
-	return kindNames[k]
+	return false
+}
+
+// String names the kind: org, project, key, upstream, route, policy, region;
+// credential, node, token, pin.
+func (k Kind) String() string {
+	switch {
+	case k.known():
+		return kindNames[k]
+	case k.safety():
+		return safetyNames[k-KindCredential]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
 }
 
 // Prefix is what ids of the kind begin with, without the "_"; "" if the kind is unknown.
 func (k Kind) Prefix() string {
-	if !k.known() {
-		return ""
+	switch {
+	case k.known():
+		return kindPrefixes[k]
+	case k.safety():
+		return safetyPrefixes[k-KindCredential]
 	}
-	return kindPrefixes[k]
+	return ""
 }
 
 const base62 = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -80,6 +97,10 @@ func RegionID(name string) string { return "reg_" + name }
 // The jurisdiction is empty for the kinds that live in ShardGlobal.
 func parseID(kind Kind, id string) (jurisdiction string, ok bool) {
 	rest, ok := strings.CutPrefix(id, kind.Prefix()+"_")
+	if kind.safety() {
+		jurisdiction, safe := parseSafetyID(kind, rest)
+		return jurisdiction, ok && safe
+	}
 	if !ok || !kind.known() {
 		return "", false
 	}

@@ -18,6 +18,7 @@ const (
 	KindRoute
 	KindPolicy
 	KindRegion
+	KindRelocation // from cluster version 3
 )
 
 // Meta is common to all records. The home's leader stamps it before proposing;
@@ -160,4 +161,6 @@ type Record struct {
 	Route    *Route    `cbor:"7,keyasint,omitempty" json:"route,omitempty"`
 	Policy   *Policy   `cbor:"8,keyasint,omitempty" json:"policy,omitempty"`
 	Region   *Region   `cbor:"9,keyasint,omitempty" json:"region,omitempty"`
+
+	Relocation *Relocation `cbor:"10,keyasint,omitempty" json:"relocation,omitempty"`
 }

@@ -28,6 +28,8 @@ func (k *checker) put(r, old *Record) *controlplane.RuleError {
 		return k.route(r, old)
 	case KindPolicy:
 		return k.policy(r, old)
+	case KindRelocation:
+		return k.relocation(r, old)
 	default:
 		return k.regionRecord(r, old)
 	}
@@ -120,6 +122,8 @@ func (k *checker) key(r, old *Record) *controlplane.RuleError {
 		return invalid("expires", "times are Unix milliseconds, not negative")
 	case key.Revoked != 0 && key.Revoked != revoked:
 		return invalid("revoked", "is set by revoking the key, never by writing it")
+	case old == nil:
+		return k.reissued(r)
 	}
 	return nil
 }

@@ -48,6 +48,8 @@ func parent(r *Record) string {
 		return r.Project.Org
 	case r.Policy != nil:
 		return r.Policy.Org
+	case r.Relocation != nil:
+		return r.Relocation.Org
 	}
 	return ""
 }
@@ -119,6 +121,11 @@ func (sh *shard) hasChild(kind Kind, parentID string) bool {
 	found := false
 	sh.children(kind, parentID, "", func(*Record) bool { found = true; return false })
 	return found
+}
+
+func (sh *shard) has(id string) bool {
+	_, ok := sh.get(id)
+	return ok
 }
 
 func (sh *shard) revocation(kind Kind, id string) (*Revocation, bool) {
@@ -256,6 +263,12 @@ func (sh *shard) apply(c Change, epoch controlplane.Epoch, seq, version uint64) 
 		sh.revoke(Revocation{Kind: c.Kind, ID: c.ID, At: c.At, Expires: c.Expires})
 		if before, _ = sh.get(c.ID); before != nil {
 			sh.touch(before, c.At, seq, version)
+		}
+	case OpForget:
+		// A record that is there, or is replayed, would be in force again.
+		if v, ok := sh.revocation(c.Kind, c.ID); ok && !sh.has(c.ID) && !sh.waits(c.ID) {
+			c.At, c.Expires = v.At, v.Expires // what a cut brings back
+			sh.revoked = sh.revoked.Without(v)
 		}
 	case OpOpen:
 		sh.info.Members = sorted(c.Members)

@@ -190,11 +190,13 @@ func (s *State) stage(sh *shard, g *stage) {
 }
 
 // over returns what is staged in the place of sh's records, with both their
-// safety sets and sh's quarantine.
-func (g *stage) over(sh *shard) shard {
+// safety sets, but for what is spent at the time now, and sh's quarantine.
+func (g *stage) over(sh *shard, now int64) shard {
 	tx := *g.content
 	for v := range sh.revoked.All() {
-		tx.revoke(*v)
+		if !tx.spent(v, now) || !sh.surelyGone(v.ID) { // or the home has forgotten it
+			tx.revoke(*v)
+		}
 	}
 	for v := range tx.revoked.All() {
 		tx.mark(v)
@@ -263,7 +265,7 @@ func (s *State) applyAdopt(sender controlplane.Epoch, a *Adopt, confirmed uint64
 		}
 		return Outcome{Err: err}
 	}
-	s.replace(sh, g, step, sender, &out)
+	s.replace(sh, g, step, sender, a.Now, &out)
 	return out
 }
 
@@ -284,8 +286,8 @@ func (s *State) caughtUp(sh *shard, a *Adopt, step ownership.Step, out Outcome) 
 }
 
 // replace makes what is staged the shard, where step says.
-func (s *State) replace(sh *shard, g *stage, step ownership.Step, by controlplane.Epoch, out *Outcome) {
-	tx := g.over(sh)
+func (s *State) replace(sh *shard, g *stage, step ownership.Step, by controlplane.Epoch, now int64, out *Outcome) {
+	tx := g.over(sh, now)
 	tx.info.follow(step.Copy)
 	if step.Cut > 0 {
 		branch := controlplane.Point{Seq: step.Cut - 1}

@@ -82,11 +82,15 @@ func confirmedAlone(c ownership.Copy) uint64 {
 }
 
 // undo makes sh's content what it was before the last entry of its tail, but
-// for the safety set, which never goes back.
+// for the safety set, from which it takes nothing out.
 func (sh *shard) undo() *Held {
 	h, _ := sh.tail.Get(func(h *Held) int { return cmp.Compare(h.Entry.Seq, sh.info.Last.Seq) })
 	sh.unhold(h)
 	for i, c := range slices.Backward(h.Entry.Changes) {
+		if c.Op == OpForget {
+			sh.revoke(Revocation{Kind: c.Kind, ID: c.ID, At: c.At, Expires: c.Expires})
+			continue
+		}
 		if ref := c.ref(sh.info.Shard); ref.ID != "" {
 			sh.restore(ref.ID, h.before[i])
 		}
@@ -127,7 +131,7 @@ func (c *Change) ref(shard controlplane.Shard) Ref {
 	switch c.Op {
 	case OpPut:
 		return Ref{Shard: shard, Kind: c.Record.Kind, ID: c.Record.Meta.ID}
-	case OpDelete, OpRevoke:
+	case OpDelete, OpRevoke, OpForget:
 		return Ref{Shard: shard, Kind: c.Kind, ID: c.ID}
 	default:
 		return Ref{}

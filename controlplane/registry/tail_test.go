@@ -24,7 +24,12 @@ var (
 
 func raise(t testing.TB, s *State) Outcome {
 	t.Helper()
-	out := apply(t, s, &Command{Type: CmdVersion, Version: Version})
+	return raiseTo(t, s, Version)
+}
+
+func raiseTo(t testing.TB, s *State, version uint64) Outcome {
+	t.Helper()
+	out := apply(t, s, &Command{Type: CmdVersion, Version: version})
 	if out.Err != nil {
 		t.Fatal(out.Err)
 	}
@@ -50,7 +55,7 @@ func confirm(t testing.TB, s *State, shard controlplane.Shard) {
 // with undone predecessors in the quarantine, a sealed shard, staging.
 func deposed(t testing.TB) *State {
 	s := full(t)
-	raise(t, s)
+	raiseTo(t, s, VersionOwnership)
 	confirm(t, s, anyEast)
 	base := s.Copy(anyEast).Last
 	e, err := s.Next(anyEast, []Change{
@@ -215,7 +220,7 @@ func TestRaising(t *testing.T) {
 			t.Errorf("an unknown version: %v", out.Err)
 		}
 	})
-	if out := raise(t, s); len(out.Reports) != 4 || s.Version() != 2 {
+	if out := raise(t, s); len(out.Reports) != 4 || s.Version() != Version {
 		t.Errorf("raised: %+v", out)
 	}
 	if out := raise(t, s); len(out.Reports) != 0 {

@@ -85,7 +85,7 @@ func (s *State) inherit(t *Take, out *Outcome) error {
 	if err != nil {
 		return err
 	}
-	s.replace(sh, g, step, t.Epoch, out)
+	s.replace(sh, g, step, t.Epoch, t.Snapshot.Now, out)
 	return nil
 }
 

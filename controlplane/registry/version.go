@@ -6,8 +6,13 @@ import (
 	"ringmain/controlplane"
 )
 
-// Version is the newest cluster version that this code knows.
-const Version = 2
+// Cluster versions: what the region's log may carry from each on.
+const (
+	VersionOwnership = 2 // seal, take, confirm, and what is cut goes to the quarantine
+	VersionSafety    = 3 // all kinds of the safety set, and forgetting
+
+	Version = VersionSafety // the newest that this code knows
+)
 
 // Version is what all nodes of the region can read: it decides which rules and
 // formats hold. It starts at 1, and only CmdVersion raises it.
@@ -21,7 +26,11 @@ func (s *State) applyVersion(v uint64) Outcome {
 		return Outcome{}
 	}
 	var out Outcome
+	before := s.Version()
 	s.version = v
+	if before >= VersionOwnership {
+		return out
+	}
 	for _, sh := range s.shards {
 		if !sh.known() {
 			continue

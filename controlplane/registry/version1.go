@@ -112,7 +112,7 @@ func (s *State) adoptFirst(sender controlplane.Epoch, a *Adopt) Outcome {
 	if err := wellFormedMembers(a.Members, a.Home); err != nil {
 		return drop(sh.misfit(nil, "snapshot %s: %v", a.Snapshot, err))
 	}
-	tx := g.over(sh)
+	tx := g.over(sh, 0)
 	tx.info = ShardInfo{
 		Shard: a.Shard, Members: sorted(a.Members), Home: a.Home,
 		Epoch: sender, Last: a.Point, Spans: []Span{{Epoch: a.Point.Epoch, Start: a.Point.Seq}},

@@ -43,6 +43,7 @@ type Refusal struct {
 var (
 	errInvalid    = &Refusal{Code: "invalid_api_key", Stranger: true, Message: "The API key is missing or not valid: send a current key as `Authorization: Bearer idc_...` or `x-api-key`."}
 	errNotReady   = &Refusal{Code: "not_ready", Message: "This node cannot judge the API key yet: retry shortly."}
+	errStale      = &Refusal{Code: "not_ready", Message: "This node has heard nothing of its control plane for too long to judge the API key: retry shortly."}
 	errUnheard    = &Refusal{Code: "not_ready", Stranger: true, Message: errNotReady.Message}
 	errBusy       = &Refusal{Code: "capacity_shed", Stranger: true, Message: "Too many keys are being checked for the first time: retry shortly."}
 	errBudget     = &Refusal{Code: "rate_limit_exceeded", Stranger: true, Message: "Too many failed attempts with this key id: check the key, and retry later."}
@@ -72,6 +73,9 @@ type Config struct {
 	// Counted is told the result of each bcrypt: good, bad, error. May be nil.
 	Counted func(result string)
 	Now     func() time.Time // nil = time.Now
+	// MaxAge is, by class, how old the state may be before keys of the class are
+	// refused with not_ready: one may have been revoked meanwhile. 0 = any age.
+	MaxAge map[string]time.Duration
 	// Workers bounds bcrypts at once [half the CPUs], Queue those that wait [64].
 	Workers, Queue int
 }
@@ -185,6 +189,9 @@ func (c *Checker) Check(v *view.View, key, remote string) (Caller, *Refusal) {
 	if ref.Class != p.Class || ref.Revoked != 0 || ref.Expires != 0 && now.UnixMilli() >= ref.Expires {
 		return Caller{}, errInvalid
 	}
+	if c.stale(v, p.Class, p.Jurisdiction, now) {
+		return Caller{}, errStale
+	}
 	refused := c.secret(&ref, key, remote, now)
 	if refused == errInvalid {
 		// It may be a new secret whose record came while the former was hashed,
@@ -215,6 +222,9 @@ func WrongJurisdiction(jurisdiction string) *Refusal {
 
 // unknown tells a key that never was from one that has not arrived here yet.
 func (c *Checker) unknown(v *view.View, p apikey.Parsed, now time.Time) *Refusal {
+	if _, gone := v.Revoked(registry.KindKey, p.RecordID()); gone {
+		return errInvalid // its record is deleted
+	}
 	created, asOf := p.Created(), v.AsOf(p.Jurisdiction)
 	if created.After(now.Add(grace)) && created.After(asOf.Add(grace)) {
 		return errInvalid // nobody can have issued it, by no clock
@@ -238,8 +248,17 @@ func (c *Checker) Known(v *view.View, keyID string) (caller Caller, refused *Ref
 	if ref.Revoked != 0 || ref.Expires != 0 && c.cfg.Now().UnixMilli() >= ref.Expires {
 		return Caller{}, errInvalid, false
 	}
+	if parts := strings.SplitN(keyID, "_", 3); len(parts) == 3 && c.stale(v, ref.Class, parts[1], c.cfg.Now()) {
+		return Caller{}, errStale, true
+	}
 	caller, refused = resolve(v, ref)
 	return caller, refused, refused != nil && refused.Code == errNotReady.Code
+}
+
+// stale reports whether the state is too old to judge a key of the class.
+func (c *Checker) stale(v *view.View, class, jurisdiction string, now time.Time) bool {
+	most := c.cfg.MaxAge[class]
+	return most > 0 && v.Age(jurisdiction, now) > most
 }
 
 func resolve(v *view.View, ref view.KeyRef) (Caller, *Refusal) {

@@ -405,7 +405,16 @@ func TestLateKeys(t *testing.T) {
 	}
 	// any-us-east changed just now; any-ap-sg, whose home is cut off, an hour ago.
 	reset("any-ap-sg", now.Add(-time.Hour))
-	b.want(key("any", now.Add(-10*time.Minute)), "not_ready", 0, 0)
+	young := key("any", now.Add(-10*time.Minute))
+	b.want(young, "not_ready", 0, 0)
+	parsed, err := apikey.Parse(young)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := b.store.Apply(&feed.Frame{Type: feed.FrameRevocation, Revocation: &registry.Revocation{Kind: registry.KindKey, ID: parsed.RecordID(), At: 1}}); err != nil {
+		t.Fatal(err)
+	}
+	b.want(young, "invalid_api_key", 0, 0) // however late its record comes, if it comes at all
 	b.want(key("any", now.Add(-2*time.Hour)), "invalid_api_key", 0, 0)
 	// The control plane's clock goes an hour ahead of this node's.
 	if err := b.store.Apply(&feed.Frame{Type: feed.FrameHeartbeat, At: now.Add(time.Hour).UnixMilli()}); err != nil {

@@ -302,6 +302,9 @@ func (g *Guard) Handler(h http.Handler) http.Handler {
 
 type key struct{}
 
+// NetConn is what lies under the connection.
+func (c *conn) NetConn() net.Conn { return c.Conn }
+
 // ConnContext is for http.Server.ConnContext.
 func (g *Guard) ConnContext(ctx context.Context, nc net.Conn) context.Context {
 	if c := under(nc); c != nil {

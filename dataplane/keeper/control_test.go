@@ -59,8 +59,9 @@ var testEpoch = controlplane.Epoch{Counter: 1, Region: "us-east"}
 
 // control is a control node with one shard of keys.
 type control struct {
-	t *testing.T
-	l net.Listener
+	t     *testing.T
+	l     net.Listener
+	shard controlplane.Shard
 
 	mu      sync.Mutex
 	down    bool
@@ -79,7 +80,7 @@ func newControl(t *testing.T) *control {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &control{t: t, l: l, keys: map[string]*registry.Record{}, change: make(chan struct{}), conns: map[net.Conn]bool{}}
+	c := &control{t: t, l: l, shard: testShard, keys: map[string]*registry.Record{}, change: make(chan struct{}), conns: map[net.Conn]bool{}}
 	c.wg.Go(func() {
 		for {
 			nc, err := l.Accept()
@@ -140,7 +141,7 @@ func (c *control) serve(nc net.Conn) {
 		_, err = nc.Write(append([]byte{byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}, b...))
 		return err == nil
 	}
-	at := from[testShard].Seq
+	at := from[c.shard].Seq
 	if at == 0 {
 		frames, seq := c.snapshot()
 		at = seq
@@ -165,7 +166,7 @@ func (c *control) serve(nc net.Conn) {
 			at++
 			continue
 		}
-		if !send(&feed.Frame{Type: feed.FrameHeartbeat, At: time.Now().UnixMilli(), Position: controlplane.Position{testShard: {Epoch: testEpoch, Seq: seq}}}) {
+		if !send(&feed.Frame{Type: feed.FrameHeartbeat, At: time.Now().UnixMilli(), Position: controlplane.Position{c.shard: {Epoch: testEpoch, Seq: seq}}}) {
 			return
 		}
 		select {
@@ -178,19 +179,19 @@ func (c *control) serve(nc net.Conn) {
 func (c *control) snapshot() ([]*feed.Frame, uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	frames := []*feed.Frame{{Type: feed.FrameReset, Shard: testShard}}
+	frames := []*feed.Frame{{Type: feed.FrameReset, Shard: c.shard}}
 	for _, rec := range c.keys {
 		b, err := registry.EncodeRecord(rec)
 		if err != nil {
 			c.t.Error(err)
 		}
-		frames = append(frames, &feed.Frame{Type: feed.FrameRecord, Shard: testShard, Record: b})
+		frames = append(frames, &feed.Frame{Type: feed.FrameRecord, Shard: c.shard, Record: b})
 	}
 	for i := range c.revoked {
-		frames = append(frames, &feed.Frame{Type: feed.FrameRevocation, Shard: testShard, Revocation: &c.revoked[i]})
+		frames = append(frames, &feed.Frame{Type: feed.FrameRevocation, Shard: c.shard, Revocation: &c.revoked[i]})
 	}
 	seq := uint64(len(c.entries))
-	return append(frames, &feed.Frame{Type: feed.FrameEnd, Shard: testShard, Point: controlplane.Point{Epoch: testEpoch, Seq: seq}}), seq
+	return append(frames, &feed.Frame{Type: feed.FrameEnd, Shard: c.shard, Point: controlplane.Point{Epoch: testEpoch, Seq: seq}}), seq
 }
 
 // commit appends one entry.
@@ -198,7 +199,7 @@ func (c *control) commit(changes ...registry.Change) uint64 {
 	c.t.Helper()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	e := &registry.Entry{Shard: testShard, Epoch: testEpoch, Seq: uint64(len(c.entries)) + 1, Changes: changes}
+	e := &registry.Entry{Shard: c.shard, Epoch: testEpoch, Seq: uint64(len(c.entries)) + 1, Changes: changes}
 	if e.Seq > 1 {
 		e.Prev = testEpoch
 	}
@@ -208,12 +209,13 @@ func (c *control) commit(changes ...registry.Change) uint64 {
 	}
 	for i := range changes {
 		if changes[i].Op == registry.OpPut {
+			changes[i].Record.Meta.Revision = e.Seq
 			c.keys[changes[i].Record.Meta.ID] = changes[i].Record
 		} else {
-			c.revoked = append(c.revoked, registry.Revocation{Kind: changes[i].Kind, ID: changes[i].ID, Shard: testShard, At: changes[i].At})
+			c.revoked = append(c.revoked, registry.Revocation{Kind: changes[i].Kind, ID: changes[i].ID, Shard: c.shard, At: changes[i].At})
 		}
 	}
-	c.entries = append(c.entries, &feed.Frame{Type: feed.FrameEntry, Shard: testShard, Sender: testEpoch, Entry: b})
+	c.entries = append(c.entries, &feed.Frame{Type: feed.FrameEntry, Shard: c.shard, Sender: testEpoch, Entry: b})
 	close(c.change)
 	c.change = make(chan struct{})
 	return e.Seq
@@ -221,9 +223,14 @@ func (c *control) commit(changes ...registry.Change) uint64 {
 
 func (c *control) addKey(id string) uint64 {
 	c.t.Helper()
+	return c.putKey(id, "prj")
+}
+
+func (c *control) putKey(id, project string) uint64 {
+	c.t.Helper()
 	return c.commit(registry.Change{Op: registry.OpPut, Record: &registry.Record{
-		Kind: registry.KindKey, Meta: registry.Meta{ID: id, Shard: testShard, Revision: 1, Updated: time.Now().UnixMilli()},
-		Key: &registry.Key{Project: "prj", Class: "live", Hash: make([]byte, 60)},
+		Kind: registry.KindKey, Meta: registry.Meta{ID: id, Shard: c.shard, Updated: time.Now().UnixMilli()},
+		Key: &registry.Key{Project: project, Class: "live", Hash: make([]byte, 60)},
 	}})
 }
 

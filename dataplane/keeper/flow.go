@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 )
 
@@ -23,6 +24,7 @@ type flow struct {
 	held     [][]byte     // records of a snapshot, on their way to live
 	heldSize int
 	gen      *lkg.Generation // being written; nil = deltas are appended
+	queue    *trial.Queue    // what waits for other nodes
 	full     *lkg.Tracker    // over a watch that began at the empty position; nil = it did not
 	complete bool            // a full state is on disk or was received: the worker may serve
 	unknown  atomic.Bool     // revocations could not be read, and no full state was received since
@@ -36,7 +38,7 @@ type flow struct {
 }
 
 func (f *flow) init(k *Keeper) {
-	f.tracker = lkg.NewTracker(k.disk.Position())
+	f.tracker, f.queue = lkg.NewTracker(k.disk.Position()), trial.NewQueue(controlplane.ShardGlobal)
 	st := k.disk.Stats()
 	f.complete = st.Generation > 0
 	f.unknown.Store(st.Unknown)
@@ -75,6 +77,7 @@ func (k *Keeper) from() controlplane.Position {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.tracker.Interrupt()
+	f.queue.Drop()
 	f.held, f.heldSize, f.full = nil, 0, nil
 	if f.gen != nil {
 		gen, err := k.disk.Begin() // from its beginning
@@ -91,7 +94,7 @@ func (k *Keeper) from() controlplane.Position {
 	return position
 }
 
-// sink takes one frame from a control node: to the worker first, then to disk.
+// sink takes one frame from a control node, or has it wait for other nodes.
 func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 	f := &k.flow
 	f.mu.Lock()
@@ -99,6 +102,67 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 	if ctx.Err() != nil {
 		return ctx.Err() // kicked: from was or will be asked again
 	}
+	if k.cfg.Nodes == nil || !f.queue.Takes(fr, f.tracker.Position()[fr.Shard]) {
+		return k.take(ctx, fr)
+	}
+	revoked, narrowed := f.queue.Add(time.Now(), fr)
+	for _, r := range revoked {
+		if err := k.take(ctx, &feed.Frame{Type: feed.FrameRevocation, Shard: r.Shard, Revocation: &r}); err != nil {
+			return err
+		}
+	}
+	if err := k.narrow(ctx, narrowed); err != nil {
+		return err
+	}
+	_, err := k.advance(ctx)
+	return err
+}
+
+// narrow tells the worker what changes of upstreams that wait, or are left out,
+// forbid. One of an earlier release, which does not say how far it is, could not
+// take it. flow.mu is held.
+func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record) error {
+	w := k.flow.live
+	if w == nil || len(upstreams) == 0 {
+		return nil // the watch begins anew with the next
+	}
+	if begun, _ := w.applying(); begun == 0 {
+		return nil
+	}
+	for _, rec := range upstreams {
+		b, err := registry.EncodeRecord(rec)
+		if err != nil {
+			return err
+		}
+		if err := w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: b}); err != nil && ctx.Err() == nil {
+			k.log.Warn("the worker was not told what a change forbids that waits", "error", err) // it is about to be replaced
+		}
+	}
+	return nil
+}
+
+// advance takes what needs not wait any more. What is refused by others must be
+// isolated first, by look, which does so without holding up the feed. flow.mu is held.
+func (k *Keeper) advance(ctx context.Context) (refused []trial.Span, err error) {
+	f := &k.flow
+	self := trial.Node{Region: k.cfg.Setup.Region, Name: k.cfg.Setup.Node}
+	for f.queue.Len() > 0 {
+		frames, refused := f.queue.Next(self, f.tracker.Position()[controlplane.ShardGlobal], k.cfg.Nodes, k.trials.LeavesOut, time.Now())
+		if len(frames) == 0 {
+			return refused, nil
+		}
+		for _, fr := range frames {
+			if err := k.take(ctx, fr); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return nil, nil
+}
+
+// take gives one frame to the worker first, then to the disk. flow.mu is held.
+func (k *Keeper) take(ctx context.Context, fr *feed.Frame) error {
+	f := &k.flow
 	inSnapshot := f.tracker.Open(fr.Shard)
 	_, entry, err := f.tracker.See(fr)
 	if err != nil {
@@ -113,7 +177,10 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 	if err != nil {
 		return err
 	}
-	later := k.forward(fr, raw)
+	later, err := k.forward(fr, raw)
+	if err != nil {
+		return err
+	}
 	k.store(fr, raw, entry, inSnapshot)
 	if later != nil && f.live != nil {
 		if err := f.live.conn.Send(ctx, later); err != nil && ctx.Err() == nil {
@@ -128,23 +195,31 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 
 // forward gives the worker a frame. It returns what the worker was too slow
 // for, to be sent when the disk has it. Records of a snapshot go in batches.
-func (k *Keeper) forward(fr *feed.Frame, raw []byte) *link.Message {
+func (k *Keeper) forward(fr *feed.Frame, raw []byte) (*link.Message, error) {
 	f := &k.flow
 	if f.live == nil {
 		f.held, f.heldSize = nil, 0
-		return nil
+		return nil, nil //nolint:nilnil // nobody takes it
+	}
+	screened, err := k.trials.Screen(fr)
+	if err == nil && screened != nil && screened != fr {
+		raw, err = feed.EncodeFrame(screened)
+	}
+	if err != nil || screened == nil {
+		return nil, err
 	}
 	f.held = append(f.held, raw)
 	f.heldSize += len(raw)
 	if fr.Type == feed.FrameRecord && f.heldSize < 64<<10 {
-		return nil
+		return nil, nil //nolint:nilnil // not yet
 	}
 	m := &link.Message{Type: link.TypeState, Frames: f.held}
 	f.held, f.heldSize = nil, 0
+	f.live.note(m.Frames, false)
 	if f.live.post(m) {
-		return nil
+		return nil, nil //nolint:nilnil // sent
 	}
-	return m
+	return m, nil
 }
 
 // store keeps a frame. A disk that fails is named, and the state flows on.
@@ -205,7 +280,7 @@ func (k *Keeper) beat(ctx context.Context, fr *feed.Frame) {
 	}
 	f.complete = true
 	f.unknown.Store(false)
-	if f.live != nil {
+	if f.live != nil && !k.trials.Hollow() {
 		if err := f.live.conn.Send(ctx, &link.Message{Type: link.TypeLoaded}); err != nil {
 			k.log.Warn("the worker was not told that its state is complete", "error", err) // it is about to be replaced
 		}
@@ -219,7 +294,15 @@ func (k *Keeper) fill(ctx context.Context, w *worker) error {
 	if err := k.sendSafety(ctx, w); err != nil {
 		return err
 	}
+	if !w.adopted {
+		k.trials.Started(w.hello.Build)
+	}
 	emit := func(frames [][]byte) error {
+		frames, err := k.trials.ScreenAll(frames)
+		if err != nil || len(frames) == 0 {
+			return err
+		}
+		w.note(frames, true)
 		return w.conn.Send(ctx, &link.Message{Type: link.TypeState, Frames: frames})
 	}
 	holds := w.hello.Loaded && w.hello.Position.Covers(k.disk.Position())
@@ -255,6 +338,7 @@ func (k *Keeper) sendSafety(ctx context.Context, w *worker) error {
 		if err != nil {
 			return err
 		}
+		w.note([][]byte{raw}, false)
 		return w.conn.Send(ctx, &link.Message{Type: link.TypeState, Frames: [][]byte{raw}})
 	})
 }
@@ -281,7 +365,7 @@ func (k *Keeper) join(ctx context.Context, w *worker, cursor *lkg.Cursor, holds 
 	// What was given just now is complete if a generation was; a worker that
 	// held its state all along also holds the revocations that a damaged file lost.
 	f.complete = w.hello.Loaded || k.disk.Stats().Generation > 0
-	if f.complete && !(w.hello.Loaded && f.unknown.Load()) {
+	if f.complete && !(w.hello.Loaded && f.unknown.Load()) && !k.trials.Hollow() {
 		if err := w.conn.Send(ctx, &link.Message{Type: link.TypeLoaded, Unknown: f.unknown.Load()}); err != nil {
 			return true, err
 		}
@@ -308,13 +392,15 @@ func common(a, b controlplane.Position) controlplane.Position {
 	return both
 }
 
-func (k *Keeper) detach(w *worker) {
+// detach ends what w is given, and returns how far that was.
+func (k *Keeper) detach(w *worker) (given controlplane.Position) {
 	f := &k.flow
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.live == w {
 		f.live = nil
 	}
+	return f.tracker.Position()
 }
 
 // resync asks for one shard anew because the worker could not apply a frame.

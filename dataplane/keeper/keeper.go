@@ -21,12 +21,14 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/confine"
 	"ringmain/dataplane/keeper/datadir"
 	"ringmain/dataplane/keeper/lkg"
 	"ringmain/dataplane/keeper/receipts"
 	"ringmain/dataplane/keeper/spool"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 )
 
@@ -50,12 +52,22 @@ type Config struct {
 	// connection how far this node is; feed.Watch is one. It returns early
 	// only for controlplane.ErrUnknownEntry.
 	Watch func(ctx context.Context, from func() controlplane.Position, sink func(*feed.Frame) error) error
+	// Revoked is told of each revocation, those on disk too, while Open runs and
+	// later; must not block. Nil = nobody
+	Revoked func(registry.Revocation)
 	// ShareVerdicts hands verdicts to a control node. Failures cost a bcrypt elsewhere. Nil = kept here.
 	ShareVerdicts func(ctx context.Context, verdicts []feed.Verdict) error
 
 	Peers        func() link.Peers            // the gossip table; nil = empty
 	PeersChanged <-chan struct{}              // receives after it changed; nil = looked at each second
 	Health       func(h link.Health, up bool) // told what the worker says, and when it is gone; must not block. Nil = nobody
+
+	// Nodes is what gossip knows of the data nodes of all regions: changes of
+	// the configuration are taken node by node. It must not block. Nil = this
+	// node waits for none.
+	Nodes func() []trial.Node
+	// Trials is told what this node says of itself to those; it must not block. Nil = nobody.
+	Trials func(trial.Report)
 
 	Metrics    net.Listener          // plain, loopback: /metrics of keeper and worker together; nil = none
 	Gatherer   prometheus.Gatherer   // this process's families; nil = none
@@ -75,6 +87,7 @@ type Tunables struct {
 	ReceiptBytes int64         // of signed receipts on disk; the oldest give way [1 GiB]
 	ReceiptAge   time.Duration // how long they are kept there [24 h]
 	Sync         time.Duration // how long a written record may not be on the medium yet [50 ms]
+	Survival     time.Duration // a worker that lived with a state for so long did not die of it [10 s]
 	Retry        time.Duration // first wait before the disk is tried again after a failure; doubles to 60 times that [5 s]
 }
 
@@ -86,6 +99,7 @@ type Keeper struct {
 	disk   *lkg.Store
 	spool  *spool.Spool
 	proofs *receipts.Store
+	trials *trial.Book
 	group  *errgroup.Group
 	cancel context.CancelFunc
 	stats  stats
@@ -126,8 +140,14 @@ func Open(ctx context.Context, cfg Config) (*Keeper, error) {
 	if cfg.Health == nil {
 		cfg.Health = func(link.Health, bool) {}
 	}
+	if cfg.Trials == nil {
+		cfg.Trials = func(trial.Report) {}
+	}
 	if cfg.Tunables.Retry <= 0 {
 		cfg.Tunables.Retry = 5 * time.Second
+	}
+	if cfg.Tunables.Survival <= 0 {
+		cfg.Tunables.Survival = 10 * time.Second
 	}
 	k := newKeeper(cfg)
 	if err := k.open(ctx); err != nil {
@@ -153,8 +173,10 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 	if k.lock, err = datadir.Take(cfg.Dir, cfg.Setup.Cluster, cfg.Setup.Node); err != nil {
 		return err
 	}
+	k.trials = trial.Open(trial.File{Dir: cfg.Dir, Name: name, Sealer: cfg.Sealer}, controlplane.ShardGlobal, cfg.Tunables.Survival, k.log, cfg.Trials)
 	k.disk, err = lkg.Open(lkg.Config{
-		Dir: cfg.Dir, Name: name, Sealer: cfg.Sealer, DeltaLimit: cfg.Tunables.DeltaLimit, Logger: k.log,
+		Dir: cfg.Dir, Name: name, Sealer: cfg.Sealer, DeltaLimit: cfg.Tunables.DeltaLimit, Logger: k.log, Revoked: cfg.Revoked,
+		Load: k.trials.Load, Loaded: k.trials.Loaded,
 	})
 	if err != nil {
 		return err
@@ -165,7 +187,7 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 	}
 	defer func() {
 		if err != nil && first != nil {
-			err = errors.Join(err, first.conn.Close(), first.ring.Close())
+			err = errors.Join(err, first.conn.Close(), first.ring.Close(), first.progress.Close())
 		}
 	}()
 	if first == nil {
@@ -192,6 +214,7 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 	k.group.Go(func() error { defer close(k.gone); k.supervise(ctx, first); return nil })
 	k.group.Go(func() error { k.watch(ctx); return nil })
 	k.group.Go(func() error { k.tend(ctx); return nil })
+	k.group.Go(func() error { k.look(ctx); return nil })
 	k.group.Go(func() error { k.pushPeers(ctx); return nil })
 	k.group.Go(func() error { k.pushVerdicts(ctx); return nil })
 	if cfg.Metrics != nil {

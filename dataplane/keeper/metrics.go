@@ -61,6 +61,10 @@ func (s *stats) register(k *Keeper) error {
 		gauge("ringmain_lkg_rolled_back", "1 if the state found at start was older than the node had had.", func() float64 { return truth(k.disk.Stats().RolledBack) }),
 		gauge("ringmain_safety_revocations", "Revocations in the safety file.", func() float64 { return float64(k.disk.Stats().Revocations) }),
 		gauge("ringmain_safety_unknown", "1 while the safety file could not be read and no full state arrived since: keys are refused with 503.", func() float64 { return truth(k.flow.unknown.Load()) }),
+		gauge("ringmain_trial_suspects", "Changes of the state that a worker died on once and did not survive since.", func() float64 { n, _ := k.trials.Counts(); return float64(n) }),
+		gauge("ringmain_trial_isolated", "Changes of the state that are left out on this node because processes died on them: see `ringmain rollout`.", func() float64 { _, n := k.trials.Counts(); return float64(n) }),
+		gauge("ringmain_trial_skipped_generations", "Generations of the last known good state on disk that are not read because keepers died on them.", func() float64 { return float64(k.trials.Skipped()) }),
+		gauge("ringmain_rollout_waiting", "Frames of the configuration that wait until other data nodes have shown that they live with it.", k.waiting),
 		gauge("ringmain_spool_bytes", "Bytes of metadata records on disk.", func() float64 { return float64(k.spool.Stats().Bytes) }),
 		gauge("ringmain_spool_waiting_bytes", "Bytes of metadata records that are not on disk yet.", func() float64 { return float64(k.spool.Stats().Waiting) }),
 		gauge("ringmain_spool_oldest_seconds", "Age of the oldest metadata records on disk, counted from when their segment was begun; 0 = there are none.", func() float64 {

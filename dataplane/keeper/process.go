@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/link/ring"
 )
@@ -27,7 +28,12 @@ type worker struct {
 	process *os.Process    // by descriptor, so that no other with its pid is meant
 	pid     int
 	adopted bool
-	exited  chan struct{} // closed when a child is reaped; nil for another keeper's
+	exited  chan struct{}    // closed when a child is reaped; nil for another keeper's
+	status  *os.ProcessState // set before exited is closed
+	child   *worker          // has status; itself if it was started here
+
+	given    trial.Given    // what was sent of the state
+	progress *ring.Progress // how far the worker is with it; read after its death too
 }
 
 // post sends m if the worker reads; what is dropped comes again by itself.
@@ -70,11 +76,17 @@ func (k *Keeper) adopt(ctx context.Context) (*worker, error) {
 		files.Close()
 		return nil, errors.Join(err, conn.Close())
 	}
+	progress, err := ring.OpenProgress(files.Ring)
+	if err != nil {
+		files.Ring = nil // of records
+		files.Close()
+		return nil, errors.Join(err, records.Close(), conn.Close())
+	}
 	process, err := os.FindProcess(hello.PID)
 	if err != nil { // never on Unix
 		files.Ring = nil // of records
 		files.Close()
-		return nil, errors.Join(err, records.Close(), conn.Close())
+		return nil, errors.Join(err, records.Close(), progress.Close(), conn.Close())
 	}
 	k.procMu.Lock()
 	closeFiles(k.listeners)
@@ -82,9 +94,9 @@ func (k *Keeper) adopt(ctx context.Context) (*worker, error) {
 	k.procMu.Unlock()
 	k.log.Info("adopted the worker that was running", "pid", hello.PID, "loaded", hello.Loaded, "build", hello.Build)
 	w := newWorker(process)
-	w.conn, w.hello, w.ring, w.adopted = conn, hello, records, true
+	w.conn, w.hello, w.ring, w.progress, w.adopted = conn, hello, records, progress, true
 	if k.child != nil && k.child.pid == w.pid {
-		w.exited = k.child.exited // only the connection had broken
+		w.exited, w.child = k.child.exited, k.child // only the connection had broken
 	}
 	return w, nil
 }
@@ -113,13 +125,13 @@ const maxRings = 4
 
 // newRing makes the memory for a new worker's records. The workers before it
 // are gone; what they left is still written.
-func (k *Keeper) newRing() (*os.File, *ring.Consumer, error) {
+func (k *Keeper) newRing() (*os.File, *ring.Consumer, *ring.Progress, error) {
 	if n := k.spool.End(); n >= maxRings {
-		return nil, nil, errors.Join(fmt.Errorf("records of %d workers that died wait for the disk: make room there", n), k.spool.Stats().Failing)
+		return nil, nil, nil, errors.Join(fmt.Errorf("records of %d workers that died wait for the disk: make room there", n), k.spool.Stats().Failing)
 	}
 	var run [8]byte
 	if _, err := rand.Read(run[:]); err != nil {
-		return nil, nil, fmt.Errorf("number the worker's run: %w", err)
+		return nil, nil, nil, fmt.Errorf("number the worker's run: %w", err)
 	}
 	size := k.cfg.Tunables.SpoolPending
 	if size <= 0 {
@@ -127,10 +139,17 @@ func (k *Keeper) newRing() (*os.File, *ring.Consumer, error) {
 	}
 	f, err := ring.Create(size, binary.BigEndian.Uint64(run[:]))
 	if err != nil {
-		return nil, nil, err
+		return nil, nil, nil, err
+	}
+	progress, err := ring.OpenProgress(f)
+	if err != nil {
+		return nil, nil, nil, errors.Join(err, f.Close())
 	}
 	c, err := ring.OpenConsumer(f)
-	return f, c, err
+	if err != nil {
+		err = errors.Join(err, progress.Close())
+	}
+	return f, c, progress, err
 }
 
 // bind opens the listeners unless it has them.
@@ -190,13 +209,13 @@ func (k *Keeper) start(ctx context.Context) (w *worker, err error) {
 		return nil, err
 	}
 	defer func() { _ = socket.Close() }() // the worker has its own
-	memory, records, err := k.newRing()
+	memory, records, progress, err := k.newRing()
 	if err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, records.Close()) // it served nobody
+			err = errors.Join(err, records.Close(), progress.Close()) // it served nobody
 		}
 	}()
 	stderr, stderrEnd, err := os.Pipe()
@@ -217,12 +236,13 @@ func (k *Keeper) start(ctx context.Context) (w *worker, err error) {
 		return nil, errors.Join(fmt.Errorf("start the worker: %w", err), stderr.Close())
 	}
 	w = newWorker(cmd.Process)
-	w.ring, w.exited = records, make(chan struct{})
-	k.child = w
+	w.ring, w.progress, w.exited = records, progress, make(chan struct{})
+	w.child, k.child = w, w
 	k.children.Go(func() { k.relayStderr(stderr) })
 	k.children.Go(func() {
 		err := cmd.Wait()
 		k.log.Info("the worker ended", "pid", w.pid, "status", cmd.ProcessState.String(), "error", err)
+		w.status = cmd.ProcessState
 		close(w.exited)
 	})
 	_ = socket.Close() // so that a worker that dies early is noticed

@@ -16,6 +16,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/link/ring"
 	"ringmain/dataplane/view"
@@ -45,6 +46,7 @@ func BenchmarkReadyFromDisk(b *testing.B) {
 		}
 		b.ReportMetric(time.Since(began).Seconds(), "s/verify")
 		k := &Keeper{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler), disk: disk}
+		k.trials = trial.Open(trial.File{}, controlplane.ShardGlobal, time.Second, k.log, func(trial.Report) {})
 		k.flow.init(k)
 		fillWorker(b, k, keys)
 		b.ReportMetric(time.Since(began).Seconds(), "s/ready")
@@ -102,6 +104,7 @@ func TestFillWhileTheFeedMoves(t *testing.T) {
 		t.Fatal(err)
 	}
 	k := &Keeper{cfg: Config{Logger: slog.New(slog.DiscardHandler)}, log: slog.New(slog.DiscardHandler), disk: disk}
+	k.trials = trial.Open(trial.File{}, controlplane.ShardGlobal, time.Second, k.log, func(trial.Report) {})
 	k.flow.init(k)
 	f, err := link.ListenSocket(dir)
 	if err != nil {

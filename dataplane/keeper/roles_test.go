@@ -1,6 +1,7 @@
 package keeper
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -24,7 +26,10 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
 
+	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/view"
 )
@@ -76,7 +81,7 @@ func playWorker() error {
 	}
 	store := view.New(view.Config{})
 	a, err := link.Attend(context.Background(), link.AttendConfig{
-		Listener: socket, Files: files, Build: "test", State: store, Measure: MeasureConfinement,
+		Listener: socket, Files: files, Build: "test", State: fragile{store}, Measure: MeasureConfinement,
 		HealthEvery: 20 * time.Millisecond,
 	})
 	if err != nil {
@@ -89,13 +94,17 @@ func playWorker() error {
 	mux.HandleFunc("/state", func(w http.ResponseWriter, _ *http.Request) {
 		v := store.View()
 		_ = json.NewEncoder(w).Encode(workerState{
-			PID: os.Getpid(), Keys: v.Keys(), Loaded: v.Loaded(), Unknown: v.SafetyUnknown(), Seq: v.Position()[testShard].Seq,
+			PID: os.Getpid(), Keys: v.Keys(), Loaded: v.Loaded(), Unknown: v.SafetyUnknown(), Seq: max(v.Position()[testShard].Seq, v.Position()[controlplane.ShardGlobal].Seq),
 			Confinement: a.Confinement(), Waiting: a.Waiting(), Peers: len(a.Peers().Nodes),
 		})
 	})
 	mux.HandleFunc("/key", func(w http.ResponseWriter, r *http.Request) {
 		k, ok := store.View().Key(r.URL.Query().Get("id"))
 		_, _ = fmt.Fprint(w, ok, k.Revoked != 0)
+	})
+	mux.HandleFunc("/upstream", func(w http.ResponseWriter, r *http.Request) {
+		rec, ok := store.View().Upstream(r.URL.Query().Get("name"))
+		_, _ = fmt.Fprint(w, ok, ok && rec.Upstream.Disabled)
 	})
 	mux.HandleFunc("/emit", func(w http.ResponseWriter, r *http.Request) {
 		if err := a.Emit(fmt.Appendf(nil, "%s:%d:%d", r.URL.Query().Get("name"), os.Getpid(), records.Add(1))); err != nil {
@@ -133,6 +142,19 @@ func playWorker() error {
 	return nil
 }
 
+// fragile is a state that some keys break, by their project.
+type fragile struct{ *view.Store }
+
+func (f fragile) Apply(fr *feed.Frame) error {
+	switch raw := string(fr.Entry) + string(fr.Record); {
+	case strings.Contains(raw, "prj_panics"):
+		panic("a key that breaks the worker")
+	case strings.Contains(raw, "prj_lingers"):
+		time.AfterFunc(50*time.Millisecond, func() { panic("a key that breaks the worker later") })
+	}
+	return f.Store.Apply(fr)
+}
+
 // scribble changes a record in the ring before the keeper reads it, as a wild
 // write might. See ring's layout: tail at 128, asleep at 256, records at 4096.
 func scribble(a *link.Attendant) error {
@@ -167,6 +189,10 @@ type workerState struct {
 // keeperArgs is what a keeper process is told through its environment.
 type keeperArgs struct {
 	Dir, Node, Key, API, Control string
+
+	Region string // us-east unless it is set
+	Gossip string // directory in which nodes leave their reports; empty = alone
+	Breaks string // reading a file that is sealed for a context that ends so ends the keeper
 }
 
 func (a keeperArgs) sealer() (*seal.Sealer, error) {
@@ -174,18 +200,61 @@ func (a keeperArgs) sealer() (*seal.Sealer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return seal.New(h), nil
+	return seal.New(brittle{h, a.Breaks}), nil
+}
+
+// brittle is a key that panics on some files.
+type brittle struct {
+	seal.Holder
+	breaks string
+}
+
+func (b brittle) Unwrap(wrapped []byte, context string) ([]byte, error) {
+	if b.breaks != "" && strings.HasSuffix(context, b.breaks) {
+		panic("a file that breaks the keeper: " + context)
+	}
+	return b.Holder.Unwrap(wrapped, context)
 }
 
 func (a keeperArgs) config(logger *slog.Logger) (Config, error) {
 	sealer, err := a.sealer()
-	return Config{
-		Dir: a.Dir, Setup: link.Setup{Cluster: "test", Node: a.Node, Region: "us-east"}, Sealer: sealer,
+	cfg := Config{
+		Dir: a.Dir, Setup: link.Setup{Cluster: "test", Node: a.Node, Region: cmp.Or(a.Region, "us-east")}, Sealer: sealer,
 		APIAddr: a.API, PeerAddr: "127.0.0.1:0", Worker: workerCommand, Watch: dialControl(a.Control),
 		Peers:     func() link.Peers { return link.Peers{Nodes: []link.Peer{{Node: "other"}}} },
 		WorkerLog: io.Discard, Logger: logger,
-		Tunables: Tunables{Retry: 50 * time.Millisecond, SpoolPending: 1 << 20},
-	}, err
+		Tunables: Tunables{Retry: 50 * time.Millisecond, SpoolPending: 1 << 20, Survival: 500 * time.Millisecond},
+	}
+	if a.Gossip != "" {
+		cfg.Nodes, cfg.Trials = a.gossip()
+	}
+	return cfg, err
+}
+
+// gossip spreads reports by files.
+func (a keeperArgs) gossip() (func() []trial.Node, func(trial.Report)) {
+	nodes := func() (all []trial.Node) {
+		files, _ := filepath.Glob(filepath.Join(a.Gossip, "*.json"))
+		for _, path := range files {
+			var n trial.Node
+			b, err := os.ReadFile(path)
+			if err == nil && json.Unmarshal(b, &n) == nil {
+				all = append(all, n)
+			}
+		}
+		return all
+	}
+	tell := func(r trial.Report) {
+		b, err := json.Marshal(trial.Node{Region: cmp.Or(a.Region, "us-east"), Name: a.Node, Ready: true, Report: r})
+		path := filepath.Join(a.Gossip, a.Node)
+		if err == nil {
+			err = os.WriteFile(path+".new", b, 0o600)
+		}
+		if err = errors.Join(err, os.Rename(path+".new", path+".json")); err != nil {
+			panic(err)
+		}
+	}
+	return nodes, tell
 }
 
 func playKeeper() error {

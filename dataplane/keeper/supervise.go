@@ -106,7 +106,8 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 		w.kill()
 	}
 	<-ctx.Done()
-	k.detach(w)
+	given := k.detach(w)
+	k.judge(w, given) // before others hear that the worker is gone
 	k.procMu.Lock()
 	k.worker = nil
 	k.procMu.Unlock()
@@ -114,6 +115,9 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 	k.cfg.Health(link.Health{}, false)
 	_ = w.conn.Close() // the worker is gone, or this keeper is
 	reading.Wait()
+	if err := w.progress.Close(); err != nil {
+		k.log.Warn("the head of a ring stays mapped", "error", err)
+	}
 	if k.isClosing() && w.exited != nil {
 		// It closed its socket; now it may end in its own time.
 		k.awaitExit(w)

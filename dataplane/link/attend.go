@@ -306,6 +306,7 @@ func (a *Attendant) greet(nc net.Conn) (*Conn, error) {
 func (a *Attendant) serve(c *Conn) {
 	log := slog.New(a.LogHandler())
 	var asked sync.WaitGroup
+	frames := uint64(0) // of state that came on this connection
 	for {
 		m, err := c.Receive()
 		if err != nil {
@@ -318,7 +319,7 @@ func (a *Attendant) serve(c *Conn) {
 			asked.Go(func() { a.metrics(c, m.Seq) })
 			continue
 		}
-		if err := a.handle(c, m); err != nil {
+		if err := a.handle(c, m, &frames); err != nil {
 			log.Error("refused what the keeper sent", "type", m.Type, "error", err)
 			break
 		}
@@ -335,8 +336,10 @@ func (a *Attendant) serve(c *Conn) {
 	_ = c.Close() // replaced by a newer keeper
 }
 
-// handle acts on one message. An error ends the connection.
-func (a *Attendant) handle(c *Conn, m *Message) error {
+// handle acts on one message. An error ends the connection. Which of the
+// connection's state frames is being applied stands where the keeper finds it
+// even if it ends this process.
+func (a *Attendant) handle(c *Conn, m *Message, frames *uint64) error {
 	switch m.Type {
 	case TypeSetup:
 		if old := a.setup.Load(); old != nil && (old.Cluster != m.Setup.Cluster || old.Node != m.Setup.Node) {
@@ -350,7 +353,10 @@ func (a *Attendant) handle(c *Conn, m *Message) error {
 		}
 	case TypeState:
 		for _, b := range m.Frames {
+			*frames++
+			a.ring.Begin(*frames)
 			a.apply(c, b)
+			a.ring.Done(*frames)
 		}
 	case TypePin:
 		return a.cfg.State.Pin(m.Bytes)

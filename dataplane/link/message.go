@@ -99,6 +99,8 @@ type Setup struct {
 	StandardHTTP1 bool `cbor:"18,keyasint,omitempty"` // by its HTTP/1.1, likewise
 
 	Edge Edge `cbor:"17,keyasint,omitzero"` // sent again when it changes
+
+	KeyAge map[string]time.Duration `cbor:"18,keyasint,omitempty"` // by class of keys; see caller.Config.MaxAge
 }
 
 // Edge is what strangers may do at the clients' listener; see edge.Limits,
@@ -162,4 +164,6 @@ type Health struct {
 	Breakers map[string]string `cbor:"5,keyasint,omitempty"` // not closed: "upstream/model" or "peer/node" -> open, half-open
 
 	Confinement Confinement `cbor:"6,keyasint"` // as last measured; filled in by the Attendant
+
+	StateAge uint32 `cbor:"7,keyasint,omitempty"` // seconds since the state was last known to be current
 }

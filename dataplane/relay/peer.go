@@ -2,8 +2,6 @@ package relay
 
 import (
 	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -96,11 +94,11 @@ func (c *Client) dialPeer(ctx context.Context, network, host string) (net.Conn, 
 		return nil, err
 	}
 	want := identity.ID{Cluster: c.cfg.Identity.ID().Cluster, Region: region, Role: identity.RoleData, Node: node}
-	conn := tls.Client(raw, c.cfg.Identity.Client([]string{"h2"}, identity.AllowNode(want)))
 	shake, cancel := context.WithTimeout(ctx, defaultConnect)
 	defer cancel()
-	if err := conn.HandshakeContext(shake); err != nil {
-		return nil, &dialError{Err: errors.Join(err, raw.Close())}
+	conn, err := c.cfg.Identity.Dial(shake, raw, []string{"h2"}, identity.AllowNode(want))
+	if err != nil {
+		return nil, &dialError{Err: err}
 	}
 	return conn, nil
 }

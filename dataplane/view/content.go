@@ -3,6 +3,7 @@ package view
 import (
 	"fmt"
 	"hash/maphash"
+	"maps"
 	"slices"
 
 	"ringmain/controlplane"
@@ -28,6 +29,8 @@ func checkBody(r *registry.Record) error {
 		has = r.Policy != nil
 	case registry.KindRegion:
 		has = r.Region != nil
+	case registry.KindRelocation:
+		has = r.Relocation != nil
 	}
 	if !has || r.Meta.ID == "" {
 		return fmt.Errorf("record %q of kind %d has no id, no body, or a kind of a later version: %w",
@@ -58,8 +61,10 @@ func (s *Store) put(next *View, rec *registry.Record) error {
 		s.removePolicy(next, id)
 		s.addPolicy(next, rec)
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
+		rec = next.callable(rec)
 		table := next.namedTable(rec.Kind)
 		*table = table.edited(func(byID map[string]*registry.Record) { byID[id] = rec })
+	case registry.KindRelocation: // the management API's; a pin that comes with it is in the safety set
 	}
 	return nil
 }
@@ -77,10 +82,80 @@ func (s *Store) remove(next *View, kind registry.Kind, id string) error {
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
 		table := next.namedTable(kind)
 		*table = table.edited(func(byID map[string]*registry.Record) { delete(byID, id) })
+	case registry.KindRelocation:
 	default:
 		return fmt.Errorf("%w: removal of %q of kind %d", controlplane.ErrUnknownEntry, id, kind)
 	}
 	return nil
+}
+
+// callable returns rec as requests may use it: an upstream as it was narrowed
+// ahead; and one whose credential is revoked is disabled, and its credential is
+// gone from this node's memory.
+func (v *View) callable(rec *registry.Record) *registry.Record {
+	if rec.Kind != registry.KindUpstream {
+		return rec
+	}
+	up := rec.Upstream
+	if ahead := v.narrowed[rec.Meta.ID]; ahead != nil && ahead.Meta.Revision > rec.Meta.Revision {
+		up = up.Narrowed(ahead.Upstream)
+	}
+	if len(up.Credential) > 0 {
+		if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(up.Credential)); gone {
+			bare := *up
+			bare.Credential, bare.Disabled = nil, true
+			up = &bare
+		}
+	}
+	if up == rec.Upstream {
+		return rec
+	}
+	r := *rec
+	r.Upstream = up
+	return &r
+}
+
+// narrow has an upstream called no more as a version of it forbids that has not
+// arrived yet.
+func (v *View) narrow(ahead *registry.Record) {
+	id := ahead.Meta.ID
+	if old := v.narrowed[id]; old != nil && old.Meta.Revision >= ahead.Meta.Revision {
+		return
+	}
+	if held := v.upstreams.byID[id]; held != nil && held.Meta.Revision >= ahead.Meta.Revision {
+		return
+	}
+	v.narrowed = maps.Clone(v.narrowed)
+	if v.narrowed == nil {
+		v.narrowed = make(map[string]*registry.Record)
+	}
+	v.narrowed[id] = ahead
+	v.withdraw()
+}
+
+// withdraw makes the upstreams that are held callable only as they may be now.
+func (v *View) withdraw() {
+	v.upstreams = v.upstreams.edited(func(byID map[string]*registry.Record) {
+		for id, rec := range byID {
+			byID[id] = v.callable(rec)
+		}
+	})
+}
+
+// confine keeps the org that the pin is of where the pin says.
+func (v *View) confine(pin string) {
+	org, jurisdiction, ok := registry.ParsePinID(pin)
+	if !ok {
+		return
+	}
+	if there := v.confined[org]; there != "" && there != jurisdiction {
+		jurisdiction = nowhere
+	}
+	v.confined = maps.Clone(v.confined)
+	if v.confined == nil {
+		v.confined = make(map[string]string)
+	}
+	v.confined[org] = jurisdiction
 }
 
 func (v *View) namedTable(kind registry.Kind) *named {
@@ -216,7 +291,7 @@ func (s *Store) adopt(next *View, st *stage) error {
 				}
 			}
 			for id, rec := range st.others[kind] {
-				byID[id] = rec
+				byID[id] = next.callable(rec)
 			}
 		})
 	}

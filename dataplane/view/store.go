@@ -40,6 +40,7 @@ type Store struct {
 	edit   uint64     // pieces made in this edit were never published
 	stages map[controlplane.Shard]*stage
 	pins   map[string]*registry.Record // by record id, as the safety file told
+	told   func(registry.Revocation)   // of each revocation; nil = nobody
 }
 
 // New returns an empty store, whose View holds nothing and is not loaded.
@@ -78,8 +79,9 @@ func (s *Store) SetLoaded(safetyUnknown bool) {
 	s.publish(&next)
 }
 
-// Pin adds a policy or org record that the safety file holds, encoded. It
-// tightens what the view says for as long as the view is older than the record.
+// Pin adds an encoded record that tightens what the view says for as long as the
+// view is older than the record: a policy or an org that the safety file holds,
+// or what is forbidden by a change of an upstream that has not arrived yet.
 func (s *Store) Pin(record []byte) error {
 	rec, err := registry.DecodeRecord(record)
 	if err != nil {
@@ -88,11 +90,18 @@ func (s *Store) Pin(record []byte) error {
 	if err := checkBody(rec); err != nil {
 		return err
 	}
-	if rec.Kind != registry.KindPolicy && rec.Kind != registry.KindOrg {
-		return fmt.Errorf("pin of record %q: only an org or a policy can be one", rec.Meta.ID)
-	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	switch rec.Kind {
+	case registry.KindUpstream:
+		next := *s.View()
+		next.narrow(rec)
+		s.publish(&next)
+		return nil
+	case registry.KindPolicy, registry.KindOrg:
+	default:
+		return fmt.Errorf("pin of record %q: only an org, a policy or an upstream can be one", rec.Meta.ID)
+	}
 	if old, ok := s.pins[rec.Meta.ID]; ok && old.Meta.Revision >= rec.Meta.Revision {
 		return nil
 	}
@@ -183,7 +192,8 @@ func (s *Store) stageRecord(f *feed.Frame) error {
 	return st.put(rec)
 }
 
-// revoke adds r to the safety set at once, whatever else is going on.
+// revoke adds r to the safety set at once, whatever else is going on. A view
+// that a request began with keeps its records; the next attempt takes a new one.
 func (s *Store) revoke(r registry.Revocation) {
 	next := *s.View()
 	id := revocationKey(r.Kind, r.ID)
@@ -191,7 +201,28 @@ func (s *Store) revoke(r registry.Revocation) {
 		return
 	}
 	next.revoked.set(s.edit, next.seed, id, r)
+	switch r.Kind {
+	case registry.KindCredential:
+		next.withdraw()
+	case registry.KindPin:
+		next.confine(r.ID)
+	default:
+	}
 	s.publish(&next)
+	if s.told != nil {
+		s.told(r)
+	}
+}
+
+// OnRevocation has f told of each revocation, once, those known by now too. f
+// must not block, or call the Store.
+func (s *Store) OnRevocation(f func(registry.Revocation)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.told = f
+	for _, r := range s.View().revoked.all {
+		f(r)
+	}
 }
 
 // end makes a snapshot the content of its shard, unless the view is further.
@@ -267,6 +298,9 @@ func (s *Store) change(next *View, e *registry.Entry, c *registry.Change, update
 		return s.put(next, &rec)
 	case registry.OpDelete:
 		return s.remove(next, c.Kind, c.ID)
+	case registry.OpForget:
+		next.revoked.remove(s.edit, next.seed, revocationKey(c.Kind, c.ID))
+		return nil
 	case registry.OpRevoke, registry.OpOpen:
 		return nil
 	default:

@@ -33,6 +33,8 @@ type View struct {
 	regions    named
 	revoked    cow[registry.Revocation] // by kind byte + id
 	pins       map[string][]*registry.Record
+	confined   map[string]string           // org -> the jurisdiction that the safety set pins it to
+	narrowed   map[string]*registry.Record // by id: what changes of upstreams forbid that may not have arrived
 	position   controlplane.Position
 	heard      *atomic.Int64
 	asOf       *atomic.Int64                // by heartbeats
@@ -80,6 +82,17 @@ func (v *View) AsOf(jurisdiction string) time.Time {
 	return heard
 }
 
+// Age is how long ago, by this node's clock, the keys of jurisdiction were last
+// known to be current here: see AsOf. A revocation younger than that may not
+// have arrived. It is the longest time there is while nothing is known.
+func (v *View) Age(jurisdiction string, now time.Time) time.Duration {
+	at := v.AsOf(jurisdiction)
+	if at.IsZero() {
+		return math.MaxInt64
+	}
+	return max(0, now.Sub(at))
+}
+
 func moment(ms *atomic.Int64) time.Time {
 	if ms == nil || ms.Load() == 0 {
 		return time.Time{}
@@ -125,12 +138,25 @@ func (v *View) projectRecord(id []byte) (*registry.Record, bool) {
 // Project finds a project by id. Project is set in the record.
 func (v *View) Project(id string) (*registry.Record, bool) { return v.projects.get(v.seed, id) }
 
-// Org finds an org by id. Org is set in the record. Where stale data could
-// have loosened its roaming, the stricter record is returned.
+// nowhere is the jurisdiction of an org that is pinned to two: no region is in it.
+const nowhere = "-"
+
+// Org finds an org by id. Org is set in the record. Where the safety set pins
+// it, or stale data could have loosened its roaming, the stricter record is
+// returned.
 func (v *View) Org(id string) (*registry.Record, bool) {
 	rec, ok := v.orgs.get(v.seed, id)
 	if !ok {
 		return nil, false
+	}
+	if pin := v.confined[id]; pin != "" && pin != rec.Org.Jurisdiction {
+		strict, org := *rec, *rec.Org
+		if org.Jurisdiction != controlplane.JurisdictionAny {
+			pin = nowhere
+		}
+		org.Jurisdiction, org.Roaming = pin, false
+		strict.Org = &org
+		return &strict, true
 	}
 	for _, pin := range v.pins[id] {
 		if pin.Kind == registry.KindOrg && rec.Org.Roaming && !pin.Org.Roaming {
@@ -160,6 +186,17 @@ func (v *View) Upstream(name string) (*registry.Record, bool) {
 		return nil, false
 	}
 	return rec, true
+}
+
+// Withdrawn is how many upstreams may not be called because their credential
+// is revoked.
+func (v *View) Withdrawn() (n int) {
+	for _, rec := range v.upstreams.list {
+		if up := rec.Upstream; up.Disabled && up.Auth != "none" && len(up.Credential) == 0 {
+			n++
+		}
+	}
+	return n
 }
 
 // Upstreams returns all upstreams that are not revoked, ordered by name.

@@ -211,3 +211,66 @@ func TestKillRefuses(t *testing.T) {
 		}
 	}
 }
+
+// A stalled disk holds writers up, in a way that shows, for as long as it is
+// asked to, and loses nothing.
+func TestStall(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a file system takes root")
+	}
+	dir := filepath.Join(t.TempDir(), "data")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dir, "log")
+	if err := os.WriteFile(file, []byte("kept\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	disk, err := fault.OpenDisk(t.Context(), dir, filepath.Join(t.TempDir(), "image"), 16<<20)
+	if err != nil {
+		t.Skipf("no disk can be made here: %v", err)
+	}
+	defer func() {
+		if err := disk.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	writer := exec.CommandContext(t.Context(), "sh", "-c", "read _; echo written >>"+file+"; echo done")
+	in, err := writer.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := writer.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := writer.Start(); err != nil {
+		t.Fatal(err)
+	}
+	const a = 50 * time.Millisecond
+	if thread := fault.Hangs(t.Context(), writer.Process.Pid, a, 2*a); thread != "" {
+		t.Error("a process that waits for us is said to hang: ", thread)
+	}
+	release, err := disk.Stall()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fmt.Fprintln(in); err != nil {
+		t.Error(err)
+	}
+	if thread := fault.Hangs(t.Context(), writer.Process.Pid, a, 10*time.Second); thread == "" {
+		t.Error("a writer to a stalled disk does not hang")
+	}
+	if err := release(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "done\n" {
+		t.Errorf("the writer says %q, %v", line, err)
+	}
+	if err := writer.Wait(); err != nil {
+		t.Error(err)
+	}
+	if b, err := os.ReadFile(file); string(b) != "kept\nwritten\n" {
+		t.Errorf("%q, %v", b, err)
+	}
+}

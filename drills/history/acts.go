@@ -39,14 +39,15 @@ func (n *nemesis) handOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r := n.patient(ctx, http.MethodPost, n.w.of(region)[0].admin+"/admin/v1/members/transfer?region="+region)
-	after, err := n.leader(ctx, region)
-	if err != nil {
+	after := before
+	if err := insist(ctx, "another leader of "+region, recoverIn, func() (bool, string) {
+		r := n.patient(ctx, http.MethodPost, n.w.of(region)[0].admin+"/admin/v1/members/transfer?region="+region, nil)
+		after, err = n.leader(ctx, region)
+		return err == nil && after != before, fmt.Sprint(after, r.status, r.code(), err)
+	}); err != nil {
 		return err
 	}
-	if after != before { // else it was refused, and nothing happened
-		n.proven("hand over", at, "%s led %s, now %s does (status %d)", before, region, after, r.status)
-	}
+	n.proven("hand over", at, "%s led %s, now %s does", before, region, after)
 	return nil
 }
 
@@ -80,8 +81,7 @@ func (n *nemesis) stopNode(ctx context.Context) error {
 // the old home come back.
 func (n *nemesis) zombie(ctx context.Context) error {
 	at := n.w.rec.Now()
-	shard := shardOf(n.region())
-	home, err := n.home(ctx, shard)
+	shard, home, err := n.anyShard(ctx)
 	if err != nil {
 		return err
 	}
@@ -166,8 +166,7 @@ func (n *nemesis) isolate(ctx context.Context) error {
 	if err := n.place(ctx); err != nil {
 		return err
 	}
-	shard := shardOf(n.region())
-	home, err := n.home(ctx, shard)
+	shard, home, err := n.anyShard(ctx)
 	if err != nil {
 		return err
 	}
@@ -199,7 +198,7 @@ func (n *nemesis) isolate(ctx context.Context) error {
 
 func (n *nemesis) move(ctx context.Context) error {
 	at := n.w.rec.Now()
-	shard := shardOf(n.region())
+	shard := shardOf(n.other(""))
 	from, err := n.home(ctx, shard)
 	if err != nil {
 		return err

@@ -15,6 +15,8 @@ import (
 
 	"go.uber.org/goleak"
 
+	"ringmain/drills/cluster"
+	"ringmain/drills/fault"
 	"ringmain/drills/history"
 )
 
@@ -110,7 +112,7 @@ func TestCluster(t *testing.T) {
 	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, "ringmain/cmd/ringmain").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	c, err := history.Start(t.Context(), binary, work, *port)
+	c, err := cluster.Start(t.Context(), binary, work, *port, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +121,8 @@ func TestCluster(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	h, err := history.Run(t.Context(), c, net, history.Load{Registers: 12, Clients: 40, Pause: 80 * time.Millisecond, Seed: *seed}, *lasts)
+	stalls := *inner && disks(t)
+	h, err := history.Run(t.Context(), c, net, stalls, history.Load{Registers: 12, Clients: 40, Pause: 80 * time.Millisecond, Seed: *seed}, *lasts)
 	if err != nil {
 		t.Errorf("%v\nthe cluster's directory: %s", err, work)
 	}
@@ -153,6 +156,31 @@ func TestCluster(t *testing.T) {
 	if want := int(lasts.Minutes() * 10); v.Faults < want {
 		t.Errorf("%d faults proven, want %d", v.Faults, want)
 	}
+	kinds := []string{"kill leader", "hand over", "stop node", "stop region", "takeover", "zombie returns", "move", "kill region", "region returns", "rival takeovers", "replace node", "lost disk"}
+	if *inner {
+		kinds = append(kinds, "one-way partition", "isolated home")
+	}
+	if stalls {
+		kinds = append(kinds, "stalled disk")
+	}
+	for _, kind := range kinds {
+		if !slices.ContainsFunc(h.Faults, func(f history.Fault) bool { return f.Fault == kind }) {
+			t.Errorf("nothing proves that there was a fault %q", kind)
+		}
+	}
+}
+
+// disks says whether one can be made here that stalls.
+func disks(t *testing.T) bool {
+	t.Helper()
+	disk, err := fault.OpenDisk(t.Context(), t.TempDir(), filepath.Join(t.TempDir(), "image"), 16<<20)
+	if err == nil {
+		err = disk.Close()
+	}
+	if err != nil {
+		t.Logf("no disk is stalled: %v", err)
+	}
+	return err == nil
 }
 
 // inside runs the test again where it may cut the network.

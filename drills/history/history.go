@@ -1,15 +1,14 @@
 // Package history proves the management API on real processes: clients write
-// down what they asked and what they were told while a nemesis kills, stops and
-// moves what they talk to, and a checker says whether one history explains it
+// down what they asked and what they were told while a nemesis kills, stops,
+// stalls, replaces and moves what they talk to, and a checker says whether one history explains it
 // all. It sees a cluster from outside: HTTP, /proc and the supervisor's socket.
 //
 //	go test ./drills/history                                # a minute, seed 1
 //	go test ./drills/history -run TestCluster -for 10m -seed 7 -timeout 20m
 //
 // As root, with nft, the test runs itself again in a network namespace of its
-// own and cuts regions off from each other as well, both ways and one way;
-// without, it says that it does not. A node's disk is never stalled here, and
-// no node is replaced.
+// own and cuts regions off from each other as well, both ways and one way, and
+// freezes the file system under a node's log; without, it says that it does not.
 //
 // History, faults and verdict stay in the directory of -keep, as JSON lines,
 // beside a picture of every register whose history is none (porcupine's HTML).

@@ -7,10 +7,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
 	"ringmain/controlplane/admin/api"
+	"ringmain/drills/cluster"
 	"ringmain/drills/fault"
 )
 
@@ -19,10 +21,15 @@ import (
 // that no shard ever lacks a majority of its regions.
 type nemesis struct {
 	net    *Network // nil: nothing is cut off
-	c      *Cluster
+	c      *cluster.Cluster
 	w      *workload
 	ask    *client // whose questions are no part of the history
 	random *rand.Rand
+	disks  map[string]*fault.Disk // of one node of each region, by region; none if they cannot stall here
+
+	acting   sync.Mutex // held while something is done to the cluster by run
+	changing string     // region whose membership changes: run leaves its nodes alone. Guarded by acting
+	newcomer node       // its node beyond those the cluster began with, if any. Guarded by acting
 }
 
 // recoverIn is how long the cluster may take until every shard is written
@@ -32,7 +39,8 @@ const recoverIn = 40 * time.Second
 // calm is how long nothing is done between two acts.
 const calm = 500 * time.Millisecond
 
-func (n *nemesis) run(ctx context.Context) error {
+// run goes on until the time given, and until everything was done once.
+func (n *nemesis) run(ctx context.Context, until time.Time) error {
 	type act struct {
 		name string
 		do   func(context.Context) error
@@ -44,25 +52,38 @@ func (n *nemesis) run(ctx context.Context) error {
 		{"hand over", n.handOver},
 		{"move", n.move},
 		{"kill a region", n.killRegion},
+		{"rival takeovers", n.rivals},
 	}
 	if n.net != nil {
 		acts = append(acts, act{"one-way partition", n.oneWay}, act{"isolated home", n.isolate})
 	}
-	for ctx.Err() == nil {
+	if len(n.disks) > 0 {
+		acts = append(acts, act{"stalled disk", n.stall})
+	}
+	for round := 0; ; round++ {
 		pause(ctx, calm)
 		// Each act once in every round, in an order that the seed decides.
 		for _, i := range n.random.Perm(len(acts)) {
-			if ctx.Err() != nil {
+			if ctx.Err() != nil || round > 0 && !time.Now().Before(until) {
 				return nil
 			}
-			if err := acts[i].do(context.WithoutCancel(ctx)); err != nil {
+			if err := n.act(context.WithoutCancel(ctx), acts[i].do); err != nil {
 				return fmt.Errorf("%s: %w", acts[i].name, err)
-			}
-			if err := n.settled(context.WithoutCancel(ctx), false); err != nil {
-				return fmt.Errorf("after %s: %w", acts[i].name, err)
 			}
 			pause(ctx, calm)
 		}
+	}
+}
+
+// act does one thing, and waits until the cluster has got over it.
+func (n *nemesis) act(ctx context.Context, do func(context.Context) error) error {
+	n.acting.Lock()
+	defer n.acting.Unlock()
+	if err := do(ctx); err != nil {
+		return err
+	}
+	if err := n.settled(ctx, false); err != nil {
+		return fmt.Errorf("afterwards: %w", err)
 	}
 	return nil
 }
@@ -72,15 +93,29 @@ func (n *nemesis) proven(name string, at time.Duration, format string, args ...a
 	n.w.rec.Fault(Fault{Fault: name, At: at, Took: n.w.rec.Now() - at, Proof: fmt.Sprintf(format, args...)})
 }
 
-func (n *nemesis) region() string { return n.c.Regions[n.random.IntN(len(n.c.Regions))].Name }
+// region is one whose nodes may be harmed.
+func (n *nemesis) region() string { return n.other(n.changing) }
 
 // other is a region beside the one given.
 func (n *nemesis) other(than string) string {
 	for {
-		if r := n.region(); r != than {
+		if r := n.c.Regions[n.random.IntN(len(n.c.Regions))].Name; r != than {
 			return r
 		}
 	}
+}
+
+// anyShard is a shard whose home may be harmed; one is moved there if need be.
+func (n *nemesis) anyShard(ctx context.Context) (shard, home string, err error) {
+	for _, i := range n.random.Perm(len(n.c.Regions)) {
+		shard = shardOf(n.c.Regions[i].Name)
+		if home, err = n.home(ctx, shard); err != nil || home != n.changing {
+			return shard, home, err
+		}
+	}
+	home = n.region()
+	_, err = n.rehome(ctx, shard, home, "move")
+	return shard, home, err
 }
 
 // running lists the control processes of region; node "" is all.
@@ -93,6 +128,9 @@ func (n *nemesis) running(ctx context.Context, region, node string) ([]fault.Pro
 	for _, p := range all {
 		if p.Region == region && p.Role == "control" && (node == "" || p.Name == node) {
 			if p.State != fault.StateRunning || p.PID <= 1 {
+				if region == n.changing {
+					continue
+				}
 				return nil, fmt.Errorf("%s is %s", p.Name, p.State)
 			}
 			found = append(found, p)
@@ -104,11 +142,20 @@ func (n *nemesis) running(ctx context.Context, region, node string) ([]fault.Pro
 	return found, nil
 }
 
+// nodesOf lists the nodes of a region as they are now.
+func (n *nemesis) nodesOf(region string) []node {
+	nodes := n.w.of(region)
+	if n.newcomer.region == region {
+		nodes = append(nodes, n.newcomer)
+	}
+	return nodes
+}
+
 // leader is the name of the node that says it leads a region.
 func (n *nemesis) leader(ctx context.Context, region string) (string, error) {
 	var leader string
 	err := insist(ctx, "leader of "+region, recoverIn, func() (bool, string) {
-		for _, node := range n.w.of(region) {
+		for _, node := range n.nodesOf(region) {
 			var st api.Status
 			r := n.ask.ask(ctx, http.MethodGet, node.admin+"/admin/v1/status", nil)
 			if r.outcome() == Done && r.decode(&st) == nil && st.Leads {
@@ -194,7 +241,7 @@ func (n *nemesis) rehome(ctx context.Context, shard, region, how string) (api.Sh
 		nodes := n.w.of(region)
 		node := nodes[i%len(nodes)]
 		i++
-		r := n.patient(ctx, http.MethodPost, node.admin+"/admin/v1/shards/"+shard+"/"+how+"?region="+region)
+		r := n.patient(ctx, http.MethodPost, node.admin+"/admin/v1/shards/"+shard+"/"+how+"?region="+region, nil)
 		if r.outcome() == Done && r.decode(&moved) == nil {
 			return true, ""
 		}
@@ -208,10 +255,10 @@ func (n *nemesis) rehome(ctx context.Context, shard, region, how string) (api.Sh
 }
 
 // patient asks what may take as long as a takeover.
-func (n *nemesis) patient(ctx context.Context, method, url string) reply {
+func (n *nemesis) patient(ctx context.Context, method, url string, body any) reply {
 	ctx, cancel := context.WithTimeout(ctx, 12*time.Second)
 	defer cancel()
-	return n.ask.askFor(ctx, method, url, nil)
+	return n.ask.askFor(ctx, method, url, body)
 }
 
 // home is the region that says it writes a shard.
@@ -229,11 +276,17 @@ func (n *nemesis) home(ctx context.Context, shard string) (string, error) {
 	return home, err
 }
 
-// settled waits until every region has a leader, and every shard a home that the
-// others follow; equal: as far as it has got, which only happens once nobody
+// settled waits until every node runs, every region has a leader, and every
+// shard a home that the others follow; equal: as far as it has got, which only happens once nobody
 // writes any more.
 func (n *nemesis) settled(ctx context.Context, equal bool) error {
 	for _, r := range n.c.Regions {
+		if err := insist(ctx, "nodes of "+r.Name, recoverIn, func() (bool, string) {
+			_, err := n.running(ctx, r.Name, "")
+			return err == nil, fmt.Sprint(err)
+		}); err != nil {
+			return err
+		}
 		if _, err := n.leader(ctx, r.Name); err != nil {
 			return err
 		}
@@ -277,7 +330,7 @@ func (n *nemesis) cuts(ctx context.Context) ([]Cut, error) {
 			shard := shardOf(of.Name)
 			var list api.QuarantineList
 			if err := insist(ctx, "quarantine of "+r.Name, recoverIn, func() (bool, string) {
-				a := n.patient(ctx, http.MethodGet, n.w.of(r.Name)[0].admin+"/admin/v1/shards/"+shard+"/quarantine?region="+r.Name)
+				a := n.patient(ctx, http.MethodGet, n.w.of(r.Name)[0].admin+"/admin/v1/shards/"+shard+"/quarantine?region="+r.Name, nil)
 				return a.outcome() == Done && a.decode(&list) == nil, fmt.Sprint(a.status, a.code(), a.err)
 			}); err != nil {
 				return nil, err

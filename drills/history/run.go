@@ -8,25 +8,34 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"ringmain/drills/cluster"
+	"ringmain/drills/fault"
 )
 
-// Run works on c for as long as it is told to, under the nemesis that the seed
-// decides, and returns what happened. The error says what the cluster failed to
+// Run works on c for as long as it is told to, and until the nemesis, whose order
+// the seed decides, has done everything once. It returns what happened. The error says what the cluster failed to
 // do at all; whether what it did was right is for Check to say. There is a
 // history whenever the clients have worked.
 //
-// A nil net cuts nothing off.
-func Run(ctx context.Context, c *Cluster, net *Network, load Load, lasts time.Duration) (*History, error) {
-	w := &workload{c: c, http: c.http(), load: load, nodes: c.controlNodes(), rec: NewRecorder(time.Now())}
+// A nil net cuts nothing off; disks tells whether nodes' disks can be made to
+// stall here, by fault.OpenDisk.
+func Run(ctx context.Context, c *cluster.Cluster, net *Network, disks bool, load Load, lasts time.Duration) (*History, error) {
+	w := &workload{c: c, http: c.HTTP(), load: load, nodes: controlNodes(c), rec: NewRecorder(time.Now())}
 	defer w.http.CloseIdleConnections()
-	n := &nemesis{net: net, c: c, w: w, random: rand.New(rand.NewPCG(load.Seed, 0)), //nolint:gosec // G404: a schedule to be replayed, no secret
-		ask: &client{http: w.http, token: c.token, rec: w.rec}}
+	n := &nemesis{net: net, c: c, w: w, disks: map[string]*fault.Disk{}, random: rand.New(rand.NewPCG(load.Seed, 0)), //nolint:gosec // G404: a schedule to be replayed, no secret
+		ask: &client{http: w.http, token: c.Token, rec: w.rec}}
 	if net != nil {
 		var regions []string
 		for _, r := range c.Regions {
 			regions = append(regions, r.Name)
 		}
 		if err := net.name(ctx, regions); err != nil {
+			return nil, err
+		}
+	}
+	if disks {
+		if err := n.stallable(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -37,13 +46,21 @@ func Run(ctx context.Context, c *Cluster, net *Network, load Load, lasts time.Du
 		return nil, err
 	}
 	w.rec.began = time.Now()
-	working, done := context.WithTimeout(ctx, lasts)
+	until := time.Now().Add(lasts)
+	working, done := context.WithCancel(ctx)
 	defer done()
 	g := new(errgroup.Group)
 	g.Go(func() error { return w.run(working) })
 	g.Go(func() error {
 		defer done()
-		return n.run(working)
+		return n.run(working, until)
+	})
+	g.Go(func() error {
+		err := n.members(working, w.random(-1000), until)
+		if err != nil {
+			done()
+		}
+		return err
 	})
 	err := g.Wait()
 	ended := w.rec.Now()

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane/admin/api"
+	"ringmain/drills/cluster"
 )
 
 // Load says how hard the clients work.
@@ -32,7 +33,7 @@ func level(r *rand.Rand) string {
 
 // workload is what the clients work on.
 type workload struct {
-	c         *Cluster
+	c         *cluster.Cluster
 	rec       *Recorder
 	http      *http.Client
 	load      Load
@@ -42,7 +43,7 @@ type workload struct {
 }
 
 func (w *workload) client(id int) *client {
-	return &client{id: id, http: w.http, token: w.c.token, rec: w.rec}
+	return &client{id: id, http: w.http, token: w.c.Token, rec: w.rec}
 }
 
 func (w *workload) random(id int) *rand.Rand { return rand.New(rand.NewPCG(w.load.Seed, uint64(id))) } //nolint:gosec // G404, G115: a schedule to be replayed, no secret
@@ -79,7 +80,7 @@ func insist(ctx context.Context, what string, within time.Duration, f func() (bo
 // prepare makes the registers, and a project for keys, safely.
 func (w *workload) prepare(ctx context.Context) error {
 	w.registers, w.projects = map[string][]string{}, map[string]string{}
-	c := &client{http: w.http, token: w.c.token, rec: NewRecorder(time.Now())} // no part of the history
+	c := &client{http: w.http, token: w.c.Token, rec: NewRecorder(time.Now())} // no part of the history
 	for _, r := range w.c.Regions {
 		for i := range w.load.Registers {
 			name := fmt.Sprintf("register %s %d", r.Name, i)

@@ -48,6 +48,13 @@ type Digest struct {
 	Pools       []string          `cbor:"13,keyasint,omitempty"`
 	Position    string            `cbor:"14,keyasint,omitempty"` // how far its state is, in short
 	Breakers    map[string]string `cbor:"15,keyasint,omitempty"` // those that are not closed, and their state
+
+	// What data nodes say of changes that may break one.
+	Proven   string   `cbor:"16,keyasint,omitempty"` // how far the configuration is that its worker lives with
+	Suspects []string `cbor:"17,keyasint,omitempty"` // changes on which a process died once
+	LeftOut  []string `cbor:"18,keyasint,omitempty"` // and twice
+
+	StateAge uint32 `cbor:"19,keyasint,omitempty"` // data nodes: seconds since their state was last known to be current, in tens
 }
 
 // Obituary says that a node was dead as of a version. Only nodes of its own
@@ -101,12 +108,12 @@ func (d *Digest) Check() error {
 	if err := checkNames(d.Region, d.Node); err != nil {
 		return err
 	}
-	short := []string{d.Role, d.Peer, d.API, d.Position}
-	short = append(short, d.Pools...)
+	short := []string{d.Role, d.Peer, d.API, d.Position, d.Proven}
+	short = append(append(append(short, d.Pools...), d.Suspects...), d.LeftOut...)
 	for name, state := range d.Breakers {
 		short = append(short, name, state)
 	}
-	if len(d.Pools) > maxList || len(d.Breakers) > maxList ||
+	if len(d.Pools) > maxList || len(d.Breakers) > maxList || len(d.Suspects) > maxList || len(d.LeftOut) > maxList ||
 		slices.ContainsFunc(short, func(s string) bool { return len(s) > maxText }) {
 		return fmt.Errorf("bulletin: digest of %s is too large", d.Key())
 	}
@@ -137,6 +144,7 @@ type Table struct {
 	nodes   map[Key]*entry
 	claims  map[claimKey]*heard
 	regions map[string]*region
+	barred  map[Key]struct{}
 }
 
 type entry struct {
@@ -159,12 +167,27 @@ type heard struct {
 
 // New returns an empty Table.
 func New() *Table {
-	return &Table{nodes: map[Key]*entry{}, claims: map[claimKey]*heard{}, regions: map[string]*region{}}
+	return &Table{nodes: map[Key]*entry{}, claims: map[claimKey]*heard{}, regions: map[string]*region{}, barred: map[Key]struct{}{}}
+}
+
+// Bar drops what the node said and what is known of it, and lets nothing of it
+// or about it in again.
+func (t *Table) Bar(k Key, now time.Time) {
+	t.barred[k] = struct{}{}
+	delete(t.nodes, k)
+	maps.DeleteFunc(t.claims, func(c claimKey, _ *heard) bool { return c.observer == k })
+	t.advance(now)
+}
+
+// Barred reports whether nothing is to be heard of the node.
+func (t *Table) Barred(k Key) bool {
+	_, barred := t.barred[k]
+	return barred
 }
 
 // Merge takes a digest and reports whether it was news.
 func (t *Table) Merge(d Digest, now time.Time) bool {
-	if d.Check() != nil || d.Version() == (Version{}) {
+	if d.Check() != nil || d.Version() == (Version{}) || t.Barred(d.Key()) {
 		return false
 	}
 	e := t.entry(d.Key())
@@ -179,7 +202,7 @@ func (t *Table) Merge(d Digest, now time.Time) bool {
 
 // MergeObituary takes an obituary and reports whether it was news.
 func (t *Table) MergeObituary(o Obituary, now time.Time) bool {
-	if checkNames(o.Region, o.Node, o.By) != nil || o.Version() == (Version{}) {
+	if checkNames(o.Region, o.Node, o.By) != nil || o.Version() == (Version{}) || t.Barred(o.Key()) || t.Barred(Key{o.Region, o.By}) {
 		return false
 	}
 	e := t.entry(o.Key())
@@ -195,7 +218,7 @@ func (t *Table) MergeObituary(o Obituary, now time.Time) bool {
 
 // MergeClaim takes an observer's claim and reports whether it was news.
 func (t *Table) MergeClaim(c Claim, now time.Time) bool {
-	if checkNames(c.Region, c.Node, c.Subject) != nil {
+	if checkNames(c.Region, c.Node, c.Subject) != nil || t.Barred(c.Observer()) {
 		return false
 	}
 	key := claimKey{c.Observer(), c.Subject}
@@ -212,6 +235,9 @@ func (t *Table) MergeClaim(c Claim, now time.Time) bool {
 // SetMember records whether membership holds the node to be there. Nobody is a
 // member until this says so.
 func (t *Table) SetMember(k Key, member bool, now time.Time) {
+	if t.Barred(k) {
+		return
+	}
 	e := t.entry(k)
 	e.member = member
 	e.settle(now)

@@ -60,6 +60,7 @@ const (
 	CodeMediaType    = "unsupported_media"  // 415: send application/json
 	CodeNotAccept    = "not_acceptable"     // 406: accept application/json
 	CodeMisdirected  = "misdirected"        // 421, between control nodes only: another node writes this shard
+	CodeNotReady     = "not_ready"          // 503: ask another control node
 	CodeTimeout      = "timeout"            // 408: the body did not arrive in time
 	CodeNoLeader     = "no_leader"          // 503: nothing was written; retry
 	CodeUnreachable  = "unreachable"        // 503: nothing was written; retry later
@@ -238,8 +239,9 @@ type UpstreamInput struct {
 type Upstream struct {
 	Meta
 	UpstreamInput
-	CredentialSet   bool   `json:"credential_set"`
-	CredentialPrint string `json:"credential_fingerprint,omitempty" doc:"First 16 hex digits of SHA-256(id, newline, credential): tells whether a credential differs, and no more"`
+	CredentialSet   bool       `json:"credential_set"`
+	CredentialEnded *time.Time `json:"credential_revoked,omitempty" doc:"Since when the credential is revoked: the upstream is not called until it has another"`
+	CredentialPrint string     `json:"credential_fingerprint,omitempty" doc:"First 16 hex digits of SHA-256(id, newline, credential): tells whether a credential differs, and no more"`
 }
 
 // UpstreamList is one page of upstreams.
@@ -345,6 +347,10 @@ type Node struct {
 	API      string            `json:"api,omitempty" doc:"Address that clients reach it at"`
 	Position string            `json:"position,omitempty"`
 	Breakers map[string]string `json:"breakers,omitempty" doc:"Open ones only"`
+	Proven   string            `json:"proven,omitempty" doc:"How far the configuration is that it lives with: <epoch counter>/<epoch region>.<sequence>"`
+	Suspects []string          `json:"suspects,omitempty" doc:"Changes on which a process of it died once: <shard>=<counter>/<region>.<sequence>"`
+	StateAge uint32            `json:"state_age_seconds,omitempty" doc:"How long a data node has not known that its state is current; 0 = less than ten seconds"`
+	LeftOut  []string          `json:"left_out,omitempty" doc:"Changes on which processes of it died twice, and which it does without"`
 }
 
 // NodeList is all nodes known.

@@ -32,6 +32,11 @@ type MemberInput struct {
 	Reader  bool   `json:"reader,omitempty" doc:"It holds the state and serves feeds, and never votes"`
 }
 
+// MemberAddress is where a node is from now on.
+type MemberAddress struct {
+	Address string `json:"address" doc:"host:port of its internal listener"`
+}
+
 // TransferInput says who is to lead.
 type TransferInput struct {
 	To string `json:"to,omitempty" doc:"A voter; absent = whichever is furthest"`

@@ -33,7 +33,8 @@ type ShardList struct {
 // TakeoverInput loosens what a takeover refuses.
 type TakeoverInput struct {
 	Live bool     `json:"live,omitempty" doc:"Take the shard from a home that answers: its writes stop"`
-	Lost []string `json:"lost,omitempty" doc:"Regions declared lost for ever: nobody waits for them, and they leave the shard until they are added again. Without a majority, records acknowledged multi-region can be lost: lossless says whether"`
+	Lost []string `json:"lost,omitempty" doc:"Regions declared lost for ever: nobody waits for them, and they leave the shard until they are added again. Without a majority, records acknowledged multi-region can be lost: lossless says whether. A region that was restored or recovered and that no other member can take in again names itself: what its former life held beyond the backup is given up"`
+	Add  []string `json:"add,omitempty" doc:"Regions that become members again, in the life they are in now; they must be up. The home may ask this for its own shard"`
 }
 
 // ShardMoved says how a region became home.

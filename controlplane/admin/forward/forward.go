@@ -71,9 +71,7 @@ func (c *Client) transport(region string) *http.Transport {
 	t, ok := c.regions[region]
 	if !ok {
 		t = &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: dialIn, KeepAlive: 5 * time.Second}).DialContext,
-			TLSClientConfig:       c.cfg.Bundle.Client([]string{"h2"}, identity.AllowControl(region)),
-			TLSHandshakeTimeout:   dialIn,
+			DialTLSContext:        c.cfg.Bundle.Dialer(&net.Dialer{Timeout: dialIn, KeepAlive: 5 * time.Second}, []string{"h2"}, identity.AllowControl(region)),
 			ForceAttemptHTTP2:     true,
 			ResponseHeaderTimeout: answerIn,
 			IdleConnTimeout:       time.Minute,

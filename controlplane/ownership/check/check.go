@@ -47,7 +47,10 @@ type Option struct {
 
 // Restore says that a region may lose its disk and start its next life with any
 // earlier state of it.
-type Restore struct{ From, To int }
+type Restore struct {
+	From, To int
+	Zombie   bool // the former life is not gone: it goes on as if nothing had happened
+}
 
 // Result is what an exploration found.
 type Result struct {

@@ -41,10 +41,12 @@ var explored = []exploration{
 	{"two grow to three, every message by itself", Config{Lazy: true, Lives: lives("a", "b", "c"), Founders: 2, Counters: 2, Openings: 2, Changes: 1, Options: []Option{{Add: []int{2}}}, Alive: 16}, 118903},
 	{"three shrink to one", Config{Lives: lives("a", "b", "c"), Founders: 3, Counters: 2, Openings: 3, Writes: 1, Changes: 2, Options: []Option{{Remove: []int{0}}, {Remove: []int{1}}, {Remove: []int{2}}, {Remove: []int{1, 2}}}, Alive: 16}, 561164},
 	{"one of three is replaced", Config{Lives: lives("a", "b", "c", "d"), Founders: 3, Counters: 2, Openings: 2, Writes: 1, Changes: 1, Options: []Option{{Remove: []int{0}, Add: []int{3}}, {Remove: []int{2}, Add: []int{3}}}, Alive: 16}, 250486},
-	{"a follower is restored", Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: 2, Writes: 1, Changes: 1, Campaign: []int{0, 1, 3}, Options: []Option{{Add: []int{3}, By: []int{0}}}, Restores: []Restore{{2, 3}}, Alive: 16}, 633837},
-	{"a home is restored", Config{Lives: lives("a", "b", "c", "a'"), Founders: 3, Counters: 2, Openings: 2, Writes: 1, Changes: 1, Campaign: []int{1, 3}, Options: []Option{{Add: []int{3}, By: []int{1}}}, Restores: []Restore{{0, 3}}, Alive: 16}, 349062},
+	{"a follower is restored", Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: 2, Writes: 1, Changes: 1, Campaign: []int{0, 1, 3}, Options: []Option{{Add: []int{3}, By: []int{0}}}, Restores: []Restore{{From: 2, To: 3}}, Alive: 16}, 633837},
+	{"a home is restored", Config{Lives: lives("a", "b", "c", "a'"), Founders: 3, Counters: 2, Openings: 2, Writes: 1, Changes: 1, Campaign: []int{1, 3}, Options: []Option{{Add: []int{3}, By: []int{1}}}, Restores: []Restore{{From: 0, To: 3}}, Alive: 16}, 349062},
 	{"both of two are forced", bothForced(), 7063},
 	{"one of two is forced, a third is added", Config{Lives: lives("a", "b", "c"), Founders: 2, Counters: 2, Openings: 3, Writes: 1, Changes: 3, Options: []Option{{Remove: []int{0}, Force: true}, {Add: []int{2}}}, Alive: 16}, 117260},
+	{"the only member is restored, and its former life goes on", returning(1, 2), 54842},
+	{"one of two is restored, and both are forced", returning(2, 2), 221596},
 	{"half of four is forced", Config{Lives: lives("a", "b", "c", "d"), Founders: 4, Counters: 2, Openings: 2, Writes: 1, Changes: 2, Options: []Option{{Remove: []int{0, 1}, Force: true}}, Alive: 16}, 210370},
 }
 
@@ -75,7 +77,7 @@ func (e exploration) explore(t *testing.T) {
 // wide are bounds that take minutes to hours.
 var wide = []exploration{
 	{"four members, two removals, three openings", Config{Lives: lives("a", "b", "c", "d"), Founders: 4, Counters: 2, Openings: 3, Writes: 1, Changes: 2, Options: []Option{{Remove: []int{0}}, {Remove: []int{1}}}, Alive: 64}, 12820823},
-	{"a follower is restored, three openings", Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: 3, Writes: 1, Changes: 1, Campaign: []int{0, 1, 3}, Options: []Option{{Add: []int{3}, By: []int{0}}}, Restores: []Restore{{2, 3}}, Alive: 64}, 16704722},
+	{"a follower is restored, three openings", Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: 3, Writes: 1, Changes: 1, Campaign: []int{0, 1, 3}, Options: []Option{{Add: []int{3}, By: []int{0}}}, Restores: []Restore{{From: 2, To: 3}}, Alive: 64}, 16704722},
 	{"three regions, four takeovers", Config{Lives: lives("a", "b", "c"), Founders: 3, Counters: 2, Openings: 4, Writes: 2, Alive: 64}, 542930},
 	{"three regions, all combined", Config{Lives: lives("a", "b", "c"), Founders: 3, Counters: 2, Openings: 3, Writes: 2, Safety: 1, Moves: true, Changes: 2, Options: []Option{{Remove: []int{0}}}, Adopts: true, Alive: 64}, 4836393},
 	{"five regions, two takeovers", Config{Lives: lives("a", "b", "c", "d", "e"), Founders: 5, Counters: 2, Openings: 2, Writes: 1, Alive: 64}, 1817642},

@@ -51,6 +51,18 @@ func (m *model) enough(s *state, survivors int) bool {
 	if len(spans) == 0 {
 		return false
 	}
+	for i := range m.cfg.Lives {
+		if next := m.successor(i); next < 0 {
+			continue
+		} else if s.lives[next].gone == 0 && survivors>>i&1 == 1 {
+			return false // it was declared lost
+		}
+		for j, o := range s.lives[:len(m.cfg.Lives)] {
+			if survivors>>j&1 == 1 && !m.h.contains(s.lives[best].log, m.h.prefix(o.log, o.confirmed)) {
+				return false // it follows what was confirmed to nobody else, and given up
+			}
+		}
+	}
 	for k := len(spans) - 1; k >= 0; k-- {
 		n := 0
 		for i, l := range m.cfg.Lives {
@@ -60,7 +72,7 @@ func (m *model) enough(s *state, survivors int) bool {
 				}
 			}
 		}
-		if 2*n <= len(spans[k].Members) || spans[k].Forced && n < 2 {
+		if 2*n <= len(spans[k].Members) || spans[k].Forced && n < 2 && !noOther(spans[:k+1], confirmed) {
 			return false
 		}
 		if spans[k].Forced || spans[k].Start <= uint64(confirmed) {
@@ -68,6 +80,19 @@ func (m *model) enough(s *state, survivors int) bool {
 		}
 	}
 	return true
+}
+
+// noOther reports that since what is confirmed only one region was a member.
+func noOther(spans []ownership.Span, confirmed uint8) bool {
+	first := 0
+	for i, span := range spans {
+		if span.Start <= uint64(confirmed) {
+			first = i
+		}
+	}
+	return len(spans) > 1 && !slices.ContainsFunc(spans[first:], func(s ownership.Span) bool {
+		return len(s.Members) != 1 || s.Members[0].Region != spans[len(spans)-1].Members[0].Region
+	})
 }
 
 // candidate plays one undisturbed takeover.

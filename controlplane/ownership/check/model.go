@@ -231,13 +231,13 @@ func (m *model) campaigns(s *state, i int, send func(action, *state)) {
 	}
 	c := m.copyOf(s.lives[i])
 	role := m.rules.Role(c, m.cfg.Lives[i])
-	if role == ownership.Outside {
-		return
-	}
 	for counter := 1; counter <= m.cfg.Counters; counter++ {
 		e := m.epoch(counter, m.region[i])
 		for o, option := range m.options {
 			switch {
+			case role == ownership.Outside && !m.returns(c, i, option), role == ownership.Outside && counter < int(m.rules.Above(m.cfg.Lives[i], 0).Counter),
+				m.over(i, counter):
+				continue
 			case o == 0 && role == ownership.Home && len(m.options) > 0, o > 0 && int(s.changes) >= m.cfg.Changes,
 				option.By != nil && !slices.Contains(option.By, i), option.from == int(m.region[i])+1:
 				continue
@@ -269,6 +269,49 @@ func (m *model) campaigns(s *state, i int, send func(action, *state)) {
 			send(action{campaign, e, uint8(i), uint8(o)}, &t)
 		}
 	}
+}
+
+// returns reports that by the option life i takes the place of its former one.
+func (m *model) returns(c ownership.Copy, i int, o Option) bool {
+	return o.Force && slices.Contains(o.Add, i) && slices.ContainsFunc(o.Remove, func(j int) bool {
+		return m.region[j] == m.region[i] && slices.Contains(c.Members(), m.cfg.Lives[j])
+	})
+}
+
+// over reports that life i opens no epoch of this counter, because its next
+// life, which begins without the other members' word, starts there.
+func (m *model) over(i, counter int) bool {
+	next := m.successor(i)
+	return next >= 0 && counter >= int(m.cfg.Lives[next].Since)
+}
+
+// successor is the life that may take the place of life i by its own word; -1
+// if none may.
+func (m *model) successor(i int) int {
+	for _, r := range m.cfg.Restores {
+		if r.From == i && slices.ContainsFunc(m.options, func(o Option) bool { return o.Force && slices.Contains(o.Add, r.To) }) {
+			return r.To
+		}
+	}
+	return -1
+}
+
+// givenUp reports that log need not hold what life i confirmed in the epoch:
+// after it, a life that takes a former one's place declared i lost.
+func (m *model) givenUp(i int, epoch uint8, log logID) bool {
+	for _, o := range m.options {
+		if !o.Force || !slices.Contains(o.Remove, i) {
+			continue
+		}
+		for _, next := range o.Add {
+			if slices.ContainsFunc(m.h.nodes[log].spans, func(s ownership.Span) bool {
+				return s.Forced && s.Epoch.Compare(m.h.epochs[epoch]) > 0 && slices.Contains(s.Members, m.cfg.Lives[next])
+			}) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // unchanged checks that the model's view of life i is the core's.
@@ -427,7 +470,7 @@ func (m *model) take(s *state, k int, plan ownership.Plan) bool {
 	s.lives[i].confirmed = uint8(c.Confirmed)
 	m.unchanged(c, s, i)
 	for j := range s.slots {
-		if o := &s.slots[j]; o.epoch != 0 && o.epoch < sl.epoch && o.confirmed > 0 && !m.h.contains(log, m.h.prefix(o.log, o.confirmed)) {
+		if o := &s.slots[j]; o.epoch != 0 && o.epoch < sl.epoch && o.confirmed > 0 && !m.givenUp(int(o.owner), o.epoch, sl.log) && !m.h.contains(log, m.h.prefix(o.log, o.confirmed)) {
 			m.fail("S3: %s opens on %q without %q, which %s has confirmed", e, m.h.text(base), m.h.text(m.h.prefix(o.log, o.confirmed)), m.h.epochs[o.epoch])
 		}
 	}

@@ -216,7 +216,7 @@ var planted = []struct {
 		}
 	}},
 	{name: "members: a restored region counts as the one it was", steps: 6, cfg: restored(2), want: "S", plant: func(r *Rules) { r.Nameless = true }},
-	{name: "members: a restored home writes on", steps: 3, want: "S1", cfg: Config{Lives: lives("a", "b", "c", "a'"), Founders: 3, Counters: 1, Writes: 2, Restores: []Restore{{0, 3}}}, plant: func(r *Rules) {
+	{name: "members: a restored home writes on", steps: 3, want: "S1", cfg: Config{Lives: lives("a", "b", "c", "a'"), Founders: 3, Counters: 1, Writes: 2, Restores: []Restore{{From: 0, To: 3}}}, plant: func(r *Rules) {
 		r.Role = func(c ownership.Copy, self ownership.Member) ownership.Role {
 			self.Since = 0
 			return c.Role(self)
@@ -265,6 +265,27 @@ var planted = []struct {
 	}},
 	{name: "forced: while the members grew by the new members' word alone", steps: 7, want: "S3", cfg: Config{Lives: lives("a", "b", "c"), Founders: 2, Counters: 2, Openings: 2, Changes: 2,
 		Options: []Option{{Add: []int{2}}, {Remove: []int{0}, Force: true}, {Remove: []int{1}, Force: true}}}, plant: func(r *Rules) { r.Confirmed = confirmingByNew }},
+	{name: "returning: in an epoch that the former life may have opened", steps: 5, cfg: returning(1, 2), want: "S1", plant: func(r *Rules) {
+		r.Above = func(m ownership.Member, counter uint64) controlplane.Epoch {
+			return controlplane.Epoch{Counter: counter + 1, Region: m.Region}
+		}
+	}},
+	{name: "returning: confirming alone, although there was another member", steps: 5, cfg: returning(2, 2), want: "S", plant: func(r *Rules) {
+		r.Confirmed = func(heard []Heard, self ownership.Member, c ownership.Copy) uint64 {
+			if members := c.Members(); len(members) == 1 && self.Since > 0 && c.Role(self) == ownership.Home {
+				return c.Last.Seq
+			}
+			return confirmed(heard, self, c)
+		}
+	}},
+}
+
+// returning has a, with or without b, restored: a's next life takes its place by
+// its own word, and what a goes on saying is heard all the time.
+func returning(founders, openings int) Config {
+	return Config{Lives: lives("a", "b", "a'''"), Founders: founders, Counters: 3, Openings: openings, Writes: 1, Changes: 3, Lossy: true, Alive: 16,
+		Options:  []Option{{Add: []int{2}, Remove: []int{0, 1}[:founders], Force: true, By: []int{2}}, {Remove: []int{0}, Force: true, By: []int{1}}, {Add: []int{1}, By: []int{2}}, {Remove: []int{2}, By: []int{0}}},
+		Restores: []Restore{{From: 0, To: 2, Zombie: true}}}
 }
 
 func three(writes int) Config {
@@ -276,7 +297,7 @@ func shrinking(openings int) Config {
 }
 
 func restored(openings int) Config {
-	return Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: openings, Writes: 1, Changes: 1, Options: []Option{{Add: []int{3}}}, Restores: []Restore{{2, 3}}}
+	return Config{Lives: lives("a", "b", "c", "c'"), Founders: 3, Counters: 2, Openings: openings, Writes: 1, Changes: 1, Options: []Option{{Add: []int{3}}}, Restores: []Restore{{From: 2, To: 3}}}
 }
 
 func replacing(openings int) Config {

@@ -17,6 +17,7 @@ type Rules struct {
 	Confirm   func(ownership.Copy, controlplane.Point) (ownership.Copy, bool)
 	Next      func(ownership.Campaign) ownership.Plan
 	Confirmed func(heard []Heard, self ownership.Member, c ownership.Copy) uint64
+	Above     func(self ownership.Member, counter uint64) controlplane.Epoch
 
 	Forgets      bool // a crash loses what was promised since the last entry
 	Loses        bool // a crash loses the last entry
@@ -54,5 +55,6 @@ func Correct() Rules {
 		Next:    ownership.Campaign.Next,
 
 		Confirmed: confirmed,
+		Above:     ownership.Member.Above,
 	}
 }

@@ -204,7 +204,7 @@ func (m *model) confirm(s *state, k int) bool {
 	sl.confirmed = max(sl.confirmed, through)
 	fact := m.h.prefix(sl.log, through)
 	for j := range s.slots {
-		if o := &s.slots[j]; o.log != 0 && o.epoch > sl.epoch && !m.h.contains(o.log, fact) {
+		if o := &s.slots[j]; o.log != 0 && o.epoch > sl.epoch && !m.givenUp(int(sl.owner), sl.epoch, o.log) && !m.h.contains(o.log, fact) {
 			m.fail("S3: %s confirms %q, which the later %s lacks: %q", m.h.epochs[sl.epoch], m.h.text(fact), m.h.epochs[o.epoch], m.h.text(o.log))
 		}
 	}
@@ -277,7 +277,9 @@ func (m *model) restores(s *state, n int, r Restore, send func(action, *state)) 
 	old := s.lives[r.From]
 	for seq := uint8(0); seq <= m.h.nodes[old.log].seq; seq++ {
 		t := *s
-		t.lives[r.From].gone = 2
+		if !r.Zombie {
+			t.lives[r.From].gone = 2
+		}
 		log := m.h.prefix(old.log, seq)
 		t.lives[r.To] = life{log: log, promised: m.h.nodes[log].entry.epoch, confirmed: min(old.confirmed, seq), safety: m.h.nodes[log].safety}
 		send(action{restore, uint8(n), uint8(r.To), seq}, &t)

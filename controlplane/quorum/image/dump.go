@@ -222,7 +222,7 @@ func copyRows(tx *bbolt.Tx, r *bufio.Reader) (done bool, err error) {
 			return false, err
 		}
 		bucket := tx.Bucket([]byte(dataBuckets[b]))
-		bucket.FillPercent = 0.9 // they come in order
+		bucket.FillPercent = dense
 		if err := bucket.Put(key, value); err != nil {
 			return false, err
 		}

@@ -422,6 +422,11 @@ func (m *Image) write(b *batch) error {
 				return err
 			}
 		}
+		if len(b.clear) > 0 { // whole shards, in order
+			for _, name := range dataBuckets {
+				tx.Bucket([]byte(name)).FillPercent = dense
+			}
+		}
 		// In key order, pages are written once.
 		for _, r := range slices.SortedFunc(maps.Keys(b.rows), compareRows) {
 			if err := m.putRow(tx, r, b.rows[r], &next); err != nil {
@@ -439,6 +444,9 @@ func (m *Image) write(b *batch) error {
 	}
 	return nil
 }
+
+// dense is how full pages become of rows that come in order.
+const dense = 0.9
 
 func compareRows(a, b row) int {
 	if c := bytes.Compare([]byte(a.bucket), []byte(b.bucket)); c != 0 {

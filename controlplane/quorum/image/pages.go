@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -56,7 +57,7 @@ func CheckPages(path string) error {
 	}
 	w.seen = make([]bool, w.end)
 	w.seen[0], w.seen[1] = true, true
-	if err := w.tree(native.Uint64(meta[16:])); err != nil {
+	if err := w.tree(native.Uint64(meta[16:]), nil, nil); err != nil {
 		return err
 	}
 	if err := w.freeList(native.Uint64(meta[32:])); err != nil {
@@ -141,54 +142,69 @@ func (w *pageWalk) claim(id uint64) error {
 }
 
 // tree walks the page and all below it.
-func (w *pageWalk) tree(id uint64) error {
+// tree checks a page and what hangs below it, whose keys begin at low and end
+// before high; nil = no end.
+func (w *pageWalk) tree(id uint64, low, high []byte) error {
 	page, err := w.read(id)
 	if err != nil {
 		return err
 	}
-	if err := w.elements(page); err != nil {
+	if err := w.elements(page, low, high); err != nil {
 		return fmt.Errorf("page %d: %w", id, err)
 	}
 	return nil
 }
 
 // elements checks the content of a page, or of one that sits inside a value.
-func (w *pageWalk) elements(page []byte) error {
+// Whoever writes finds a row by the order of keys: where they are out of it, a
+// row that is deleted stays, and one that is replaced is there twice.
+func (w *pageWalk) elements(page, low, high []byte) error {
 	kind, count := native.Uint16(page[8:]), int(native.Uint16(page[10:]))
 	if pageHeader+count*16 > len(page) {
 		return errors.New("it has too many elements")
 	}
+	if kind != pageBranch && kind != pageLeaf || kind == pageBranch && count == 0 {
+		return fmt.Errorf("it is of kind %#x with %d elements", kind, count)
+	}
+	var child uint64 // of the branch element before, whose keys end where the next begins
 	for i := range count {
 		e := page[pageHeader+i*16:] // the element; its key and value lie behind it
+		var key, value []byte
 		var err error
-		switch kind {
-		case pageBranch: // pos u32, key size u32, child u64
-			if _, err = within(e, native.Uint32(e), native.Uint32(e[4:]), 0); err == nil {
-				err = w.tree(native.Uint64(e[8:]))
-			}
-		case pageLeaf: // flags, pos, key size, value size u32
-			var kv []byte
-			kv, err = within(e, native.Uint32(e[4:]), native.Uint32(e[8:]), native.Uint32(e[12:]))
-			if err == nil && native.Uint32(e)&1 != 0 {
-				err = w.bucket(kv[native.Uint32(e[8:]):])
-			}
+		if kind == pageBranch { // pos u32, key size u32, child u64
+			key, _, err = within(e, native.Uint32(e), native.Uint32(e[4:]), 0)
+		} else { // flags, pos, key size, value size u32
+			key, value, err = within(e, native.Uint32(e[4:]), native.Uint32(e[8:]), native.Uint32(e[12:]))
+		}
+		switch order := bytes.Compare(key, low); {
+		case err != nil:
+		case order < 0, order == 0 && i > 0, high != nil && bytes.Compare(key, high) >= 0:
+			err = errors.New("a key is out of order")
+		case kind == pageBranch && i > 0:
+			err = w.tree(child, low, key)
+		case kind == pageLeaf && native.Uint32(e)&1 != 0:
+			err = w.bucket(value)
 		}
 		if err != nil {
 			return err
 		}
+		low = key
+		if kind == pageBranch {
+			child = native.Uint64(e[8:])
+		}
 	}
-	if kind != pageBranch && kind != pageLeaf || kind == pageBranch && count == 0 {
-		return fmt.Errorf("it is of kind %#x with %d elements", kind, count)
+	if kind == pageBranch {
+		return w.tree(child, low, high)
 	}
 	return nil
 }
 
-func within(e []byte, pos, key, value uint32) ([]byte, error) {
-	end := uint64(pos) + uint64(key) + uint64(value)
-	if end > uint64(len(e)) {
-		return nil, errors.New("an element lies outside")
+func within(e []byte, pos, keySize, valueSize uint32) (key, value []byte, err error) {
+	middle := uint64(pos) + uint64(keySize)
+	if middle+uint64(valueSize) > uint64(len(e)) {
+		return nil, nil, errors.New("an element lies outside")
 	}
-	return e[pos:end], nil
+	return e[pos:middle], e[middle : middle+uint64(valueSize)], nil
 }
 
 // bucket follows a bucket's value: root u64, sequence u64, and a page of its
@@ -198,12 +214,12 @@ func (w *pageWalk) bucket(value []byte) error {
 		return errors.New("a bucket is too short")
 	}
 	if root := native.Uint64(value); root != 0 {
-		return w.tree(root)
+		return w.tree(root, nil, nil)
 	}
 	if len(value) < 16+pageHeader || native.Uint16(value[16+8:]) != pageLeaf {
 		return errors.New("a bucket is no leaf")
 	}
-	return w.elements(value[16:])
+	return w.elements(value[16:], nil, nil)
 }
 
 // freeList claims the page that lists the free ones, and those.

@@ -23,6 +23,8 @@ type header struct {
 	Generation  uint64 `cbor:"2,keyasint"`
 	Part        int    `cbor:"3,keyasint"` // 0 = the snapshot; deltas count from 1
 	Revocations int    `cbor:"4,keyasint"` // that the safety file held when this file was begun
+
+	Alone bool `cbor:"5,keyasint,omitempty"` // older generations hold what was erased since, and go
 }
 
 // fileName is "<generation>.snap" or "<generation>.<part>.delta".

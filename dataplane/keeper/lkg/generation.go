@@ -3,10 +3,14 @@ package lkg
 import (
 	"errors"
 	"io"
+	"maps"
+	"math"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/seal"
 )
 
 // Generation is a new generation while it is written. Give it every frame of a
@@ -20,6 +24,9 @@ type Generation struct {
 	chunk   chunk
 	chunks  int
 	used    bool // took a frame
+
+	alone    bool   // older generations go
+	erasures uint64 // known when this one began
 }
 
 var errUnfinished = errors.New("a new generation was begun and not finished")
@@ -38,10 +45,11 @@ func (s *Store) Begin() (*Generation, error) {
 	number := s.highest + 1
 	g := &Generation{
 		s: s, number: number, tracker: NewTracker(nil),
-		path: filepath.Join(s.dir, fileName(number, 0)+".new"),
+		path:  filepath.Join(s.dir, fileName(number, 0)+".new"),
+		alone: s.erasures > 0, erasures: s.erasures,
 	}
 	var err error
-	g.file, err = s.create(g.path, header{Format: 1, Generation: g.number, Revocations: s.safety.count()})
+	g.file, err = s.create(g.path, header{Format: 1, Generation: g.number, Revocations: s.safety.count(), Alone: g.alone})
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +125,7 @@ func (g *Generation) Commit() error {
 	s.tracker, s.failing, s.next = g.tracker, nil, nil
 	s.parts, s.nextPart, s.snapBytes, s.deltaBytes = []part{{0, g.chunks}}, 1, g.file.size, 0
 	g.file = nil
-	if err := s.removeOld(); err != nil {
+	if err := s.removeOld(g.keeps()); err != nil {
 		s.cfg.Logger.Warn("an old generation could not be removed", "error", err)
 	}
 	if err := s.safety.settle(s.generation, s.tracker.position); err != nil {
@@ -136,7 +144,7 @@ func (g *Generation) abort() {
 		g.s.fail(errUnfinished)
 	}
 	_ = g.file.f.Close()  // it is removed
-	_ = os.Remove(g.path) // list removes it at the next Open
+	_ = os.Remove(g.path) // Open removes it otherwise
 	g.file, g.s.next = nil, nil
 }
 
@@ -203,6 +211,63 @@ func (c *Cursor) part(p part, emit func(frames [][]byte) error) error {
 		}
 		if err := emit(frames); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Past calls each for every frame on disk, from the oldest generation to the
+// one in use: what is newer cannot be read, or must not be. What cannot be read is left out, and is the error in the end.
+func (s *Store) Past(each func(*feed.Frame) error) error {
+	s.mu.Lock()
+	files, err := s.list()
+	current, parts := s.generation, slices.Clone(s.parts)
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	for _, generation := range slices.Sorted(maps.Keys(files)) {
+		if generation > current {
+			break
+		}
+		chunks := make(map[int]int, len(parts)) // of the files that are written to
+		for _, p := range parts {
+			chunks[p.number] = p.chunks
+		}
+		for _, number := range files[generation] {
+			most, known := chunks[number]
+			if generation != current || !known {
+				most = math.MaxInt
+			}
+			err = errors.Join(err, s.file(generation, number, most, each))
+		}
+	}
+	return err
+}
+
+// file calls each for the frames of a file, as far as its most chunks.
+func (s *Store) file(generation uint64, number, most int, each func(*feed.Frame) error) error {
+	rd, err := s.open(generation, number)
+	if err != nil {
+		return err
+	}
+	defer rd.close()
+	for range most {
+		_, frames, err := rd.next()
+		if errors.Is(err, io.EOF) || errors.Is(err, seal.ErrTruncated) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		for _, raw := range frames {
+			f, err := feed.DecodeFrame(raw)
+			if err == nil {
+				err = each(f)
+			}
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil

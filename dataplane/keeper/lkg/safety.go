@@ -48,6 +48,7 @@ type safety struct {
 	waiting    []SafetyEntry // not in the file: the disk is full, or unknown
 	known      map[[16]byte]struct{}
 	pins       map[string]uint64 // record id -> revision
+	forgotten  map[string]bool   // ids of pins in file whose records are deleted
 	revoked    int
 	mark       *mark
 	unknown    bool
@@ -60,7 +61,7 @@ const safetyName = "safety.log"
 // openSafety reads the file. used says that this node had state before, so
 // that a missing file is damage. Its error is one of foreign.
 func openSafety(cfg *Config, used bool) (*safety, error) {
-	s := &safety{cfg: cfg, path: filepath.Join(cfg.Dir, safetyName), known: make(map[[16]byte]struct{}), pins: make(map[string]uint64)}
+	s := &safety{cfg: cfg, path: filepath.Join(cfg.Dir, safetyName), known: make(map[[16]byte]struct{}), pins: make(map[string]uint64), forgotten: make(map[string]bool)}
 	entries, err := s.read()
 	if errors.Is(err, fs.ErrNotExist) && !used {
 		err = nil
@@ -164,6 +165,9 @@ func (s *safety) note(e SafetyEntry) bool {
 		}
 		s.known[d] = struct{}{}
 		s.revoked++
+		if s.cfg.Revoked != nil {
+			s.cfg.Revoked(*e.Revocation)
+		}
 	case e.Pin != nil:
 		rec, err := registry.DecodeRecord(e.Pin)
 		if err != nil || s.pins[rec.Meta.ID] >= max(1, rec.Meta.Revision) {
@@ -319,7 +323,7 @@ func (s *safety) settle(generation uint64, position controlplane.Position) error
 		s.unknown = false
 	}
 	err := s.add(SafetyEntry{Mark: &mark{Generation: generation, Position: position.Clone()}})
-	return errors.Join(err, s.retry(), s.sync())
+	return errors.Join(err, s.retry(), s.sync(), s.purge())
 }
 
 func (s *safety) close(generation uint64, position controlplane.Position) error {
@@ -340,6 +344,9 @@ func (s *safety) close(generation uint64, position controlplane.Position) error 
 // must be on disk on return; otherwise a later call sees to it. Entry is the
 // frame's, if it is one.
 func (s *Store) Observe(f *feed.Frame, entry *registry.Entry, sync bool) error {
+	if erases(entry) {
+		s.erased()
+	}
 	var found []SafetyEntry
 	switch f.Type {
 	case feed.FrameRevocation:
@@ -361,6 +368,7 @@ func (s *Store) Observe(f *feed.Frame, entry *registry.Entry, sync bool) error {
 	for _, e := range found {
 		err = errors.Join(err, s.safety.add(e))
 	}
+	s.safety.forget(entry)
 	if sync {
 		err = errors.Join(err, s.safety.sync())
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,6 +15,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
 )
 
@@ -25,6 +27,17 @@ type Config struct {
 	Sealer     *seal.Sealer
 	DeltaLimit int64        // bytes of deltas after which a new generation is due; 0 = 64 MiB, or the snapshot's size if larger
 	Logger     *slog.Logger // nil = discard
+
+	// Revoked is told of each member of the safety file, at Open and when it is
+	// new. It must not block, or call the Store. nil = nobody
+	Revoked func(registry.Revocation)
+
+	// Load is asked before a generation is read, and may refuse it; Loaded is
+	// told when all that is read has been, with the oldest generation there is
+	// (none: math.MaxUint64).
+	// nil = every generation is read
+	Load   func(generation uint64) bool
+	Loaded func(oldest uint64)
 }
 
 // keep is how many generations stay on disk.
@@ -49,6 +62,8 @@ type Store struct {
 	failing    error          // the disk took no more: this generation lacks frames
 	next       *Generation    // being written
 	damage     map[string]int // what was found unreadable, by kind of file
+	alone      bool           // the generation that was loaded is to be the only one
+	erasures   uint64         // of records that older generations may still hold; 0 = none
 }
 
 // part is one file of the current generation.
@@ -71,7 +86,7 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("last known good state: %w", diskError(err))
 	}
 	files, err := s.list()
-	if err != nil {
+	if err = errors.Join(err, s.tidy()); err != nil {
 		return nil, fmt.Errorf("last known good state: %w", err)
 	}
 	if s.safety, err = openSafety(&s.cfg, len(files) > 0); err != nil {
@@ -89,7 +104,7 @@ func Open(cfg Config) (*Store, error) {
 	revocations := 0
 	for _, n := range numbers {
 		s.highest = max(s.highest, n)
-		if s.generation != 0 {
+		if s.generation != 0 || cfg.Load != nil && !cfg.Load(n) {
 			continue
 		}
 		if revocations, err = s.load(n, files[n]); foreign(err) {
@@ -99,11 +114,31 @@ func Open(cfg Config) (*Store, error) {
 		}
 	}
 	s.safety.check(revocations, s.tracker.position)
+	if s.alone && s.generation == s.highest { // its writer may have died before it removed them
+		if err := s.removeOld(1); err != nil {
+			return nil, fmt.Errorf("last known good state: %w", diskError(err))
+		}
+	}
+	if cfg.Loaded != nil {
+		oldest := uint64(math.MaxUint64)
+		if len(numbers) > 0 {
+			oldest = numbers[len(numbers)-1]
+		}
+		cfg.Loaded(oldest)
+	}
 	return s, nil
 }
 
-// list returns the parts on disk of each generation, and removes leftovers of
-// generations that were never finished.
+// tidy removes leftovers of generations that were never finished.
+func (s *Store) tidy() error {
+	leftovers, err := filepath.Glob(filepath.Join(s.dir, "*.new"))
+	for _, path := range leftovers {
+		err = errors.Join(err, os.Remove(path))
+	}
+	return err
+}
+
+// list returns the parts on disk of each generation.
 func (s *Store) list() (map[uint64][]int, error) {
 	entries, err := os.ReadDir(s.dir)
 	if err != nil {
@@ -111,12 +146,6 @@ func (s *Store) list() (map[uint64][]int, error) {
 	}
 	files := make(map[uint64][]int)
 	for _, e := range entries {
-		if filepath.Ext(e.Name()) == ".new" {
-			if err := os.Remove(filepath.Join(s.dir, e.Name())); err != nil {
-				return nil, err
-			}
-			continue
-		}
 		if n, p, ok := parseName(e.Name()); ok {
 			files[n] = append(files[n], p)
 			slices.Sort(files[n])
@@ -156,6 +185,7 @@ func (s *Store) load(generation uint64, numbers []int) (revocations int, err err
 	}
 	s.parts, s.tracker, s.deltaBytes = []part{{0, snap.chunks}}, tracker, 0
 	s.snapBytes, revocations = snap.bytes, snap.revocations
+	s.erasures, s.alone = snap.erasures, snap.alone
 	s.nextPart = 1
 	for _, p := range numbers[1:] {
 		s.nextPart = p + 1
@@ -165,6 +195,7 @@ func (s *Store) load(generation uint64, numbers []int) (revocations int, err err
 			return 0, err
 		}
 		s.deltaBytes += d.bytes
+		s.erasures += d.erasures
 		revocations = max(revocations, d.revocations)
 		if d.chunks > 0 {
 			s.parts = append(s.parts, part{p, d.chunks})
@@ -191,6 +222,8 @@ type verified struct {
 	chunks      int
 	bytes       int64
 	revocations int
+	erasures    uint64
+	alone       bool
 }
 
 // verify reads one file to its end. On an error, what came before counts.
@@ -200,7 +233,7 @@ func (s *Store) verify(generation uint64, number int, tracker *Tracker) (v verif
 		return v, err
 	}
 	defer rd.close()
-	v.revocations, v.bytes = rd.header.Revocations, rd.r.Offset()
+	v.revocations, v.bytes, v.alone = rd.header.Revocations, rd.r.Offset(), rd.header.Alone
 	for {
 		types, frames, err := rd.next()
 		if errors.Is(err, io.EOF) {
@@ -215,7 +248,11 @@ func (s *Store) verify(generation uint64, number int, tracker *Tracker) (v verif
 			}
 			f, err := feed.DecodeFrame(frames[i])
 			if err == nil {
-				_, _, err = tracker.See(f)
+				var entry *registry.Entry
+				_, entry, err = tracker.See(f)
+				if erases(entry) {
+					v.erasures++
+				}
 			}
 			if err != nil {
 				return v, err
@@ -324,7 +361,7 @@ func (s *Store) Due() bool {
 	if limit <= 0 {
 		limit = max(64<<20, s.snapBytes)
 	}
-	return s.generation == 0 || s.failing != nil || s.deltaBytes > limit || len(s.parts) > maxParts || s.safety.isUnknown()
+	return s.erasures > 0 || s.generation == 0 || s.failing != nil || s.deltaBytes > limit || len(s.parts) > maxParts || s.safety.isUnknown()
 }
 
 // Sync makes what was appended survive the host. It does not hold up Append.
@@ -397,8 +434,8 @@ func (s *Store) room() error {
 	return nil
 }
 
-// removeOld removes generations beyond keep, oldest first.
-func (s *Store) removeOld() error {
+// removeOld removes generations beyond so many, oldest first.
+func (s *Store) removeOld(keep int) error {
 	files, err := s.list()
 	if err != nil {
 		return err

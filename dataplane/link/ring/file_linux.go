@@ -94,3 +94,12 @@ func OpenConsumer(f *os.File) (*Consumer, error) {
 	}
 	return c, nil
 }
+
+// OpenProgress maps the head of f, which stays the caller's.
+func OpenProgress(f *os.File) (*Progress, error) {
+	mem, err := unix.Mmap(int(f.Fd()), 0, headerLen, unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil, fmt.Errorf("map the head of the memory for records: %w", err)
+	}
+	return &Progress{begun: word(mem, atBegun), done: word(mem, atDone), unmap: func() error { return unix.Munmap(mem) }}, nil
+}

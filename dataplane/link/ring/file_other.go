@@ -17,3 +17,6 @@ func OpenProducer(*os.File) (*Producer, error) { return nil, errKernel }
 
 // OpenConsumer fails on this kernel, and closes f.
 func OpenConsumer(f *os.File) (*Consumer, error) { return nil, errors.Join(errKernel, f.Close()) }
+
+// OpenProgress fails on this kernel.
+func OpenProgress(*os.File) (*Progress, error) { return nil, errKernel }

@@ -47,6 +47,8 @@ const (
 	atTail   = 128 // u64: what is before it was kept; the reader's
 	atFree   = 192 // u64: what is before it may be overwritten; the reader's
 	atAsleep = 256 // u32: the reader waits to be woken
+	atBegun  = 320 // u64: Progress; the writer's
+	atDone   = 384 // u64: likewise
 )
 
 // A record is: length u32 | CRC-32C u32 | number u64, in the machine's byte
@@ -83,6 +85,7 @@ type memory struct {
 	run  uint64
 
 	head, tail, free *atomic.Uint64
+	begun, done      *atomic.Uint64
 	asleep           *atomic.Uint32
 }
 
@@ -105,6 +108,7 @@ func view(mem []byte) (memory, error) {
 	return memory{
 		data: mem[headerLen:], size: size, run: binary.NativeEndian.Uint64(mem[atRun:]),
 		head: word(mem, atHead), tail: word(mem, atTail), free: word(mem, atFree),
+		begun: word(mem, atBegun), done: word(mem, atDone),
 		asleep: (*atomic.Uint32)(unsafe.Pointer(&mem[atAsleep])), //nolint:gosec // aligned, and within mem
 	}, nil
 }
@@ -230,6 +234,13 @@ func (p *Producer) Asleep() bool { return p.m.asleep.Load() != 0 }
 // NotWoken takes wake back: the reader could not be told, so the next Put says
 // it again.
 func (p *Producer) NotWoken() { p.m.asleep.Store(1) }
+
+// Begin notes, for Progress, that this process turns to item n of what it was
+// given, and Done that it is through with it.
+func (p *Producer) Begin(n uint64) { p.m.begun.Store(n) }
+
+// Done is Begin's end.
+func (p *Producer) Done(n uint64) { p.m.done.Store(n) }
 
 // Refuse makes every later Put fail with ErrFull.
 func (p *Producer) Refuse() {

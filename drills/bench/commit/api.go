@@ -3,45 +3,59 @@ package main
 import (
 	"bytes"
 	"context"
-	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
-	"os"
-	"path/filepath"
 	"time"
 
-	"ringmain/internal/clusterfile"
+	"ringmain/drills/cluster"
 )
 
-// api is the management API of a running cluster: each write replaces the name
+// api is the management API of a cluster: each write replaces the name
 // of an org, acknowledged by its region.
 type api struct {
 	base, token string
 	http        *http.Client
 	orgs        []string // one per writer
+	stop        func() error
 }
 
-func openAPI(ctx context.Context, file string) (*api, error) {
-	c, err := clusterfile.Read(file)
-	if err != nil {
-		return nil, err
+// openAPI finds the cluster, or starts one region of its own on the same disk.
+// Writes go to the leader, as etcd's do.
+func openAPI(ctx context.Context, o options) (_ *api, err error) {
+	a := &api{}
+	var c *cluster.Cluster
+	if o.ringmain != "" {
+		if c, err = cluster.Start(ctx, o.ringmain, o.dir, o.port+100, 1, "--regions", "us-east:us"); err != nil {
+			return nil, err
+		}
+		a.stop = c.Stop
+	} else {
+		if c, err = cluster.Open(ctx, o.cluster); err != nil {
+			return nil, err
+		}
+		a.stop = c.Supervisor.Close
 	}
-	token, err := os.ReadFile(filepath.Clean(c.AdminTokenFile))
-	if err != nil {
-		return nil, err
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.stop())
+		}
+	}()
+	a.token, a.http = c.Token, c.HTTP()
+	a.http.Transport.(*http.Transport).ForceAttemptHTTP2 = true
+	for _, n := range c.Regions[0].Nodes {
+		if n.Role != "control" {
+			continue
+		}
+		var st struct {
+			Leads bool `json:"leads"`
+		}
+		if a.base = n.Admin + "/admin/v1"; a.do(ctx, http.MethodGet, "/status", "", &st) == nil && st.Leads {
+			break
+		}
 	}
-	pem, err := os.ReadFile(filepath.Clean(c.CAFile))
-	if err != nil {
-		return nil, err
-	}
-	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(pem)
-	a := &api{base: c.Regions[0].Admin + "/admin/v1", token: string(bytes.TrimSpace(token)), http: &http.Client{
-		Transport: &http.Transport{ForceAttemptHTTP2: true, MaxIdleConnsPerHost: 8, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots}}}}
 	for i := range writers[len(writers)-1] {
 		var org struct {
 			ID string `json:"id"`
@@ -80,7 +94,7 @@ func (a *api) do(ctx context.Context, method, path, body string, out any) error 
 	return json.Unmarshal(answer, out)
 }
 
-func (a *api) name() string { return "management API" }
+func (a *api) name() string { return apiName }
 
 func (a *api) load(ctx context.Context, n int, window time.Duration) (sample, error) {
 	return hammer(ctx, n, window, func(ctx context.Context, writer, i int) error {
@@ -93,5 +107,5 @@ func (a *api) close() (err error) {
 		err = errors.Join(err, a.do(context.Background(), http.MethodDelete, "/orgs/"+id, "", nil))
 	}
 	a.http.CloseIdleConnections()
-	return err
+	return errors.Join(err, a.stop())
 }

@@ -1,7 +1,7 @@
 // Command commit measures what one committed write costs: a region's log beside
 // etcd, three members each, in processes of their own, on one disk and over
-// loopback without TLS, in one interleaved run. With -cluster it measures the
-// management API of a running cluster in the same run. No rule of ringmain is
+// loopback without TLS, in one interleaved run. With -ringmain or -cluster
+// it measures the management API of a cluster in the same run. No rule of ringmain is
 // decided here.
 package main
 
@@ -29,6 +29,7 @@ func main() {
 	flag.StringVar(&o.dir, "dir", "", "where the data goes, on the disk to be measured [a new directory under .]")
 	flag.StringVar(&o.etcd, "etcd", "etcd", "the etcd program; absent = not run")
 	flag.StringVar(&o.cluster, "cluster", "", "cluster.json of a running cluster, whose management API is measured too")
+	flag.StringVar(&o.ringmain, "ringmain", "", "program to start a cluster with, whose management API is measured too")
 	flag.IntVar(&o.rounds, "rounds", 3, "rounds, in rotated order; one more warms up and is dropped")
 	flag.DurationVar(&o.window, "window", 3*time.Second, "of one measurement")
 	flag.IntVar(&o.port, "port", 36000, "first of seven loopback ports")
@@ -47,14 +48,20 @@ func main() {
 }
 
 type options struct {
-	node, peers, dir, etcd, cluster string
-	rounds, port                    int
-	window                          time.Duration
-	json                            bool
+	node, peers, dir, etcd, cluster, ringmain string
+	rounds, port                              int
+	window                                    time.Duration
+	json                                      bool
 }
 
 // writers are the loads: one write at a time, and many at once.
 var writers = []int{1, 128}
+
+// Names of our own contenders.
+const (
+	regionName = "ringmain"
+	apiName    = "management API"
+)
 
 // valueBytes is the size of what one write carries.
 const valueBytes = 256
@@ -142,8 +149,8 @@ func bench(ctx context.Context, o options) (err error) {
 	default:
 		all = append(all, etcd)
 	}
-	if o.cluster != "" {
-		api, err := openAPI(ctx, o.cluster)
+	if o.cluster != "" || o.ringmain != "" {
+		api, err := openAPI(ctx, o)
 		if err != nil {
 			return fmt.Errorf("management API: %w", err)
 		}
@@ -207,9 +214,33 @@ func report(o options, all []contender, results map[key][]sample) error {
 	if o.json {
 		enc := json.NewEncoder(os.Stdout)
 		enc.SetIndent("", "  ")
-		return enc.Encode(lines)
+		return errors.Join(enc.Encode(lines), missed(lines))
 	}
-	return table(os.Stdout, lines)
+	return errors.Join(table(os.Stdout, lines), missed(lines))
+}
+
+// missed says which bounds were: one proposal at a time as fast as etcd's, many
+// as many, and one write through the API at most twice as long.
+func missed(lines []line) (err error) {
+	for _, l := range lines {
+		most, least := 0.0, 0.0
+		switch {
+		case l.P50OfEtcd == 0: // nothing to compare with
+		case l.Contender == apiName && l.Writers == 1:
+			most = 2
+		case l.Contender == regionName && l.Writers == 1:
+			most = 1
+		case l.Contender == regionName:
+			least = 1
+		}
+		if most > 0 && l.P50OfEtcd > most {
+			err = errors.Join(err, fmt.Errorf("missed: %s, %d writers: p50 %.2f of etcd's, at most %.0f", l.Contender, l.Writers, l.P50OfEtcd, most))
+		}
+		if l.RateOfEtcd < least {
+			err = errors.Join(err, fmt.Errorf("missed: %s, %d writers: %.2f of etcd's writes a second, at least %.0f", l.Contender, l.Writers, l.RateOfEtcd, least))
+		}
+	}
+	return err
 }
 
 func table(w io.Writer, lines []line) error {

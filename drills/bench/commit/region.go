@@ -48,7 +48,9 @@ func serveNode(ctx context.Context, o options) (err error) {
 	q, err := quorum.Open(ctx, quorum.Config{
 		Cluster: "bench", Region: "bench", Node: o.node, Dir: filepath.Join(o.dir, "ringmain-"+o.node), Peers: peers,
 		Homes:    []quorum.ShardSpec{{Shard: shard, Members: []string{"bench"}}},
-		Listener: listener, Dial: func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
+		Listener: listener, Dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return dialer.DialContext(ctx, "tcp", addr)
+		},
 		Sealer: seal.New(holder),
 	})
 	if err != nil {
@@ -189,7 +191,7 @@ func (r *region) leader(ctx context.Context) (*node, error) {
 	return nil, errors.New("no node leads")
 }
 
-func (r *region) name() string { return "ringmain" }
+func (r *region) name() string { return regionName }
 
 func (r *region) load(ctx context.Context, n int, window time.Duration) (sample, error) {
 	lead, err := r.leader(ctx)

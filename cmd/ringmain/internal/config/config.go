@@ -57,6 +57,7 @@ type Config struct {
 	HTTP1       string       `yaml:"http1"`        // data: empty = our own server side for clients; standard = net/http's, at a fifth more CPU
 	HTTP2       string       `yaml:"http2"`        // data: empty = our own server side for clients; standard = net/http's, at half again the CPU
 	Takeover    Takeover     `yaml:"takeover"`     // control
+	Raft        Raft         `yaml:"raft"`         // control; the same on all control nodes of a region, since whoever leads decides
 	Tunables    Tunables     `yaml:"tunables"`
 
 	load func() (*Config, error)
@@ -77,6 +78,19 @@ type Takeover struct {
 	// than three members are taken over by hand only. Too short a time makes a
 	// takeover of every short cut. 0 = never.
 	AutomaticAfter time.Duration `yaml:"automatic_after"`
+}
+
+// Raft says what a region's leader does about its members by itself.
+type Raft struct {
+	// PromoteAfter is how long a node that was added must have kept up before it
+	// votes; 0 = 10s. One that votes too early and falls behind again counts
+	// for the majority, and holds up writes.
+	PromoteAfter time.Duration `yaml:"promote_after"`
+	// RemoveDeadAfter is how long a voter may be silent before it is removed,
+	// if three others remain and a majority of them answers; 0 = never. At
+	// least 1m; below some hours, maintenance looks like death, and a node that
+	// comes back has to be added anew.
+	RemoveDeadAfter time.Duration `yaml:"remove_dead_after"`
 }
 
 // Listen holds host:port addresses.
@@ -136,9 +150,11 @@ type Region struct {
 	Data         []DataNode    `yaml:"data"` // observed for health; may be empty
 }
 
-// ControlNode is one control node's addresses.
+// ControlNode is one control node's addresses: the first contact. Who belongs to
+// a region, and where, is known by its control nodes once one of them answers.
 type ControlNode struct {
 	Node     string `yaml:"node"`
+	Reader   bool   `yaml:"reader"` // it never votes, and serves feeds to data nodes: after its first start, `ringmain node add --reader`
 	Internal string `yaml:"internal"`
 	LAN      string `yaml:"lan"`
 	WAN      string `yaml:"wan"`
@@ -161,6 +177,24 @@ type Tunables struct {
 	ReceiptDisk  uint64        `yaml:"receipt_disk"`  // data: bytes of signed receipts kept on disk, the oldest give way (a 404 from then on, however young); 0 = 1 GiB
 	ReceiptAge   time.Duration `yaml:"receipt_age"`   // data: receipts older than this are removed; 0 = 24h
 	Edge         Edge          `yaml:"edge"`          // data
+	KeyAge       KeyAge        `yaml:"key_age"`
+}
+
+// KeyAge says how long keys and tokens are accepted by a node that cannot know
+// whether they were revoked meanwhile. After that they are refused with 503
+// not_ready, until it hears of the control plane again. How long that has been is
+// ringmain_data_position_age_seconds.
+type KeyAge struct {
+	// Live and Test are for API keys at a data node that no control node of its
+	// region reaches; 0 = for ever: a region without its control plane goes on,
+	// and so does a key revoked meanwhile. What is set here turns the loss of the
+	// control plane into a loss of service. At least 10s.
+	Live time.Duration `yaml:"live"`
+	Test time.Duration `yaml:"test"`
+	// Admin is for operators' tokens at a control node that hears no leader of
+	// its region; 0 = 5m. A region that is cut off from all others still accepts
+	// them: they are what takes its shards over. At least 10s.
+	Admin time.Duration `yaml:"admin"`
 }
 
 // Edge bounds what strangers may do at the listener for clients. A change in
@@ -255,7 +289,7 @@ func durations(prefix string, t reflect.Type) (fields []string) {
 
 // wrongDuration finds the first duration in file that is none.
 func wrongDuration(file []byte) error {
-	for _, field := range append(durations("tunables.", reflect.TypeFor[Tunables]()), durations("takeover.", reflect.TypeFor[Takeover]())...) {
+	for _, field := range append(durations("tunables.", reflect.TypeFor[Tunables]()), slices.Concat(durations("takeover.", reflect.TypeFor[Takeover]()), durations("raft.", reflect.TypeFor[Raft]()))...) {
 		path, err := yaml.PathString("$." + field)
 		if err != nil {
 			continue
@@ -436,9 +470,20 @@ func (c *Config) Validate() error {
 		field string
 		value time.Duration
 	}{{"tunables.drain_timeout", c.Tunables.DrainTimeout}, {"tunables.record_age", c.Tunables.RecordAge}, {"tunables.receipt_age", c.Tunables.ReceiptAge},
-		{"tunables.edge.conn_age", c.Tunables.Edge.ConnAge}, {"tunables.edge.wrong_delay", c.Tunables.Edge.WrongDelay}, {"takeover.automatic_after", c.Takeover.AutomaticAfter}} {
+		{"tunables.edge.conn_age", c.Tunables.Edge.ConnAge}, {"tunables.edge.wrong_delay", c.Tunables.Edge.WrongDelay}, {"takeover.automatic_after", c.Takeover.AutomaticAfter},
+		{"raft.promote_after", c.Raft.PromoteAfter}, {"raft.remove_dead_after", c.Raft.RemoveDeadAfter}} {
 		if f.value < 0 {
 			return bad(f.field, "is negative: want a duration such as 24h, or 0s for the default")
+		}
+	}
+	if d := c.Raft.RemoveDeadAfter; d > 0 && d < time.Minute {
+		return bad("raft.remove_dead_after", "want 1m at least, or 0s for never: a node that restarts is silent for a while")
+	}
+	for field, age := range map[string]time.Duration{
+		"live": c.Tunables.KeyAge.Live, "test": c.Tunables.KeyAge.Test, "admin": c.Tunables.KeyAge.Admin,
+	} {
+		if age != 0 && age < 10*time.Second {
+			return bad("tunables.key_age."+field, "want 10s at least, or 0s: an election or a control node that restarts would refuse every key")
 		}
 	}
 	if c.Tunables.Edge.WrongDelay > 10*time.Second {
@@ -471,8 +516,8 @@ func (c *Config) validateRegions() error {
 		if u, err := url.Parse(r.Endpoint); err != nil || u.Scheme != "https" || u.Host == "" {
 			return bad(at+".endpoint", "want an https URL, got %q", r.Endpoint)
 		}
-		if len(r.Control) == 0 {
-			return bad(at+".control", "is empty: a region has at least one control node")
+		if !slices.ContainsFunc(r.Control, func(n ControlNode) bool { return !n.Reader }) {
+			return bad(at+".control", "names no control node that votes: a region has at least one")
 		}
 		for j, n := range r.Control {
 			if nodes[n.Node] {

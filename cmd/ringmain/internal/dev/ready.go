@@ -14,6 +14,7 @@ import (
 
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/cmd/ringmain/internal/manage"
+	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
 )
 
@@ -43,6 +44,9 @@ func (c *cluster) becomeReady(ctx context.Context, began time.Time) error {
 		return err
 	}
 	if err := c.await(ctx, "data nodes", c.keyServed); err != nil {
+		return err
+	}
+	if err := c.await(ctx, "configuration", func(ctx context.Context) error { return c.configured(ctx, client) }); err != nil {
 		return err
 	}
 	c.sup.learnWorkers(ctx)
@@ -142,6 +146,38 @@ func (c *cluster) keyServed(ctx context.Context) error {
 		}
 		if !c.backends[n.name].ready.Load() { // the front door is open only then
 			return fmt.Errorf("%s: the front door has not found it ready yet", n.name)
+		}
+	}
+	return nil
+}
+
+// configured is nil once every data node lives with the configuration, which
+// they take one after the other.
+func (c *cluster) configured(ctx context.Context, client *manage.Client) error {
+	list, err := client.Shards(ctx, "")
+	if err != nil {
+		return err
+	}
+	nodes, err := client.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	global := string(controlplane.ShardGlobal)
+	for _, s := range list.Items {
+		if s.Shard != global {
+			continue
+		}
+		_, want, err := api.ParsePosition(global + "=" + s.Position)
+		if err != nil {
+			return err
+		}
+		for _, n := range nodes {
+			if n.Role != string(config.Data) {
+				continue
+			}
+			if _, has, err := api.ParsePosition(global + "=" + n.Proven); err != nil || has.Compare(want) < 0 {
+				return fmt.Errorf("%s is at %q of the configuration, which is at %s", n.Name, n.Proven, s.Position)
+			}
 		}
 	}
 	return nil

@@ -85,7 +85,7 @@ func (t *tool) orgCommand() *cobra.Command {
 		return t.showOrg(c.CreateOrg(ctx, in))
 	})
 	fields(create.Flags())
-	create.Flags().StringVar(&in.Jurisdiction, "jurisdiction", "", "pin the org's records and traffic to this jurisdiction, for good")
+	create.Flags().StringVar(&in.Jurisdiction, "jurisdiction", "", "pin the org's records and traffic to this jurisdiction; changed by ringmain org pin")
 	var update *cobra.Command
 	update = t.command("update ORG", "change an org", "  ringmain org update Acme --state suspended", func(ctx context.Context, c *Client, args []string) error {
 		old, err := orgRef(ctx, c, args[0])
@@ -101,7 +101,7 @@ func (t *tool) orgCommand() *cobra.Command {
 	})
 	fields(update.Flags())
 	update.Flags().StringVar(&name, "name", "", "new name")
-	return group("org", "manage customer accounts", "  ringmain org create Acme --state verified\n  ringmain org list", list, create, update,
+	return group("org", "manage customer accounts", "  ringmain org create Acme --state verified\n  ringmain org list", list, create, update, t.pinCommand(),
 		t.command("get ORG", "show an org, by id or name", "  ringmain org get Acme", func(ctx context.Context, c *Client, args []string) error {
 			return t.showOrg(orgRef(ctx, c, args[0]))
 		}),

@@ -420,7 +420,7 @@ func (pl *planner) orgs(m *manifest) error {
 			Jurisdiction: cmp.Or(o.V.Jurisdiction, old.Jurisdiction, "any"), Roaming: o.V.Roaming,
 		}
 		if exists && want.Jurisdiction != old.Jurisdiction {
-			return &lineError{pl.opts.File, o.Line, fmt.Sprintf("org %q belongs to %q for good: it cannot move to %q", o.V.Name, old.Jurisdiction, want.Jurisdiction)}
+			return &lineError{pl.opts.File, o.Line, fmt.Sprintf("org %q is pinned to %q, and a manifest does not change that: `ringmain org pin %s --to %s` does, and issues new keys", o.V.Name, old.Jurisdiction, old.ID, want.Jurisdiction)}
 		}
 		if err := pl.step("org", o.V.Name, o.Line, exists, old.OrgInput, want, "", func(ctx context.Context) error {
 			if exists {

@@ -27,6 +27,8 @@ var upstreamColumns = []column[api.Upstream]{
 	{"DEDICATED", func(u api.Upstream) string { return u.Dedicated }},
 	{"STATE", func(u api.Upstream) string {
 		switch {
+		case u.CredentialEnded != nil:
+			return "credential revoked"
 		case u.Disabled:
 			return "disabled"
 		case u.Simulated:
@@ -162,7 +164,7 @@ func (t *tool) upstreamCommand() *cobra.Command {
 		return t.showUpstream(c.UpdateUpstream(ctx, old.Meta, next))
 	})
 	upstreamFlags(update.Flags(), &given, &file)
-	return group("upstream", "manage providers' endpoints", "  ringmain upstream list\n  ringmain upstream update openai-eu --disabled", create, update,
+	return group("upstream", "manage providers' endpoints", "  ringmain upstream list\n  ringmain upstream update openai-eu --disabled", create, update, t.revokeCredentialCommand(),
 		t.command("list", "list upstreams", "  ringmain upstream list", func(ctx context.Context, c *Client, _ []string) error {
 			list, err := c.Upstreams(ctx)
 			if err != nil {

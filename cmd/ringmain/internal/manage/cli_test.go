@@ -152,7 +152,7 @@ func TestMistakes(t *testing.T) {
 		status int
 		says   string
 	}{
-		{"org", 2, "needs one of: create, delete, get, list, update"},
+		{"org", 2, "needs one of: create, delete, get, list, pin, update"},
 		{"org lst", 2, `unknown command "lst" for "ringmain org"`},
 		{"org get", 2, "takes 1 arguments"},
 		{"org list extra", 2, "takes 0 arguments"},

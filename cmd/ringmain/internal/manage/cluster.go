@@ -147,7 +147,7 @@ func (t *tool) nodeCommand() *cobra.Command {
 	})
 	list.Flags().StringVar(&region, "region", "", "only nodes of this region")
 	return group("node", "see nodes, and change who is in a region", "  ringmain node list\n  ringmain node members --region eu-fra",
-		append([]*cobra.Command{list}, t.raftCommands()...)...)
+		append([]*cobra.Command{list, t.revokeNodeCommand()}, t.raftCommands()...)...)
 }
 
 // shardRow is one line of the status table.

@@ -66,7 +66,7 @@ func Commands(env Env) []*cobra.Command {
 	t := &tool{env: env}
 	list := []*cobra.Command{
 		t.orgCommand(), t.projectCommand(), t.keyCommand(), t.upstreamCommand(), t.routeCommand(),
-		t.policyCommand(), t.regionCommand(), t.shardCommand(), t.quarantineCommand(), t.residencyCommand(), t.nodeCommand(), t.backupCommand(), t.statusCommand(), t.applyCommand(),
+		t.policyCommand(), t.regionCommand(), t.shardCommand(), t.quarantineCommand(), t.residencyCommand(), t.nodeCommand(), t.rolloutCommand(), t.tokenCommand(), t.backupCommand(), t.statusCommand(), t.applyCommand(),
 	}
 	for _, c := range list {
 		f := c.PersistentFlags()

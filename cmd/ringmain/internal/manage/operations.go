@@ -36,6 +36,13 @@ func (c *Client) AddMember(ctx context.Context, region string, in api.MemberInpu
 	return out, c.call(ctx, request{method: http.MethodPost, path: "/members", query: atRegion(region), body: in}, out)
 }
 
+// MoveMember notes that a node of the Raft of region is at another address. It
+// may be repeated.
+func (c *Client) MoveMember(ctx context.Context, region, node, address string) (*api.MemberList, error) {
+	out := new(api.MemberList)
+	return out, c.call(ctx, request{method: http.MethodPut, path: "/members/" + esc(node) + "/address", query: atRegion(region), body: api.MemberAddress{Address: address}}, out)
+}
+
 // RemoveMember removes a node from the Raft of region. It may be repeated.
 func (c *Client) RemoveMember(ctx context.Context, region, node string, force bool) (*api.MemberList, error) {
 	query := url.Values{}
@@ -140,11 +147,15 @@ func (t *tool) raftCommands() []*cobra.Command {
 		"  ringmain node replace eu-fra-c2 eu-fra-c4 10.2.0.4:7443 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
 			return t.replace(ctx, c, region, args[0], api.MemberInput{Node: args[1], Address: args[2]})
 		})
+	move := t.command("move NODE ADDRESS", "note that a control node is at another address, once it runs there",
+		"  ringmain node move eu-fra-c2 10.2.0.9:7443 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
+			return t.showMembers(c.MoveMember(ctx, region, args[0], args[1]))
+		})
 	transfer := t.command("transfer", "have another control node lead its region", "  ringmain node transfer --to eu-fra-c2 --region eu-fra", func(ctx context.Context, c *Client, _ []string) error {
 		return t.showMembers(c.TransferLeadership(ctx, region, to))
 	})
 	transfer.Flags().StringVar(&to, "to", "", "node that is to lead (default: whichever is furthest)")
-	all := []*cobra.Command{members, addNode, removeNode, replace, transfer}
+	all := []*cobra.Command{members, addNode, removeNode, replace, move, transfer}
 	for _, c := range all {
 		c.Flags().StringVar(&region, "region", "", "region that is meant (default: that of the server)")
 	}
@@ -347,7 +358,9 @@ func (t *tool) createBackup(ctx context.Context, c *Client, path string) (err er
 func configured(cfg *config.Config) []quorum.Peer {
 	var out []quorum.Peer
 	for _, n := range cfg.Own().Control {
-		out = append(out, quorum.Peer{Node: n.Node, Addr: n.Internal})
+		if !n.Reader {
+			out = append(out, quorum.Peer{Node: n.Node, Addr: n.Internal})
+		}
 	}
 	return out
 }

@@ -50,6 +50,17 @@ func (r *region) Add(_ context.Context, node, address string, _ bool) error {
 	return nil
 }
 
+func (r *region) Move(_ context.Context, node, address string) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range r.members {
+		if r.members[i].Node == node {
+			r.members[i].Address = address
+		}
+	}
+	return nil
+}
+
 func (r *region) Remove(_ context.Context, node string, force bool) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -136,6 +147,9 @@ func TestNodeCommands(t *testing.T) {
 		t.Errorf("replace: %v\n%s", err, out)
 	}
 	c.ok("node", "add", "us-east-c4", "a:4")
+	if out := c.ok("node", "move", "us-east-c4", "a:44", "--region", "us-east"); !strings.Contains(out, "a:44") {
+		t.Errorf("move:\n%s", out)
+	}
 	c.ok("node", "remove", "us-east-c4")
 }
 

@@ -119,9 +119,15 @@ func (t *tool) shardCommand() *cobra.Command {
 	takeover.Long = `Make another region the home of a shard whose home is lost. It gets everything
 that a majority of the shard's regions has, and with it every record that was
 acknowledged multi-region. What the former home has beyond that goes into its
-quarantine when it returns: see ` + "`ringmain quarantine list`" + `.`
+quarantine when it returns: see ` + "`ringmain quarantine list`" + `.
+
+A region that was restored from a backup, or recovered, is no member of its own
+shards any more, since it may have lost what it promised. Another member takes
+them over. Where there is none, it does so itself, with --lost naming it and all
+others that are gone: what came after the backup is given up with that.`
 	takeover.Flags().BoolVar(&in.Live, "force", false, "take it from a home that answers: its writes stop")
 	takeover.Flags().StringSliceVar(&in.Lost, "lost", nil, "region declared lost for ever: nobody waits for it, and it leaves the shard until it is added again; needed where no majority is left")
+	takeover.Flags().StringSliceVar(&in.Add, "add", nil, "region that becomes a member again, after it was lost, restored or recovered; it must be up")
 	for _, c := range []*cobra.Command{move, takeover} {
 		c.Flags().StringVar(&to, "to", "", "region that becomes home (needed)")
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/roster"
 	"ringmain/controlplane/seal"
 	"ringmain/gossip"
 	"ringmain/gossip/bulletin"
@@ -45,16 +47,21 @@ type control struct {
 	homes    atomic.Pointer[homes.Homes] // nil until the log is open
 	gossip   *gossipRoom
 	forward  *forward.Client
+	roster   *roster.Book
+	abreast  *feed.Abreast
 	importer atomic.Pointer[feed.Importer] // nil unless this node leads
+	expelled *expelled
+	revoked  chan struct{} // receives after the safety set of the global shard may have changed
 }
 
 // RunControl runs a control node until ctx ends.
 func RunControl(ctx context.Context, env Env) (err error) {
 	cfg := env.Config
-	c := &control{env: env, cfg: cfg}
+	c := &control{env: env, cfg: cfg, revoked: make(chan struct{}, 1)}
 	if c.bundle, err = loadIdentity(cfg, identity.RoleControl); err != nil {
 		return err
 	}
+	c.expelled = newExpelled(c.bundle, env.Logger)
 	holder, err := openSealKey(cfg)
 	if err != nil {
 		return err
@@ -83,12 +90,16 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return errors.Join(err, internal.Close(), adminListener.Close())
 	}
-	demux := identity.Listener(internal, c.bundle.Server([]string{protoRaft, "h2"}, c.mayCall), protoRaft, "h2")
+	demux := identity.Listener(c.bundle.Listen(internal), c.bundle.Server([]string{protoRaft, "h2"}, c.mayCall), protoRaft, "h2")
 	demux.OnRefused(func(remote net.Addr, err error) {
 		env.Logger.Warn("internal connection refused", "remote", remote, "err", err)
 	})
-	c.calls = feed.NewHTTPClient(c.bundle.Client([]string{"h2"}, identity.AllowControl("")))
+	c.calls = client(c.bundle, identity.AllowControl(""))
 	defer c.calls.CloseIdleConnections()
+
+	c.roster = openRoster(env, c.calls, c.members)
+	c.abreast = feed.NewAbreast(feed.AbreastConfig{Region: cfg.Region, Node: cfg.Node, Source: c, HTTP: c.calls,
+		Leader: func() (string, string, bool) { return c.quorum.Leader() }})
 
 	// Asked to stop, the node goes on serving until it has handed leadership over.
 	asked := ctx
@@ -96,8 +107,9 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	defer stopServing()
 	g, ctx := errgroup.WithContext(ctx)
 	c.hub, err = feed.OpenHub(ctx, feed.HubConfig{
-		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.contact,
-		Peers: c.peers, HTTP: c.calls, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
+		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.abreast.Contact,
+		Leads: func() bool { return c.quorum.IsLeader() }, Members: c.roster.Encoded,
+		Peers: c.peers, HTTP: c.calls, Hinted: c.expelled.take, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
 	})
 	if err != nil {
 		return errors.Join(err, demux.Close(), adminListener.Close(), metrics.Close())
@@ -109,11 +121,12 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if c.gossip, err = openGossip(ctx, env, bulletin.Digest{}); err != nil {
 		return errors.Join(err, c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
+	c.expelled.hush(c.gossip)
 	owners, err := c.openHomes(ctx)
 	if err != nil {
 		return errors.Join(err, c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
-	c.forward = forward.New(forward.Config{Bundle: c.bundle, Addresses: c.controlsOf})
+	c.forward = forward.New(forward.Config{Bundle: c.bundle, Addresses: c.roster.Addresses})
 	defer c.forward.Close()
 	api, err := c.openAdmin(secret)
 	if err != nil {
@@ -122,6 +135,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 
 	inner := http.NewServeMux()
 	inner.Handle("/feed/v1/", c.hub.Handler())
+	inner.Handle("POST "+roster.Path, c.roster.Handler())
 	inner.Handle(homes.Prefix, owners.Handler())
 	inner.Handle("/internal/v1/", api.Internal())
 	inner.HandleFunc("GET /livez", live)
@@ -132,9 +146,15 @@ func RunControl(ctx context.Context, env Env) (err error) {
 		return serve(ctx, metrics, debugMux(promhttp.HandlerFor(env.Registry, promhttp.HandlerOpts{})), env.Logger)
 	})
 	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
+	g.Go(func() error { return c.followRoster(ctx) })
+	g.Go(func() error { c.abreast.Run(ctx); return nil })
 	g.Go(func() error { return c.importWhileLeading(ctx) })
 	g.Go(func() error { return c.observe(ctx) })
 	g.Go(func() error { return c.gossip.alone(ctx) })
+	g.Go(func() error { c.gossip.remember(ctx, env); return nil })
+	g.Go(func() error { c.expelled.follow(ctx, c.View, c.revoked); return nil })
+	g.Go(func() error { return c.expelled.wait(ctx) })
+	g.Go(func() error { c.expelled.part(ctx); return nil })
 	g.Go(func() error { c.publishHealth(ctx); return nil })
 	g.Go(func() error {
 		defer stopServing()
@@ -186,41 +206,6 @@ func (c *control) mayCall(id identity.ID) error {
 // View makes control the feed's and the admin API's source of state.
 func (c *control) View(f func(*registry.State)) { c.quorum.View(f) }
 
-func (c *control) peers() []feed.Peer {
-	var out []feed.Peer
-	for _, r := range c.cfg.Regions {
-		for _, n := range r.Control {
-			if n.Node != c.cfg.Node {
-				out = append(out, feed.Peer{Region: r.Name, Node: n.Node, Addr: n.Internal})
-			}
-		}
-	}
-	return out
-}
-
-func (c *control) controlsOf(region string) []string {
-	var out []string
-	for _, r := range c.cfg.Regions {
-		if r.Name == region {
-			for _, n := range r.Control {
-				out = append(out, n.Internal)
-			}
-		}
-	}
-	return out
-}
-
-// contact is when this node last knew that it was current. A leader is; a
-// follower of one is as far behind as its last word, which raft bounds.
-func (c *control) contact() time.Time {
-	if q := c.quorum; q != nil {
-		if _, _, ok := q.Leader(); !ok {
-			return time.Time{}
-		}
-	}
-	return time.Now()
-}
-
 // lags tells the admin API how far behind their homes this region's copies are;
 // only the leader, which imports them, knows.
 func (c *control) lags() map[controlplane.Shard]admin.Lag {
@@ -237,7 +222,7 @@ func (c *control) lags() map[controlplane.Shard]admin.Lag {
 
 // observe probes the other regions and says in gossip which can be reached.
 func (c *control) observe(ctx context.Context) error {
-	targets, close, err := regionTargets(c.cfg, c.calls)
+	targets, close, err := regionTargets(c.cfg, c.roster, c.calls)
 	if err != nil {
 		return err
 	}
@@ -312,6 +297,13 @@ func (c *control) importWhileLeading(ctx context.Context) (err error) {
 // applied tells the rooms beside the log what a command did.
 func (c *control) applied(out registry.Outcome, sender controlplane.Epoch) {
 	c.hub.Applied(out, sender)
+	if slices.Contains(out.Reset, controlplane.ShardGlobal) ||
+		slices.ContainsFunc(out.Touched, func(r registry.Ref) bool { return r.Kind == registry.KindNode }) {
+		select {
+		case c.revoked <- struct{}{}:
+		default: // said before
+		}
+	}
 	if h := c.homes.Load(); h != nil {
 		h.Applied(out)
 	}
@@ -320,7 +312,7 @@ func (c *control) applied(out registry.Outcome, sender controlplane.Epoch) {
 func (c *control) openHomes(ctx context.Context) (*homes.Homes, error) {
 	h, err := homes.Open(ctx, homes.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Store: c.quorum, Since: c.quorum.Since, Hub: c.hub,
-		Addresses: c.controlsOf, HTTP: c.calls,
+		Addresses: c.roster.Addresses, HTTP: c.calls,
 		Published: c.gossip.up, AutomaticAfter: c.cfg.Takeover.AutomaticAfter,
 		Retake: func(home string, shard controlplane.Shard) {
 			if im := c.importer.Load(); im != nil {
@@ -340,8 +332,8 @@ func (c *control) sources() []feed.ImportSource {
 	var out []feed.ImportSource
 	for _, r := range c.cfg.Regions {
 		if r.Name != c.cfg.Region {
-			out = append(out, feed.ImportSource{Region: r.Name, Targets: c.controlsOf(r.Name),
-				HTTP: feed.NewHTTPClient(c.bundle.Client([]string{"h2"}, identity.AllowControl(r.Name)))})
+			out = append(out, feed.ImportSource{Region: r.Name, Targets: watched(c.roster, r.Name, false),
+				HTTP: client(c.bundle, identity.AllowControl(r.Name))})
 		}
 	}
 	return out
@@ -355,20 +347,16 @@ func (c *control) openImporter(ctx context.Context, sources []feed.ImportSource)
 }
 
 func (c *control) quorumConfig(raftStreams net.Listener, sealer *seal.Sealer) quorum.Config {
-	var peers []quorum.Peer
-	for _, n := range c.cfg.Own().Control {
-		peers = append(peers, quorum.Peer{Node: n.Node, Addr: n.Internal})
-	}
-	dialer := tls.Dialer{
-		NetDialer: &net.Dialer{Timeout: 2 * time.Second},
-		Config:    c.bundle.Client([]string{protoRaft}, identity.AllowControl(c.cfg.Region)),
+	peers, reader := founders(c.cfg)
+	dial := func(ctx context.Context, node, addr string) (net.Conn, error) {
+		want := identity.ID{Cluster: c.cfg.Cluster, Region: c.cfg.Region, Role: identity.RoleControl, Node: node}
+		return c.bundle.Dialer(&net.Dialer{Timeout: 2 * time.Second}, []string{protoRaft}, identity.AllowNode(want))(ctx, "tcp", addr)
 	}
 	return quorum.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Dir: filepath.Join(c.cfg.DataDir, "quorum"),
-		Peers: peers, Homes: bornHere(c.cfg),
-		Listener: raftStreams,
-		Dial:     func(ctx context.Context, addr string) (net.Conn, error) { return dialer.DialContext(ctx, "tcp", addr) },
-		Sealer:   sealer, OnApply: c.applied,
+		Peers: peers, Reader: reader, Homes: bornHere(c.cfg),
+		Tunables: quorum.Tunables{Promote: c.cfg.Raft.PromoteAfter, RemoveDead: c.cfg.Raft.RemoveDeadAfter},
+		Listener: raftStreams, Dial: dial, Sealer: sealer, OnApply: c.applied,
 		Logger: c.env.Logger.With("room", "quorum"), Registerer: c.env.Registry,
 	}
 }
@@ -418,8 +406,8 @@ func (c *control) openAdmin(secret []byte) (*admin.API, error) {
 	}
 	return admin.New(admin.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Version: c.env.Version,
-		Store: c.quorum, Homes: c.homes.Load(), Forwarder: c.forward, Tokens: tokens, ClusterSecret: secret,
-		Operations: operations, Verdicts: c.hub, Revocations: c.hub,
+		Store: c.quorum, Homes: c.homes.Load(), Forwarder: c.forward, Tokens: tokens, TokenAge: c.cfg.Tunables.KeyAge.Admin, ClusterSecret: secret,
+		Operations: operations, Verdicts: c.hub, Revocations: c.hub, Announced: c.hub.Announced, Holders: c.hub,
 		Nodes: c.gossip.nodes, Published: c.gossip.published, Lags: c.lags,
 		Random: rand.Reader, Logger: c.env.Logger.With("room", "admin"), Registerer: c.env.Registry,
 	})

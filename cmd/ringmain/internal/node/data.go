@@ -26,6 +26,7 @@ import (
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/documents"
 	"ringmain/dataplane/keeper"
+	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/policy"
 	"ringmain/gossip/bulletin"
@@ -66,20 +67,36 @@ func RunData(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return errors.Join(err, metrics.Close())
 	}
-	calls := feed.NewHTTPClient(bundle.Client([]string{"h2"}, identity.AllowControl(cfg.Region)))
+	calls := client(bundle, identity.AllowControl(cfg.Region))
 	defer calls.CloseIdleConnections()
-	var targets []string
-	for _, n := range cfg.Own().Control {
-		targets = append(targets, n.Internal)
-	}
+	book := openRoster(env, calls, nil)
 	g, ctx := errgroup.WithContext(ctx)
 	// Gossip outlives ctx: a node that drains has to say so.
 	room, err := openGossip(context.WithoutCancel(ctx), env, bulletin.Digest{Peer: cfg.Listen.Peer, API: cfg.Listen.API, Pools: poolsOf(setup.Pools, link.Confinement{})})
 	if err != nil {
 		return errors.Join(err, metrics.Close())
 	}
+	expelled := newExpelled(bundle, env.Logger)
+	expelled.hush(room)
 	// Any control node will do: they are tried in turn.
 	var next atomic.Uint64
+	inTurn := func(ask func(addr string) error) error {
+		var errs error
+		all := book.Addresses(cfg.Region)
+		for range all {
+			err := ask(all[next.Load()%uint64(len(all))])
+			if err == nil {
+				return nil
+			}
+			errs = errors.Join(errs, err)
+			next.Add(1)
+		}
+		return errs
+	}
+	teller := &heldTeller{queue: make(chan feed.Held, heldQueue), region: cfg.Region, node: cfg.Node, log: env.Logger.With("room", "feed"),
+		post: func(ctx context.Context, held []feed.Held) error {
+			return inTurn(func(addr string) error { return feed.PostHeld(ctx, calls, cfg.Region, addr, cfg.Cluster, held) })
+		}}
 	var workerFiles []*os.File
 	if env.lifeline != nil {
 		workerFiles = append(workerFiles, env.lifeline)
@@ -92,32 +109,30 @@ func RunData(ctx context.Context, env Env) (err error) {
 		WorkerLog:   env.Stderr,
 		Watch: func(ctx context.Context, from func() controlplane.Position, sink func(*feed.Frame) error) error {
 			return feed.Watch(ctx, feed.WatchConfig{
-				Cluster: cfg.Cluster, Region: cfg.Region, Targets: targets, HTTP: calls,
-				From: from, Verdicts: true, Sink: sink, Logger: env.Logger.With("room", "feed"),
+				Cluster: cfg.Cluster, Region: cfg.Region, Targets: watched(book, cfg.Region, true), HTTP: calls,
+				Members: func(list []byte) { learn(book, cfg.Region, list, env.Logger) },
+				From:    from, Verdicts: true, Sink: teller.after(sink), Logger: env.Logger.With("room", "feed"),
 			})
 		},
 		ShareVerdicts: func(ctx context.Context, verdicts []feed.Verdict) error {
-			var errs error
-			for range targets {
-				addr := targets[next.Load()%uint64(len(targets))]
-				err := feed.PostVerdicts(ctx, calls, cfg.Region, addr, cfg.Cluster, verdicts)
-				if err == nil {
-					return nil
-				}
-				errs = errors.Join(errs, err)
-				next.Add(1)
-			}
-			return errs
+			return inTurn(func(addr string) error {
+				return feed.PostVerdicts(ctx, calls, cfg.Region, addr, cfg.Cluster, verdicts)
+			})
 		},
+		Revoked:      expelled.take,
 		Peers:        func() link.Peers { return peersOf(room, cfg) },
 		PeersChanged: room.Changed(),
 		Health: func(h link.Health, up bool) {
 			room.Publish(func(d *bulletin.Digest) {
 				d.WorkerAlive, d.Ready, d.Draining = up, up && h.Ready, h.Draining
 				d.InFlight, d.Capacity, d.Breakers = h.InFlight, h.Capacity, h.Breakers
+				d.StateAge = h.StateAge / 10 * 10
 				d.Pools = poolsOf(setup.Pools, h.Confinement)
 			})
 		},
+		Nodes:  func() []trial.Node { return trialNodes(room.Table().Nodes) },
+		Trials: func(r trial.Report) { room.Publish(func(d *bulletin.Digest) { publishTrials(d, r) }) },
+
 		Gatherer: env.Registry, Registerer: env.Registry,
 		Logger: env.Logger.With("room", "keeper"),
 		Tunables: keeper.Tunables{
@@ -169,6 +184,12 @@ func RunData(ctx context.Context, env Env) (err error) {
 	})
 	g.Go(func() error { return serve(ctx, metrics, mux, env.Logger) })
 	g.Go(func() error { return room.alone(ctx) })
+	g.Go(func() error { room.remember(ctx, env); return nil })
+	g.Go(func() error { return expelled.wait(ctx) })
+	g.Go(func() error { expelled.part(ctx); return nil })
+	given := k.Given
+	teller.given.Store(&given)
+	g.Go(func() error { teller.run(ctx); return nil })
 	<-ctx.Done()
 	drain := cfg.Tunables.DrainTimeout
 	if drain == 0 {
@@ -208,6 +229,7 @@ func workerSetup(cfg *config.Config) (link.Setup, error) {
 		Cluster: cfg.Cluster, Region: cfg.Region, Jurisdiction: cfg.Own().Jurisdiction, Node: cfg.Node,
 		Pools: cfg.Pools, Capacity: cfg.Tunables.Capacity, ReceiptHash: cfg.Receipts.Hash,
 		StandardHTTP1: cfg.HTTP1 == "standard", StandardHTTP2: cfg.HTTP2 == "standard", Edge: edgeOf(cfg),
+		KeyAge: map[string]time.Duration{"live": cfg.Tunables.KeyAge.Live, "test": cfg.Tunables.KeyAge.Test},
 	}
 	if len(s.Pools) == 0 {
 		s.Pools = []string{policy.PoolStandard, policy.PoolZeroRetention}

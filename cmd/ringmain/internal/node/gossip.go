@@ -5,12 +5,17 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
+	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -18,6 +23,7 @@ import (
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/roster"
 	"ringmain/gossip"
 	"ringmain/gossip/bulletin"
 )
@@ -62,6 +68,8 @@ func openGossip(ctx context.Context, env Env, first bulletin.Digest) (*gossipRoo
 			}
 		}
 	}
+	lan, wan := readContacts(env)
+	lanSeeds, wanSeeds = append(lanSeeds, lan...), append(wanSeeds, wan...)
 	began, nameTaken := time.Now(), make(chan error, 1)
 	first.Incarnation = uint64(began.UnixMilli())
 	g, err := gossip.Open(ctx, gossip.Config{
@@ -85,6 +93,62 @@ func openGossip(ctx context.Context, env Env, first bulletin.Digest) (*gossipRoo
 	return &gossipRoom{g, env.Logger.With("room", "gossip"), nameTaken}, nil
 }
 
+// contacts are the members of both groups that a node remembers, so that it
+// finds the others again when those configured have been replaced.
+type contacts struct {
+	LAN []string `json:"lan"`
+	WAN []string `json:"wan"`
+}
+
+const (
+	maxContacts   = 8 // of each group
+	contactsEvery = 10 * time.Second
+)
+
+func contactsFile(env Env) string { return filepath.Join(env.Config.DataDir, "gossip.json") }
+
+// readContacts gives what was remembered. Nothing depends on it.
+func readContacts(env Env) (lan, wan []string) {
+	var c contacts
+	text, err := os.ReadFile(contactsFile(env))
+	if err == nil {
+		err = json.Unmarshal(text, &c)
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		env.Logger.Warn("the members of gossip are not remembered: those configured are asked", "err", err)
+	}
+	broken := func(addr string) bool { _, _, err := net.SplitHostPort(addr); return err != nil }
+	return slices.DeleteFunc(c.LAN, broken), slices.DeleteFunc(c.WAN, broken)
+}
+
+// remember keeps the file of contacts current until ctx ends.
+func (g *gossipRoom) remember(ctx context.Context, env Env) {
+	var last contacts
+	for tick := time.NewTicker(contactsEvery); ; {
+		var now contacts
+		now.LAN, now.WAN = g.Contacts(maxContacts)
+		if len(now.LAN)+len(now.WAN) > 0 && !reflect.DeepEqual(now, last) { // alone, the old ones are worth more
+			text, err := json.Marshal(now)
+			if err == nil {
+				err = os.WriteFile(contactsFile(env)+".part", text, 0o600)
+			}
+			if err == nil {
+				err = os.Rename(contactsFile(env)+".part", contactsFile(env))
+			}
+			if err != nil {
+				g.log.Warn("the members of gossip are not remembered", "err", err)
+			}
+			last = now
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			tick.Stop()
+			return
+		}
+	}
+}
+
 // leave says goodbye, so that nobody has to find out, and closes.
 func (g *gossipRoom) leave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -103,6 +167,7 @@ func (g *gossipRoom) nodes() []api.Node {
 		out = append(out, api.Node{
 			Region: n.Region, Name: n.Node, Role: n.Role, Alive: n.Alive, Ready: n.Alive && n.Ready, Draining: n.Draining,
 			InFlight: n.InFlight, Capacity: n.Capacity, Pools: n.Pools, API: n.API, Position: n.Position, Breakers: n.Breakers,
+			Proven: n.Proven, Suspects: n.Suspects, LeftOut: n.LeftOut, StateAge: n.StateAge,
 		})
 	}
 	return out
@@ -144,7 +209,7 @@ func shortPosition(p controlplane.Position) string {
 // regionTargets are the other regions, each with the two paths by which this
 // node observes it: the clients' (a data node's readiness over public TLS) and
 // the nodes' own (a control node over mutual TLS).
-func regionTargets(cfg *config.Config, inner *http.Client) ([]gossip.Target, func(), error) {
+func regionTargets(cfg *config.Config, book *roster.Book, inner *http.Client) ([]gossip.Target, func(), error) {
 	roots, err := x509.SystemCertPool()
 	if err != nil {
 		roots = x509.NewCertPool() // a machine without roots of its own
@@ -166,16 +231,19 @@ func regionTargets(cfg *config.Config, inner *http.Client) ([]gossip.Target, fun
 		if r.Name == cfg.Region {
 			continue
 		}
-		var public, internal []string
+		var public []string
 		for _, n := range r.Data {
 			public = append(public, "https://"+n.API+"/readyz")
 		}
-		for _, n := range r.Control {
-			internal = append(internal, "https://"+n.Internal+"/livez")
+		internal := func() (urls []string) {
+			for _, addr := range book.Addresses(r.Name) {
+				urls = append(urls, "https://"+addr+"/livez")
+			}
+			return urls
 		}
 		t := gossip.Target{Region: r.Name, Paths: []func(context.Context) error{anyAnswers(inner, internal)}}
 		if len(public) > 0 {
-			t.Paths = append(t.Paths, anyAnswers(outer, public))
+			t.Paths = append(t.Paths, anyAnswers(outer, func() []string { return public }))
 		}
 		targets = append(targets, t)
 	}
@@ -184,15 +252,17 @@ func regionTargets(cfg *config.Config, inner *http.Client) ([]gossip.Target, fun
 
 // anyAnswers asks one URL after another, beginning with the one that answered
 // last, until one answers 200.
-func anyAnswers(client *http.Client, urls []string) func(context.Context) error {
-	last := 0 // one caller at a time
+func anyAnswers(client *http.Client, urls func() []string) func(context.Context) error {
+	last := "" // one caller at a time
 	return func(ctx context.Context) error {
 		var errs error
-		for i := range urls {
-			k := (last + i) % len(urls)
-			err := answers(ctx, client, urls[k])
+		all := urls()
+		begin := max(0, slices.Index(all, last))
+		for i := range all {
+			url := all[(begin+i)%len(all)]
+			err := answers(ctx, client, url)
 			if err == nil {
-				last = k
+				last = url
 				return nil
 			}
 			errs = errors.Join(errs, err)

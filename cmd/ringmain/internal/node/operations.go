@@ -49,6 +49,10 @@ func (o *operations) Add(ctx context.Context, node, address string, reader bool)
 	return o.quorum.Add(ctx, quorum.Peer{Node: node, Addr: address}, reader)
 }
 
+func (o *operations) Move(ctx context.Context, node, address string) error {
+	return o.quorum.Move(ctx, quorum.Peer{Node: node, Addr: address})
+}
+
 func (o *operations) Remove(ctx context.Context, node string, force bool) error {
 	return o.quorum.Remove(ctx, node, force)
 }

@@ -44,7 +44,7 @@ func TestOperations(t *testing.T) {
 			Cluster: "test", Region: "us-east", Node: p.Node, Dir: filepath.Join(t.TempDir(), p.Node), Peers: peers, Sealer: sealer,
 			Homes:    []quorum.ShardSpec{{Shard: "us", Members: []string{"us-east"}}},
 			Listener: listeners[i],
-			Dial: func(ctx context.Context, addr string) (net.Conn, error) {
+			Dial: func(ctx context.Context, _, addr string) (net.Conn, error) {
 				var d net.Dialer
 				return d.DialContext(ctx, "tcp", addr)
 			},

@@ -1,0 +1,188 @@
+package manage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"ringmain/controlplane/admin/api"
+)
+
+// ChangePin begins an org's change of pin, goes on with it, or finishes it. It
+// may be repeated.
+func (c *Client) ChangePin(ctx context.Context, org string, in api.PinInput) (*api.PinChange, error) {
+	return create[api.PinChange](ctx, c, "/orgs/"+esc(org)+"/pin", in)
+}
+
+// Pin says how far an org's change of pin is.
+func (c *Client) Pin(ctx context.Context, org string) (*api.PinChange, error) {
+	return get[api.PinChange](ctx, c, "/orgs/"+esc(org)+"/pin")
+}
+
+// ReissueKey makes the key that takes the place of one whose org changes its
+// pin. Its Whole is shown in this answer and never again.
+func (c *Client) ReissueKey(ctx context.Context, id string) (*api.Key, error) {
+	return create[api.Key](ctx, c, "/keys/"+esc(id)+"/reissue", nil)
+}
+
+// reissued is one line of what the customer gets.
+type reissued struct {
+	Old     string `json:"old"`
+	New     string `json:"new"`
+	Name    string `json:"name"`
+	Project string `json:"project"`
+	Whole   string `json:"key"`
+}
+
+var reissuedColumns = []column[reissued]{
+	{"OLD-ID", func(r reissued) string { return r.Old }},
+	{"NEW-ID", func(r reissued) string { return r.New }},
+	{"NAME", func(r reissued) string { return r.Name }},
+	{"PROJECT", func(r reissued) string { return r.Project }},
+	{"NEW-KEY", func(r reissued) string { return r.Whole }},
+}
+
+var pinColumns = []column[api.PinChange]{
+	{"ORG", func(p api.PinChange) string { return p.Org }},
+	{"SUCCESSOR", func(p api.PinChange) string { return p.Successor }},
+	{"PHASE", func(p api.PinChange) string {
+		if p.Phase == api.PinRetired {
+			return "pending"
+		}
+		return strings.ReplaceAll(p.Phase, "_", " ")
+	}},
+	{"BEGAN", func(p api.PinChange) string { return when(p.Began) }},
+	{"IN-FORCE-SINCE", func(p api.PinChange) string { return when(p.InForce) }},
+	{"KEYS-WITHOUT-SUCCESSOR", func(p api.PinChange) string { return fmt.Sprint(unissued(&p)) }},
+}
+
+func unissued(p *api.PinChange) (n int) {
+	for _, k := range p.Keys {
+		if k.New == "" {
+			n++
+		}
+	}
+	return n
+}
+
+// pinOrg finds the org by id or name. Of an org that is gone only its
+// successor's id leads to the change.
+func pinOrg(ctx context.Context, c *Client, ref string) (string, error) {
+	if strings.HasPrefix(ref, "org_") {
+		return ref, nil
+	}
+	o, err := orgRef(ctx, c, ref)
+	if err != nil {
+		return "", err
+	}
+	return o.ID, nil
+}
+
+func (t *tool) pinCommand() *cobra.Command {
+	var in api.PinInput
+	var status, keep bool
+	var wait time.Duration
+	cmd := t.command("pin ORG", "change an org's pin: another org, with new keys, takes its place", "  ringmain org pin Acme --to eu\n  ringmain org pin org_any_… --finish\n  ringmain org pin org_eu_… --status", func(ctx context.Context, c *Client, args []string) error {
+		org, err := pinOrg(ctx, c, args[0])
+		if err != nil {
+			return err
+		}
+		switch {
+		case status:
+			p, err := c.Pin(ctx, org)
+			return t.showPin(p, err)
+		case in.Finish:
+			return t.finishPin(ctx, c, org, in, wait)
+		}
+		p, err := c.ChangePin(ctx, org, in)
+		if err != nil {
+			return err
+		}
+		if !p.SurvivesRegionLoss {
+			t.say("jurisdiction %s has one region: nothing of the org survives the loss of that region but a backup, and its traffic has no second home", p.To)
+		}
+		if keep || unissued(p) == 0 {
+			return t.showPin(p, nil)
+		}
+		return t.reissue(ctx, c, p)
+	})
+	cmd.Long = `Change an org's pin. The org's records are copied to another org, in the other
+jurisdiction and with ids of its own, and a new key is issued for each of its
+keys and shown, once. From then on the old org is frozen, and pinned already if
+the new pin is the tighter one. Old and new keys both work until --finish, which
+revokes the old ones and, once every data node refuses them, erases the old
+org's records. Every step may be repeated. A pin cannot be exchanged for another
+at once: change it to any first.`
+	cmd.Flags().StringVar(&in.To, "to", "", "jurisdiction that the org is pinned to, or any")
+	cmd.Flags().StringVar(&in.Region, "region", "", "with --to any: region of the present jurisdiction that the org belongs to afterwards (default: the one that answers)")
+	cmd.Flags().BoolVar(&keep, "no-keys", false, "issue no keys: the customer creates them in the new org")
+	cmd.Flags().BoolVar(&in.Finish, "finish", false, "revoke the old keys, and erase the old records once every data node refuses those")
+	cmd.Flags().IntVar(&in.Without, "without", 0, "with --finish: how many old keys may end without another in their place")
+	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "with --finish: how long to wait for data nodes")
+	cmd.Flags().BoolVar(&status, "status", false, "show how far the change is")
+	return cmd
+}
+
+// reissue issues the keys that are missing. What was issued is shown even if
+// not all could be: it cannot be shown again.
+func (t *tool) reissue(ctx context.Context, c *Client, p *api.PinChange) error {
+	var rows []reissued
+	var failed error
+	for _, k := range p.Keys {
+		if k.New != "" {
+			continue
+		}
+		key, err := c.ReissueKey(ctx, k.Old)
+		if err != nil {
+			failed = fmt.Errorf("key %s: %w", k.Old, err)
+			break
+		}
+		rows = append(rows, reissued{k.Old, key.ID, key.Name, key.Project, key.Whole})
+	}
+	t.say("%s takes the place of %s; this is the one time that the new keys are shown", p.Successor, p.Org)
+	t.say("both keys work until `ringmain org pin %s --finish`", p.Org)
+	return errors.Join(show(t, rows, false, reissuedColumns), failed)
+}
+
+// finishPin finishes a change, and waits for data nodes that are on their way.
+func (t *tool) finishPin(ctx context.Context, c *Client, org string, in api.PinInput, wait time.Duration) error {
+	for end := time.Now().Add(wait); ; {
+		p, err := c.ChangePin(ctx, org, in)
+		if err != nil || p.Phase != api.PinRetired || time.Now().After(end) {
+			return t.showPin(p, err)
+		}
+		select {
+		case <-time.After(250 * time.Millisecond):
+		case <-ctx.Done():
+			return t.showPin(p, nil)
+		}
+	}
+}
+
+// errPending is what a script sees of a change that is not in force.
+var errPending = errors.New("the change is not in force yet: the old keys are revoked, but not everybody is known to refuse them; repeat with --finish")
+
+func (t *tool) showPin(p *api.PinChange, err error) error {
+	var problem *api.Problem
+	if errors.As(err, &problem) && problem.Status == http.StatusNotFound {
+		return fmt.Errorf("%w (of an org that was left, ask by the id of its successor)", err)
+	}
+	if err != nil {
+		return err
+	}
+	if p.Held != nil {
+		t.sayHeld(p.Held)
+	}
+	if err := show(t, []api.PinChange{*p}, true, pinColumns); err != nil {
+		return err
+	}
+	if p.Phase == api.PinRetired {
+		return errPending
+	}
+	return nil
+}

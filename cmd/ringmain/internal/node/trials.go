@@ -1,0 +1,54 @@
+package node
+
+import (
+	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/controlplane"
+	"ringmain/controlplane/admin/api"
+	"ringmain/dataplane/keeper/trial"
+	"ringmain/gossip/bulletin"
+)
+
+// maxTrials bounds what a digest says of changes that are left out, and that
+// are suspected: packets are small.
+const maxTrials = 4
+
+// publishTrials puts into the digest how this node fares with the configuration.
+func publishTrials(d *bulletin.Digest, r trial.Report) {
+	d.Proven, d.Suspects, d.LeftOut = "", nil, nil
+	if r.Proven != (controlplane.Point{}) {
+		d.Proven = api.FormatPoint(r.Proven)
+	}
+	for _, s := range r.Suspects[max(0, len(r.Suspects)-maxTrials):] {
+		d.Suspects = append(d.Suspects, s.String())
+	}
+	for _, s := range r.Isolated[max(0, len(r.Isolated)-maxTrials):] {
+		d.LeftOut = append(d.LeftOut, s.String())
+	}
+}
+
+// trialNodes reads the data nodes out of the table. What does not parse, as of
+// another release, says nothing.
+func trialNodes(all []bulletin.NodeView) []trial.Node {
+	var out []trial.Node
+	for _, n := range all {
+		if n.Role != string(config.Data) {
+			continue
+		}
+		node := trial.Node{Region: n.Region, Name: n.Node, Ready: n.Alive && n.Ready && n.WorkerAlive && !n.Draining}
+		if _, p, err := api.ParsePosition(string(controlplane.ShardGlobal) + "=" + n.Proven); err == nil {
+			node.Proven = p
+		}
+		node.Suspects, node.Isolated = spans(n.Suspects), spans(n.LeftOut)
+		out = append(out, node)
+	}
+	return out
+}
+
+func spans(texts []string) (all []trial.Span) {
+	for _, text := range texts {
+		if s, err := trial.ParseSpan(text); err == nil {
+			all = append(all, s)
+		}
+	}
+	return all
+}
