@@ -41,7 +41,7 @@ func TestRevokedCredential(t *testing.T) {
 	}
 	defer func() { _ = stream.Body.Close() }()
 	begun := make([]byte, 64)
-	if _, err := io.ReadFull(stream.Body, begun); err != nil || stream.StatusCode != 200 {
+	if _, err := io.ReadFull(stream.Body, begun); err != nil || stream.StatusCode != http.StatusOK {
 		t.Fatalf("%d %s: %v", stream.StatusCode, begun, err)
 	}
 	r.us.revoke(t, registry.KindCredential, registry.CredentialID([]byte("leaked")))
@@ -103,7 +103,7 @@ func TestRevokedNode(t *testing.T) {
 		t.Fatalf("before it hears of it: %s", reply.body)
 	}
 	r.eu.revoke(t, registry.KindNode, revoked)
-	if reply := ready(); reply.status != 503 || !strings.Contains(string(reply.body), "revoked") || r.eu.worker.Health().Ready {
+	if reply := ready(); reply.status != 503 || !strings.Contains(reply.body, "revoked") || r.eu.worker.Health().Ready {
 		t.Errorf("it knows, and is ready: %d %s", reply.status, reply.body)
 	}
 }
