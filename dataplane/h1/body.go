@@ -44,10 +44,12 @@ type body struct {
 	shut    bool
 }
 
-// whole reports whether all of it has come.
+// whole reports whether all of it has come. Nobody reads it from then on: what is
+// left belongs to linger.
 func (b *body) whole() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	b.shut = true
 	return b.ended()
 }
 

@@ -277,6 +277,8 @@ func (c *conn) handshake(ctx context.Context) bool {
 		_ = c.below.Close() // nothing was asked
 		return false
 	}
+	c.writing = time.Time{}
+	_ = c.below.SetWriteDeadline(c.writing) // crypto/tls answers a change of keys by itself
 	state := tc.ConnectionState()
 	c.nc, c.tls = tc, &state
 	switch state.NegotiatedProtocol {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -32,8 +33,9 @@ type worker struct {
 	status  *os.ProcessState // set before exited is closed
 	child   *worker          // has status; itself if it was started here
 
-	given    trial.Given    // what was sent of the state
-	progress *ring.Progress // how far the worker is with it; read after its death too
+	given      trial.Given    // what was sent of the state
+	progressMu sync.Mutex     // guards progress, which is memory that goes away
+	progress   *ring.Progress // how far the worker is with it; read after its death too
 }
 
 // post sends m if the worker reads; what is dropped comes again by itself.

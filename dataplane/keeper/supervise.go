@@ -115,7 +115,7 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 	k.cfg.Health(link.Health{}, false)
 	_ = w.conn.Close() // the worker is gone, or this keeper is
 	reading.Wait()
-	if err := w.progress.Close(); err != nil {
+	if err := w.forget(); err != nil {
 		k.log.Warn("the head of a ring stays mapped", "error", err)
 	}
 	if k.isClosing() && w.exited != nil {

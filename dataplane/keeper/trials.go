@@ -22,10 +22,24 @@ func (w *worker) note(frames [][]byte, copied bool) {
 // applying is the number of the frame that the worker turned to last, and of
 // the one it was last through with.
 func (w *worker) applying() (begun, done uint64) {
+	w.progressMu.Lock()
+	defer w.progressMu.Unlock()
 	if w.progress == nil {
 		return 0, 0
 	}
 	return w.progress.Load()
+}
+
+// forget lets go of the memory in which the worker noted how far it is.
+func (w *worker) forget() error {
+	w.progressMu.Lock()
+	defer w.progressMu.Unlock()
+	p := w.progress
+	w.progress = nil
+	if p == nil {
+		return nil
+	}
+	return p.Close()
 }
 
 // settled reports that the worker has applied all that it was given.
@@ -55,23 +69,10 @@ func (k *Keeper) look(ctx context.Context) {
 			return
 		case now = <-tick.C:
 		}
-		f := &k.flow
-		f.mu.Lock()
-		w, position := f.live, f.tracker.Position()
-		refused, err := k.advance(ctx)
-		if err != nil {
-			k.log.Warn("what waited for other nodes does not fit: it is asked for anew", "error", err)
-			f.kick()
+		if k.flow.mu.TryLock() { // who holds it may wait for a worker that is stuck
+			k.goOn(ctx, now)
 		}
-		f.mu.Unlock()
-		for _, s := range refused {
-			k.isolate(s)
-		}
-		if w == nil {
-			w = k.current() // it is being filled
-		} else if w.settled() {
-			k.trials.Seen(now, position)
-		}
+		w := k.current()
 		if w == nil {
 			continue
 		}
@@ -82,6 +83,25 @@ func (k *Keeper) look(ctx context.Context) {
 			w.kill()
 			since = now
 		}
+	}
+}
+
+// goOn gives what waited and need not any more, and notes what is proven. It
+// unlocks the flow.
+func (k *Keeper) goOn(ctx context.Context, now time.Time) {
+	f := &k.flow
+	w, position := f.live, f.tracker.Position()
+	refused, err := k.advance(ctx)
+	if err != nil {
+		k.log.Warn("what waited for other nodes does not fit: it is asked for anew", "error", err)
+		f.kick()
+	}
+	f.mu.Unlock()
+	for _, s := range refused {
+		k.isolate(s)
+	}
+	if w != nil && w.settled() {
+		k.trials.Seen(now, position)
 	}
 }
 

@@ -195,6 +195,11 @@ func TestHeardAtAndAsOf(t *testing.T) {
 	if !s.View().AsOf("eu").Equal(time.UnixMilli(61_000)) {
 		t.Errorf("as of %v", s.View().AsOf("eu"))
 	}
+	ahead[controlplane.ShardGlobal] = controlplane.Point{Epoch: epoch1, Seq: 9}
+	apply(t, s, &feed.Frame{Type: feed.FrameHeartbeat, Position: ahead, At: 62_000})
+	if !s.View().AsOf("eu").Equal(time.UnixMilli(62_000)) {
+		t.Errorf("a change of the configuration that waits for other nodes ages the keys: as of %v", s.View().AsOf("eu"))
+	}
 }
 
 func TestVerdictsAreBounded(t *testing.T) {

@@ -24,7 +24,7 @@ type Span struct {
 	Shard controlplane.Shard `cbor:"1,keyasint"`
 	From  uint64             `cbor:"2,keyasint"` // inclusive
 	To    uint64             `cbor:"3,keyasint"` // inclusive
-	Epoch controlplane.Epoch `cbor:"4,keyasint"` // of To as far as it is known; for people
+	Epoch controlplane.Epoch `cbor:"4,keyasint"` // of To as far as it is known
 }
 
 // One is the span of the entry at p.
@@ -244,8 +244,11 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 		return nil, err
 	}
 	if len(e.Changes) > 0 && e.Changes[0].Op == registry.OpOpen {
-		// Another history takes the place of what was isolated behind it.
-		l.Isolated = slices.DeleteFunc(l.Isolated, func(i Isolated) bool { return i.Shard == e.Shard && i.From >= e.Seq })
+		// Another history takes the place of what was isolated behind it, but not
+		// of what followed this opening: openings are replayed from the disk, too.
+		l.Isolated = slices.DeleteFunc(l.Isolated, func(i Isolated) bool {
+			return i.Shard == e.Shard && i.From >= e.Seq && i.Epoch.Compare(e.Point().Epoch) < 0
+		})
 	}
 	i := l.isolated(e.Shard, e.Seq)
 	if i == nil {
@@ -261,8 +264,12 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 		if err != nil {
 			return nil, err
 		}
-		if before != nil {
+		switch kind, id := about(&c); {
+		case before != nil:
 			kept = append(kept, registry.Change{Op: registry.OpPut, Record: before})
+		case kind == registry.KindUpstream:
+			// What stood there is unknown, and may have been allowed more.
+			kept = append(kept, registry.Change{Op: registry.OpDelete, Kind: kind, ID: id})
 		}
 	}
 	bare := *e
@@ -274,13 +281,18 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 	return &screened, nil
 }
 
+// about is the record that c puts or deletes.
+func about(c *registry.Change) (registry.Kind, string) {
+	if c.Op == registry.OpPut {
+		return c.Record.Kind, c.Record.Meta.ID
+	}
+	return c.Kind, c.ID
+}
+
 // narrowed is the upstream that stays in the place of a change of it, nil if c is
 // of something else.
 func (i *Isolated) narrowed(c *registry.Change) (*registry.Record, error) {
-	id := c.ID
-	if c.Op == registry.OpPut {
-		id = c.Record.Meta.ID
-	}
+	_, id := about(c)
 	before, ok := i.Before[id]
 	if !ok {
 		return nil, nil //nolint:nilnil // nothing is known to stay

@@ -131,7 +131,15 @@ func TestScreen(t *testing.T) {
 	if l.Release("v2") || !l.Screens(shard) {
 		t.Error("what was heard while no worker ran is forgotten by the first one")
 	}
-	other := entry(t, 5, registry.Change{Op: registry.OpOpen, Home: "eu", Members: []string{"eu"}})
+	opening := registry.Change{Op: registry.OpOpen, Home: "eu", Members: []string{"eu"}}
+	if replayed := entry(t, 4, opening); screen(replayed) != replayed || !l.Screens(shard) {
+		t.Error("the opening that the bad entry followed, replayed from the disk, let it in")
+	}
+	b, err := registry.EncodeEntry(&registry.Entry{Shard: shard, Epoch: controlplane.Epoch{Counter: 2, Region: "eu"}, Prev: epoch, Seq: 5, Changes: []registry.Change{opening}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := &feed.Frame{Type: feed.FrameEntry, Shard: shard, Entry: b}
 	if screen(other) != other || l.Screens(shard) {
 		t.Error("the first entry of another history was taken for the one isolated")
 	}
@@ -196,6 +204,16 @@ func TestIsolationNarrows(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(rec, "30d", false)
+	// What stood before is lost.
+	l = Ledger{}
+	l.Isolate(Isolated{Span: One(shard, at(5))})
+	if f, err = l.Screen(bad); err != nil {
+		t.Fatal(err)
+	}
+	e, err = registry.DecodeEntry(f.Entry)
+	if err != nil || len(e.Changes) != 2 || e.Changes[0].Op != registry.OpDelete || e.Changes[0].ID != "ups_a" || e.Changes[1].ID != "ups_b" {
+		t.Errorf("upstreams of which nobody knows what they were stay: %+v, %v", e, err)
+	}
 }
 
 // A second bad version of a record is not replaced by the first one.
