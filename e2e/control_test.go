@@ -311,7 +311,7 @@ func TestMovedJurisdiction(t *testing.T) {
 	})
 	cancel()
 	<-done
-	if code != 1 || !strings.Contains(stderr, `"eu"`) || !strings.Contains(stderr, "manifest.yaml:") {
+	if code != 1 || !strings.Contains(stderr, "--to eu`") || !strings.Contains(stderr, "manifest.yaml:") {
 		t.Errorf("exit %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 	if was != is {

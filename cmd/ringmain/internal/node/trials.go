@@ -34,7 +34,9 @@ func trialNodes(all []bulletin.NodeView) []trial.Node {
 		if n.Role != string(config.Data) {
 			continue
 		}
-		node := trial.Node{Region: n.Region, Name: n.Node, Ready: n.Alive && n.Ready && n.WorkerAlive && !n.Draining}
+		// One that is heard counts even while it says that it is not ready: it says so
+		// for a moment after it began, and when its worker just died.
+		node := trial.Node{Region: n.Region, Name: n.Node, Ready: n.Alive && !n.Draining}
 		if _, p, err := api.ParsePosition(string(controlplane.ShardGlobal) + "=" + n.Proven); err == nil {
 			node.Proven = p
 		}
