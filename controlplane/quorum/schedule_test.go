@@ -202,7 +202,8 @@ func runSchedule(t *testing.T, dir string, seed uint64) int {
 			c.start(nd)
 		}
 	}
-	c.writeAgain(put(orgID(9), "last")) // who led when the network healed need not stay
+	time.Sleep(10 * time.Second) // who led when the network healed need not stay
+	c.mustPropose(c.leader(), put(orgID(9), "last"))
 	c.converged()
 	acks, errs := h.check(func(id string) string { return nameOf(c.nodes[0].q, id) })
 	c.stopAll()
