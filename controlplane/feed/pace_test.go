@@ -42,10 +42,10 @@ func TestSlowWatcher(t *testing.T) {
 		}
 	}
 	slices.Sort(took)
-	p50, worst := took[len(took)/2], took[len(took)-1]
-	t.Logf("Publish beside a watcher that reads nothing: p50 %v, p99 %v, max %v", p50, took[len(took)*99/100], worst)
-	if p50 > 20*time.Millisecond || worst > 2500*time.Millisecond { // one that waited would take 3 s, and a busy machine takes less
-		t.Errorf("Publish took %v, %v at the median", worst, p50)
+	p99, worst := took[len(took)*99/100], took[len(took)-1]
+	t.Logf("Publish beside a watcher that reads nothing: p50 %v, p99 %v, max %v", took[len(took)/2], p99, worst)
+	if p99 > 20*time.Millisecond || worst > 2500*time.Millisecond { // one that waited would take 3 s, and a busy machine takes less
+		t.Errorf("Publish took %v, %v at p99", worst, p99)
 	}
 	quick.same(t, n, "eu")
 	eventually(t, func() string {
