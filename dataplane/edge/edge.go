@@ -9,7 +9,6 @@ import (
 	"cmp"
 	"container/list"
 	"context"
-	"crypto/tls"
 	"errors"
 	"math/rand/v2"
 	"net"
@@ -280,11 +279,16 @@ func (c *conn) speak() {
 
 // under finds the counted connection beneath TLS.
 func under(nc net.Conn) *conn {
-	if t, ok := nc.(*tls.Conn); ok {
-		nc = t.NetConn()
+	for {
+		if c, ok := nc.(*conn); ok {
+			return c
+		}
+		above, ok := nc.(interface{ NetConn() net.Conn })
+		if !ok {
+			return nil
+		}
+		nc = above.NetConn()
 	}
-	c, _ := nc.(*conn)
-	return c
 }
 
 // Handler counts a connection as one that has sent a request when the first
@@ -301,6 +305,14 @@ func (g *Guard) Handler(h http.Handler) http.Handler {
 }
 
 type key struct{}
+
+// CloseWrite tells the client that nothing more comes.
+func (c *conn) CloseWrite() error {
+	if half, ok := c.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite() //nolint:wrapcheck // as net.TCPConn's
+	}
+	return errors.ErrUnsupported
+}
 
 // NetConn is what lies under the connection.
 func (c *conn) NetConn() net.Conn { return c.Conn }

@@ -1,7 +1,6 @@
 package h1
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -31,7 +30,8 @@ var errAnswered = errors.New("h1: the answer is over")
 // answer is one answer: its handler's http.ResponseWriter.
 type answer struct {
 	c      *conn
-	r      *request
+	r      request
+	life   life
 	body   body
 	header http.Header
 	by     time.Time // for the client to take what is written; zero = see conn.send
@@ -75,8 +75,9 @@ func (a *answer) drop() {
 }
 
 // answer runs the handler for a request. false: the connection is over.
-func (c *conn) answer(r *request, arrived time.Time) bool {
-	a := &answer{c: c, r: r, header: make(http.Header, answerFields), declared: -1, close: r.close}
+func (c *conn) answer(a *answer, arrived time.Time) bool {
+	r := &a.r
+	a.header, a.declared, a.close = make(http.Header, answerFields), -1, r.close
 	a.body = body{c: c, chunked: r.chunked, expects: r.expects, left: max(0, r.ContentLength)}
 	r.Body = http.NoBody
 	if r.chunked || r.ContentLength > 0 {
@@ -91,17 +92,15 @@ func (c *conn) answer(r *request, arrived time.Time) bool {
 	}
 	c.posted = r.Method == http.MethodPost
 	r.RemoteAddr, r.TLS = c.remote, c.tls
-	ctx, cancel := context.WithCancel(c.ctx)
-	defer cancel()
-	if !a.run(ctx) {
+	if !a.run() {
 		return false // its memory is left to the collector: a goroutine of its handler may write still
 	}
 	a.drop()
 	c.unwatch()
-	switch {
-	case !a.close:
+	if !a.close {
 		return true
-	case c.failed == nil && !a.body.whole():
+	}
+	if whole := a.body.whole(); c.failed == nil && (!whole || !r.last) {
 		c.linger(a.deaf)
 	}
 	return false
@@ -109,15 +108,21 @@ func (c *conn) answer(r *request, arrived time.Time) bool {
 
 // run runs the handler and ends the answer as it left it. false: it is not
 // whole, and nothing may follow.
-func (a *answer) run(ctx context.Context) bool {
+func (a *answer) run() bool {
 	whole := false
+	a.c.current.Store(&a.life)
+	if a.c.gone.Load() {
+		a.life.end()
+	}
 	defer func() {
 		a.over = true
+		a.life.end()
+		a.c.current.Store(nil)
 		if !whole && a.headSent && !a.chunked && a.declared < 0 {
 			_ = a.c.below.Close() // without TLS's own end, which would say that it is whole
 		}
 	}()
-	a.c.s.hs.Handler.ServeHTTP(a, a.r.WithContext(ctx))
+	a.c.s.hs.Handler.ServeHTTP(a, a.r.Request)
 	if a.status == 0 {
 		a.WriteHeader(http.StatusOK)
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -17,8 +18,8 @@ const (
 	// watchAfter is how long a request runs before anybody looks whether its
 	// client is still there: most are answered by then.
 	watchAfter  = 40 * time.Millisecond
-	lingerWait  = 2 * time.Second // after the last answer, so that the client reads it before the connection is reset
-	lingerBytes = 4 << 20
+	lingerWait  = 2 * time.Second        // after the last answer, so that the client reads it before the connection is reset
+	lingerBytes = 64 << 20               // some clients send all of a body before they read an answer
 	resetWait   = 500 * time.Millisecond // the same, where nothing more may be read
 )
 
@@ -30,19 +31,22 @@ type conn struct {
 	s      *Server
 	limits *limits
 	below  net.Conn // that TLS is spoken on
-	nc     net.Conn // speaks TLS
+	nc     net.Conn // speaks TLS, through out
 	tls    *tls.ConnectionState
 	remote string
 	ctx    context.Context //nolint:containedctx // those of requests are below it
-	cancel context.CancelFunc
+
+	gone    atomic.Bool          // the client is, or the server ends: nobody waits for an answer
+	current atomic.Pointer[life] // of the request that is being answered
 
 	in      source
 	posted  bool      // the last request was a POST
 	failed  error     // of a write: nothing more goes out
-	writing time.Time // the socket's write deadline
+	writing time.Time // the socket's write deadline; out's
 	first   [1]byte   // what wait or watch read
 
 	mu      sync.Mutex
+	writeBy time.Time // what is written now must be taken by then; zero = between half a stall and a whole one
 	readBy  time.Time // what is read now must have come by then; zero = at any time
 	armed   time.Time // the socket's read deadline, which may be earlier: then it is set anew
 	leaving bool      // no more requests
@@ -77,22 +81,30 @@ func (c *conn) serve(ctx context.Context) {
 	if f := c.s.hs.ConnContext; f != nil {
 		ctx = f(ctx, c.nc)
 	}
-	c.ctx, c.cancel = context.WithCancel(ctx)
-	defer c.cancel()
+	c.ctx = ctx
+	defer context.AfterFunc(ctx, c.cancel)()
 	defer c.unwatch() // where a handler ended its goroutine
 	wait := c.limits.header
 	for c.await(wait) {
 		wait = c.limits.idle
 		arrived := time.Now()
 		c.setReadBy(arrived, c.limits.header)
-		r, err := c.readRequest()
+		a, err := c.readRequest()
 		if err != nil {
 			c.refuse(err)
 			return
 		}
-		if !c.answer(r, arrived) {
+		if !c.answer(a, arrived) {
 			return
 		}
+	}
+}
+
+// cancel ends the request that is being answered, and those that follow.
+func (c *conn) cancel() {
+	c.gone.Store(true)
+	if l := c.current.Load(); l != nil {
+		l.end()
 	}
 }
 
@@ -179,10 +191,11 @@ func (c *conn) read(p []byte) (int, error) {
 }
 
 // await waits for the beginning of a request, without memory for it. false:
-// there will be none.
+// there will be none. One that is in memory is answered even if the connection is
+// to end: its client does not know that yet, and might ask for it twice.
 func (c *conn) await(most time.Duration) bool {
 	if c.early || c.in.r < c.in.w {
-		return c.idle(false)
+		return true
 	}
 	c.in.release()
 	c.setReadBy(time.Now(), most)
@@ -278,24 +291,55 @@ func (c *conn) send(b []byte, by time.Time) error {
 	if c.failed != nil {
 		return c.failed
 	}
-	if by.IsZero() {
-		now := time.Now()
-		if left := c.writing.Sub(now); left < c.limits.stall/2 || left > c.limits.stall {
-			by = now.Add(c.limits.stall)
-		} else {
-			by = c.writing
-		}
-	}
-	if !by.Equal(c.writing) {
-		c.writing = by
-		_ = c.below.SetWriteDeadline(by) // a connection that is closed says so when it is written to
-	}
+	c.mu.Lock()
+	c.writeBy = by
+	c.mu.Unlock()
 	if _, err := c.nc.Write(b); err != nil {
 		c.failed = err
 		c.cancel()
 	}
 	return c.failed
 }
+
+// out is what TLS writes to. The time to take it begins here, since crypto/tls
+// writes by itself, too: it answers a change of keys amid a read, when that of
+// the last answer may be long over.
+type out struct {
+	net.Conn
+	c *conn // nil = somebody else keeps the time
+}
+
+// Write has one caller at a time, as crypto/tls makes sure of.
+func (o *out) Write(b []byte) (int, error) {
+	if c := o.c; c != nil {
+		c.mu.Lock()
+		by := c.writeBy
+		c.mu.Unlock()
+		if by.IsZero() {
+			now := time.Now()
+			by = c.writing
+			if left := by.Sub(now); left < c.limits.stall/2 || left > c.limits.stall {
+				by = now.Add(c.limits.stall)
+			}
+		}
+		if !by.Equal(c.writing) {
+			c.writing = by
+			_ = o.Conn.SetWriteDeadline(by) // a connection that is closed says so when it is written to
+		}
+	}
+	return o.Conn.Write(b) //nolint:wrapcheck // TLS compares it
+}
+
+// SetWriteDeadline is how crypto/tls bounds its farewell.
+func (o *out) SetWriteDeadline(t time.Time) error {
+	if o.c != nil {
+		o.c = nil
+	}
+	return o.Conn.SetWriteDeadline(t) //nolint:wrapcheck // as it is
+}
+
+// NetConn is what lies under it.
+func (o *out) NetConn() net.Conn { return o.Conn }
 
 // refuse answers what is no request, where there is something to say.
 func (c *conn) refuse(err error) {
@@ -315,6 +359,9 @@ func (c *conn) refuse(err error) {
 func (c *conn) linger(deaf bool) {
 	if tc, ok := c.nc.(*tls.Conn); ok {
 		_ = tc.CloseWrite() // it may be closed already
+	}
+	if half, ok := c.below.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite() // likewise
 	}
 	if deaf {
 		timer := time.NewTimer(resetWait)

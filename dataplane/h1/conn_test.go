@@ -14,8 +14,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -155,132 +153,6 @@ func TestPipelined(t *testing.T) {
 	}
 }
 
-// A client's end reaches a handler that waits, and one that streams, over real
-// sockets too; and leaves nothing running.
-func TestLeaving(t *testing.T) {
-	var under atomic.Int64
-	begun := make(chan struct{}, 1)
-	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		under.Add(1)
-		defer under.Add(-1)
-		_, _ = io.Copy(io.Discard, r.Body)
-		begun <- struct{}{}
-		for r.Context().Err() == nil && r.URL.Path == "/stream" {
-			if _, err := w.Write(make([]byte, 10<<10)); err != nil {
-				break
-			}
-		}
-		<-r.Context().Done()
-	}), nil)
-	for i := range 12 {
-		nc := st.dial(t)
-		path := []string{"/", "/stream"}[i%2]
-		if _, err := io.WriteString(nc, post(path, "body")); err != nil {
-			t.Fatal(err)
-		}
-		<-begun
-		switch i % 3 {
-		case 0:
-			_ = nc.Close()
-		case 1:
-			_ = nc.NetConn().(*net.TCPConn).SetLinger(0)
-			_ = nc.NetConn().Close()
-		case 2:
-			_ = nc.CloseWrite()
-			_ = nc.NetConn().(*net.TCPConn).SetLinger(0)
-			_ = nc.NetConn().Close()
-		}
-		until(t, "the handler ends", func() bool { return under.Load() == 0 })
-	}
-}
-
-// Shutdown ends idle connections, lets answers be whole and says that they are
-// the last, and those handed over to the http.Server end likewise.
-func TestShutdown(t *testing.T) {
-	release, begun := make(chan struct{}), make(chan struct{}, 10)
-	st := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/long" {
-			begun <- struct{}{}
-			<-release
-		}
-		_, _ = io.WriteString(w, "whole")
-	}), nil)
-	idle, silent := st.dial(t), st.dial(t)
-	if _, err := io.WriteString(idle, get("/")); err != nil {
-		t.Fatal(err)
-	}
-	idleIn := bufio.NewReader(idle)
-	if resp, err := http.ReadResponse(idleIn, nil); err != nil {
-		t.Fatal(err)
-	} else if _, err = io.ReadAll(resp.Body); err != nil {
-		t.Fatal(err)
-	}
-	type reply struct {
-		resp *http.Response
-		body string
-		err  error
-	}
-	replies := make(chan reply, 2)
-	for _, client := range []*http.Client{st.client(t), st.client(t, "h2")} {
-		go func() {
-			resp, err := client.Get("https://" + st.addr + "/long")
-			if err != nil {
-				replies <- reply{err: err}
-				return
-			}
-			b, err := io.ReadAll(resp.Body)
-			_ = resp.Body.Close()
-			replies <- reply{resp, string(b), err}
-		}()
-		<-begun
-	}
-	shut := make(chan error, 1)
-	go func() { shut <- st.server.Shutdown(context.Background()) }()
-	for _, nc := range []io.Reader{idleIn, silent} { // the silent one may be amid its handshake
-		if b, err := io.ReadAll(nc); len(b) > 0 || err != nil && (nc == io.Reader(idleIn) || !errors.Is(err, syscall.ECONNRESET)) {
-			t.Errorf("an idle one: %q, %v", b, err)
-		}
-	}
-	if nc, err := net.Dial("tcp", st.addr); err == nil {
-		_ = nc.Close()
-		t.Error("new connections are taken")
-	}
-	select {
-	case err := <-shut:
-		t.Errorf("it is shut while a request runs: %v", err)
-	case <-time.After(20 * time.Millisecond):
-	}
-	close(release)
-	for range 2 {
-		r := <-replies
-		if r.err != nil || r.body != "whole" || r.resp.ProtoMajor == 1 && !r.resp.Close {
-			t.Errorf("%+v", r)
-		}
-	}
-	if err := <-shut; err != nil {
-		t.Error(err)
-	}
-}
-
-// A Shutdown that is given up says so; Close then ends what still runs.
-func TestShutdownGivenUp(t *testing.T) {
-	begun := make(chan struct{})
-	st := start(t, true, http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		close(begun)
-		<-r.Context().Done()
-	}), nil)
-	nc := st.dial(t)
-	if _, err := io.WriteString(nc, get("/")); err != nil {
-		t.Fatal(err)
-	}
-	<-begun
-	ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
-	defer cancel()
-	if err := st.server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
-		t.Error(err)
-	}
-}
-
 // Other protocols, other clients: HTTP/2 goes to the http.Server, whose handler
 // sees what ConnContext gave; a client without TLS is told so; one that says
 // nothing, or breaks off, leaves nothing behind.
@@ -370,40 +242,6 @@ func TestPanicInHandshake(t *testing.T) {
 	}
 }
 
-// An answer that ends with its connection, and is broken off, does not look whole.
-func TestTornWithoutLength(t *testing.T) {
-	st := start(t, true, http.HandlerFunc(stage), nil)
-	for path, says := range map[string]bool{"/torn": false, "/stream": true} {
-		raw, err := net.Dial("tcp", st.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer raw.Close()
-		var wire bytes.Buffer
-		_, roots := identity()
-		nc := tls.Client(recorder{raw, &wire}, &tls.Config{RootCAs: roots, ServerName: "example.com", MinVersion: tls.VersionTLS13})
-		if _, err := io.WriteString(nc, "GET "+path+" HTTP/1.0\r\n\r\n"); err != nil {
-			t.Fatal(err)
-		}
-		b, _ := io.ReadAll(nc)
-		ends := bytes.HasPrefix(wire.Bytes()[wire.Len()-24:], []byte{23, 3, 3, 0, 19}) // an alert, encrypted
-		if len(b) == 0 || ends != says {
-			t.Errorf("%s: %q, and TLS says that this is the end: %t", path, b, ends)
-		}
-	}
-}
-
-type recorder struct {
-	net.Conn
-	read *bytes.Buffer
-}
-
-func (r recorder) Read(p []byte) (int, error) {
-	n, err := r.Conn.Read(p)
-	r.read.Write(p[:n])
-	return n, err
-}
-
 // An answer whose body is small is one record, its head included; and the last
 // of any that declared its length waits for the handler.
 func TestOneRecord(t *testing.T) {
@@ -443,7 +281,7 @@ func TestOneRecord(t *testing.T) {
 			}
 		})}, limits: limits{head: 8 << 10, stall: time.Minute}}
 		c := newConn(s, near)
-		c.nc = near
+		c.nc = &out{near, c}
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -514,7 +352,7 @@ func TestIdleHoldsNoBuffers(t *testing.T) {
 		<-go1
 	})}, limits: limits{head: 8 << 10, stall: time.Minute}}
 	c := newConn(s, near)
-	c.nc = near
+	c.nc = &out{near, c}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)

@@ -252,7 +252,8 @@ func (h *handoff) give(nc net.Conn) {
 // handshake finds out what the client speaks. false: not HTTP/1.1, and it is
 // somebody else's, or over.
 func (c *conn) handshake(ctx context.Context) bool {
-	tc := tls.Server(c.below, c.s.hs.TLSConfig)
+	o := &out{Conn: c.below}
+	tc := tls.Server(o, c.s.hs.TLSConfig)
 	if d := c.limits.handshake; d > 0 {
 		c.armed = time.Now().Add(d)
 		c.writing = c.armed
@@ -267,6 +268,7 @@ func (c *conn) handshake(ctx context.Context) bool {
 		var plain tls.RecordHeaderError
 		if errors.As(err, &plain) && plain.Conn != nil && looksLikeHTTP(plain.RecordHeader) {
 			_, _ = io.WriteString(c.below, "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n") // best effort
+			c.linger(false)
 			reason = "client sent an HTTP request to an HTTPS server"
 		}
 		_ = c.below.Close()
@@ -283,6 +285,7 @@ func (c *conn) handshake(ctx context.Context) bool {
 	c.nc, c.tls = tc, &state
 	switch state.NegotiatedProtocol {
 	case "", "http/1.1":
+		o.c = c
 		return true
 	}
 	c.s.others.give(tc)

@@ -36,9 +36,9 @@ func bad(why string) error { return refusal{http.StatusBadRequest, why} }
 
 var errHead = refusal{status: http.StatusRequestHeaderFieldsTooLarge}
 
-// readRequest reads the head of a request. Its body, remote address and context
-// are the caller's to add.
-func (c *conn) readRequest() (*request, error) {
+// readRequest reads the head of a request. Its body and remote address are the
+// caller's to add.
+func (c *conn) readRequest() (*answer, error) {
 	if c.posted {
 		if err := c.in.skipEmpty(); err != nil {
 			return nil, err
@@ -50,7 +50,10 @@ func (c *conn) readRequest() (*request, error) {
 	}
 	head := string(c.in.data[c.in.r : c.in.r+size])
 	c.in.r += size
-	return parse(head, lines)
+	a := &answer{c: c, life: life{conn: c.ctx}}
+	// Else http.Request's own way to take a context copies it.
+	a.r.Request = new(http.Request).WithContext(&a.life)
+	return a, a.r.parse(head, lines)
 }
 
 // skipEmpty skips what old clients send after the body of a POST (RFC 9112, 2.2).
@@ -101,47 +104,64 @@ func (s *source) head(most int) (size, lines int, err error) {
 
 // request is a request, and how its body comes.
 type request struct {
-	http.Request
+	*http.Request
 
+	url     url.URL // memory of URL
 	chunked bool
+	last    bool // the client sends no more, as it says
 	close   bool // the connection ends with the answer
 	old     bool // HTTP/1.0
 	expects bool // 100-continue
 }
 
 // parse reads a whole head.
-func parse(head string, lines int) (*request, error) {
+func (r *request) parse(head string, lines int) error {
 	line, rest, _ := strings.Cut(head, "\r\n")
 	method, line, ok1 := strings.Cut(line, " ")
 	target, version, ok2 := strings.Cut(line, " ")
 	if !ok1 || !ok2 {
-		return nil, bad("malformed request line")
+		return bad("malformed request line")
 	}
 	if !syntax.IsToken(method) {
-		return nil, bad("invalid method")
+		return bad("invalid method")
 	}
-	r := &request{Request: http.Request{Method: method, RequestURI: target, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}}
+	r.Method, r.RequestURI, r.Proto, r.ProtoMajor, r.ProtoMinor = method, target, "HTTP/1.1", 1, 1
 	switch version {
 	case "HTTP/1.1":
 	case "HTTP/1.0":
 		r.Proto, r.ProtoMinor, r.old = version, 0, true
 	default:
 		if _, _, ok := http.ParseHTTPVersion(version); !ok {
-			return nil, bad("malformed HTTP version")
+			return bad("malformed HTTP version")
 		}
-		return nil, refusal{http.StatusHTTPVersionNotSupported, "unsupported protocol version"}
+		return refusal{http.StatusHTTPVersionNotSupported, "unsupported protocol version"}
 	}
-	var err error
-	if r.URL, err = parseTarget(method, target); err != nil {
-		return nil, bad("malformed target")
+	if r.url.Path, r.URL = target, &r.url; !isPath(target) {
+		var err error
+		if r.URL, err = parseTarget(method, target); err != nil {
+			return bad("malformed target")
+		}
 	}
 	if err := r.fields(rest, lines-2); err != nil {
-		return nil, err
+		return err
 	}
 	if err := r.host(); err != nil {
-		return nil, err
+		return err
 	}
-	return r, r.framing()
+	return r.framing()
+}
+
+// isPath reports whether a target is a path without anything to read out of it,
+// as those of most requests are.
+func isPath(target string) bool {
+	for i := range len(target) {
+		switch c := target[i]; {
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '/', c == '-', c == '_', c == '.':
+		default:
+			return false
+		}
+	}
+	return target != "" && target[0] == '/'
 }
 
 // parseTarget reads a request's target (RFC 9112, 3.2).
@@ -200,10 +220,11 @@ func (r *request) host() error {
 // 9112, 6 and 9.3).
 func (r *request) framing() error {
 	h := r.Header
-	r.close = r.old
+	r.last = r.old
 	for _, v := range h["Connection"] {
-		r.close = r.close || hasToken(v, "close")
+		r.last = r.last || hasToken(v, "close")
 	}
+	r.close = r.last
 	length, err := declared(h["Content-Length"])
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package h1
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -23,21 +24,36 @@ type talk struct {
 	ended chan struct{} // when the server is done with it
 }
 
-func speak(t *testing.T, h http.HandlerFunc, wrap ...func(net.Conn) net.Conn) *talk {
+// scene is what is special about a connection.
+type scene struct {
+	server context.Context               // nil = it never ends
+	below  func(net.Conn) net.Conn       // what the listener gives
+	tls    func(below net.Conn) net.Conn // what stands for TLS
+}
+
+func speak(t *testing.T, h http.HandlerFunc) *talk {
+	t.Helper()
+	return scene{}.speak(t, h)
+}
+
+func (sc scene) speak(t *testing.T, h http.HandlerFunc) *talk {
 	t.Helper()
 	near, far := net.Pipe()
 	below := near
-	for _, w := range wrap {
-		below = w(near)
+	if sc.below != nil {
+		below = sc.below(near)
 	}
 	s := &Server{hs: &http.Server{Handler: h}, limits: limits{
 		head: 8 << 10, header: 10 * time.Second, request: 60 * time.Second, idle: 120 * time.Second, stall: 60 * time.Second,
 	}}
 	k := &talk{Conn: far, in: bufio.NewReader(far), c: newConn(s, below), began: time.Now(), ended: make(chan struct{})}
-	k.c.nc = near
+	k.c.nc = &out{near, k.c}
+	if sc.tls != nil {
+		k.c.nc = sc.tls(k.c.nc)
+	}
 	go func() {
 		defer close(k.ended)
-		k.c.serve(context.Background())
+		k.c.serve(cmp.Or(sc.server, context.Background()))
 	}()
 	return k
 }
@@ -366,62 +382,54 @@ func TestDeaf(t *testing.T) {
 	})
 }
 
-// retire ends an idle connection at once, and another one with its answer.
-func TestRetire(t *testing.T) {
+// rekeyed is a client's side that asks for new keys with a K of its own. As with
+// crypto/tls, the answer is written amid a read, and if that fails, nothing is
+// written any more.
+type rekeyed struct {
+	net.Conn
+	failed error
+}
+
+func (r *rekeyed) Read(p []byte) (int, error) {
+	n, err := r.Conn.Read(p)
+	if n > 0 && p[0] == 'K' {
+		_, r.failed = io.WriteString(r.Conn, "k")
+		return r.Read(p)
+	}
+	return n, err
+}
+
+func (r *rekeyed) Write(p []byte) (int, error) {
+	if r.failed != nil {
+		return 0, r.failed
+	}
+	return r.Conn.Write(p)
+}
+
+// A change of keys on a connection that has been idle for longer than an answer
+// may take is answered, and so are requests after it; one by a client that takes
+// nothing is given up as an answer is.
+func TestNewKeysAfterALongTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := speak(t, func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(time.Second)
-			_, _ = io.WriteString(w, "ok")
-		})
+		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
+			func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 		k.say(t, get("/"))
 		k.hear(t)
-		time.Sleep(time.Second)
-		k.c.retire()
-		if rest, after := k.over(); after != 2*time.Second || rest != "" {
-			t.Errorf("an idle one ends after %v with %q", after, rest)
+		time.Sleep(90 * time.Second)
+		k.say(t, "K")
+		if b, err := k.in.ReadByte(); b != 'k' || err != nil {
+			t.Errorf("new keys: %q, %v", b, err)
 		}
-	})
-	synctest.Test(t, func(t *testing.T) {
-		k := speak(t, func(w http.ResponseWriter, _ *http.Request) {
-			time.Sleep(time.Second)
-			_, _ = io.WriteString(w, "ok")
-		})
 		k.say(t, get("/"))
-		time.Sleep(time.Second / 2)
-		k.c.retire()
-		resp, err := http.ReadResponse(k.in, nil)
-		if err != nil || !resp.Close {
-			t.Errorf("%v, %v", resp, err)
+		if status, body := k.hear(t); status != http.StatusOK || body != "ok" {
+			t.Errorf("status %d, %q", status, body)
 		}
-		if rest, after := k.over(); after != time.Second || rest != "ok" {
-			t.Errorf("it ends after %v with %q", after, rest)
-		}
-	})
-}
-
-// held is a connection whose listener holds its end back.
-type held struct {
-	net.Conn
-	until chan struct{}
-}
-
-func (h held) Read([]byte) (int, error) {
-	<-h.until
-	return 0, net.ErrClosed
-}
-
-// An aborted request's connection ends when its listener lets it.
-func TestHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		aborted := make(chan struct{})
-		until := make(chan struct{})
-		k := speak(t, func(http.ResponseWriter, *http.Request) { close(aborted); panic(http.ErrAbortHandler) },
-			func(nc net.Conn) net.Conn { return held{nc, until} })
+		at := time.Now()
+		k.say(t, "K")
 		k.say(t, get("/"))
-		<-aborted
-		time.AfterFunc(time.Second, func() { close(until) })
-		if rest, after := k.over(); rest != "" || after != time.Second {
-			t.Errorf("it ends after %v with %q", after, rest)
+		if <-k.ended; time.Since(at) > 60*time.Second || time.Since(at) < 30*time.Second {
+			t.Errorf("it had %v to take new keys", time.Since(at))
 		}
+		k.over()
 	})
 }

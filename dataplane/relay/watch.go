@@ -51,6 +51,9 @@ func (a *attempt) Value(key any) any {
 	return a.Context.Value(key)
 }
 
+// AfterFunc hands down what the request's context may do better, see h1.AfterFunc.
+func (a *attempt) AfterFunc(f func()) (stop func() bool) { return h1.AfterFunc(a.Context, f) }
+
 // newAttempt starts the first-byte clock. Nothing keeps it yet: a connection
 // does, or watch.
 func newAttempt(client context.Context, t Timeouts) *attempt {

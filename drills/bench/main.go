@@ -25,10 +25,13 @@ import (
 // options are the flags.
 type options struct {
 	binary   string
+	before   string
 	port     int
 	rounds   int
 	span     time.Duration
 	only     string
+	callers  string
+	protocol string
 	output   string
 	idle     int
 	idleH2   bool
@@ -47,10 +50,13 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.binary, "ringmain", "bin/ringmain", "the binary under test")
+	flag.StringVar(&o.before, "before", "", "another build of ringmain, in turn with the one under test; empty = none")
 	flag.IntVar(&o.port, "port", 28440, "the first of the ports that ringmain takes")
 	flag.IntVar(&o.rounds, "rounds", 3, "windows per contender, protocol and concurrency; one more warms up")
 	flag.DurationVar(&o.span, "window", 2*time.Second, "length of one window; streams take twice as long")
 	flag.StringVar(&o.only, "only", "idle,json,stream,first,big", "parts to run; hostile, which is not among them by default, sends good requests beside bad ones")
+	flag.StringVar(&o.callers, "callers", "1,32,256", "json: how many ask at once")
+	flag.StringVar(&o.protocol, "protocols", "h1,h2", "protocols of the client's side")
 	flag.StringVar(&o.attacks, "attack", "", "with hostile: some of keys, keys-nat, keys-many, slow-writers, slow-readers, head-bombs; empty = all")
 	flag.StringVar(&o.without, "without", "", "contenders to leave out, such as haproxy,proxy")
 	flag.StringVar(&o.output, "o", "markdown", "markdown or json")
@@ -84,6 +90,16 @@ func main() {
 	}
 }
 
+// h2 gives false for HTTP/1.1 and true for HTTP/2, as far as they are asked for.
+func (o options) h2() (chosen []bool) {
+	for _, name := range []string{"h1", "h2"} {
+		if slices.Contains(strings.Split(o.protocol, ","), name) {
+			chosen = append(chosen, name == "h2")
+		}
+	}
+	return chosen
+}
+
 func progress(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
 
 // run is a bench under way.
@@ -94,7 +110,10 @@ type run struct {
 
 // bench runs the chosen parts over all contenders.
 func bench(ctx context.Context, o options) (err error) {
-	started, err := rig.Start(ctx, rig.Options{Binary: o.binary, Port: o.port, Idle: o.idle, UpstreamH2: o.upH2, Without: strings.Split(o.without, ","), Progress: progress})
+	if len(o.h2()) == 0 {
+		return fmt.Errorf("-protocols %s: want h1, h2 or both", o.protocol)
+	}
+	started, err := rig.Start(ctx, rig.Options{Binary: o.binary, Before: o.before, Port: o.port, Idle: o.idle, UpstreamH2: o.upH2, Without: strings.Split(o.without, ","), Progress: progress})
 	if err != nil {
 		return err
 	}
@@ -121,16 +140,18 @@ func bench(ctx context.Context, o options) (err error) {
 }
 
 // figure is one measured number: the median of the windows, their range, and
-// the median of each window's ratio to nginx and to the reverse proxy.
+// the median of each window's ratio to nginx, to the reverse proxy and to the
+// other build.
 type figure struct {
-	Name    string  `json:"name"` // with its unit
-	Cost    bool    `json:"cost"` // of the contender, so that ratios mean something
-	Value   float64 `json:"value"`
-	Low     float64 `json:"low"`
-	High    float64 `json:"high"`
-	Spread  bool    `json:"-"` // low and high are shown
-	OfNginx float64 `json:"of_nginx,omitempty"`
-	OfProxy float64 `json:"of_proxy,omitempty"`
+	Name     string  `json:"name"` // with its unit
+	Cost     bool    `json:"cost"` // of the contender, so that ratios mean something
+	Value    float64 `json:"value"`
+	Low      float64 `json:"low"`
+	High     float64 `json:"high"`
+	Spread   bool    `json:"-"` // low and high are shown
+	OfNginx  float64 `json:"of_nginx,omitempty"`
+	OfProxy  float64 `json:"of_proxy,omitempty"`
+	OfBefore float64 `json:"of_before,omitempty"`
 }
 
 // row is one contender in one setting.
@@ -149,7 +170,7 @@ func (r *run) figures(part, protocol string, callers int, windows [][]window) {
 	at := func(name string) int {
 		return slices.IndexFunc(r.Contenders, func(c *rig.Contender) bool { return c.Name == name })
 	}
-	nginx, proxy := at(rig.Nginx), at(rig.Proxy)
+	nginx, proxy, before := at(rig.Nginx), at(rig.Proxy), at(rig.Before)
 	for i, c := range r.Contenders {
 		if len(windows[i]) == 0 {
 			continue
@@ -171,7 +192,7 @@ func (r *run) figures(part, protocol string, callers int, windows [][]window) {
 				m, _, _ := middle(all, func(w window) float64 { return w.values[0].value })
 				return m
 			}
-			f.OfNginx, f.OfProxy = ratio(nginx), ratio(proxy)
+			f.OfNginx, f.OfProxy, f.OfBefore = ratio(nginx), ratio(proxy), ratio(before)
 			out.Figures = append(out.Figures, f)
 		}
 		for _, w := range windows[i] {
@@ -212,14 +233,14 @@ func (r *run) report(how string) error {
 			for _, f := range row.Figures {
 				fmt.Fprintf(&b, " %s |", f.Name)
 				if f.Cost {
-					b.WriteString(" of nginx | of proxy |")
+					b.WriteString(" of nginx | of proxy |" + r.ifBefore(" of before |"))
 				}
 			}
 			b.WriteString(" n |\n|" + strings.Repeat(" --- |", 4))
 			for _, f := range row.Figures {
 				b.WriteString(" --- |")
 				if f.Cost {
-					b.WriteString(" --- | --- |")
+					b.WriteString(" --- | --- |" + r.ifBefore(" --- |"))
 				}
 			}
 			b.WriteString("\n")
@@ -231,7 +252,7 @@ func (r *run) report(how string) error {
 				fmt.Fprintf(&b, " (%s-%s)", short(f.Low), short(f.High))
 			}
 			if f.Cost {
-				fmt.Fprintf(&b, " | %s | %s", ratio(f.OfNginx), ratio(f.OfProxy))
+				fmt.Fprintf(&b, " | %s | %s%s", ratio(f.OfNginx), ratio(f.OfProxy), r.ifBefore(" | "+ratio(f.OfBefore)))
 			}
 			b.WriteString(" |")
 		}
@@ -239,6 +260,14 @@ func (r *run) report(how string) error {
 	}
 	_, err := os.Stdout.WriteString(b.String())
 	return err
+}
+
+// ifBefore is text, if another build is a contender.
+func (r *run) ifBefore(text string) string {
+	if slices.ContainsFunc(r.Contenders, func(c *rig.Contender) bool { return c.Name == rig.Before }) {
+		return text
+	}
+	return ""
 }
 
 // short keeps three figures.

@@ -17,8 +17,16 @@ import (
 
 func measureJSON(ctx context.Context, r *run, o options) error {
 	body := rig.Request("plain")
-	for _, h2 := range []bool{false, true} {
-		for _, callers := range []int{1, 32, 256} {
+	var counts []int
+	for text := range strings.SplitSeq(o.callers, ",") {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 {
+			return fmt.Errorf("-callers %s: want numbers from 1, with commas between them", o.callers)
+		}
+		counts = append(counts, n)
+	}
+	for _, h2 := range o.h2() {
+		for _, callers := range counts {
 			if err := r.rounds(ctx, o, "JSON", h2, callers, o.span, "request", 1000, func(ctx context.Context, c *rig.Contender, out *outcome) error {
 				return plain(ctx, c, body, out)
 			}); err != nil {
@@ -35,7 +43,7 @@ const streamCallers = 64
 func measureStreams(ctx context.Context, r *run, o options) error {
 	for _, mode := range []string{"paced", "burst"} {
 		title := map[string]string{"paced": "Streams, an event each 5 ms; times from the provider's write", "burst": "Streams, as fast as they go"}[mode]
-		for _, h2 := range []bool{false, true} {
+		for _, h2 := range o.h2() {
 			if err := r.rounds(ctx, o, title, h2, streamCallers, 2*o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
 				return stream(ctx, c, mode, out)
 			}); err != nil {
@@ -47,7 +55,7 @@ func measureStreams(ctx context.Context, r *run, o options) error {
 }
 
 func measureFirst(ctx context.Context, r *run, o options) error {
-	for _, h2 := range []bool{false, true} {
+	for _, h2 := range o.h2() {
 		if err := r.rounds(ctx, o, "First event of a stream", h2, 1, o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
 			return stream(ctx, c, "first", out)
 		}); err != nil {

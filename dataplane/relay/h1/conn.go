@@ -82,12 +82,23 @@ func (c *conn) abort() {
 	c.give()
 }
 
+// AfterFunc is context.AfterFunc. A context that can do it by itself is asked,
+// which takes less memory.
+func AfterFunc(ctx context.Context, f func()) (stop func() bool) {
+	if own, ok := ctx.(interface {
+		AfterFunc(f func()) (stop func() bool)
+	}); ok {
+		return own.AfterFunc(f)
+	}
+	return context.AfterFunc(ctx, f)
+}
+
 // ask sends req and reads the head of the answer. If it fails, the connection
 // is closed.
 func (c *conn) ask(ctx context.Context, req *Request, due time.Time) (*Response, error) {
 	c.sock.due, c.sock.answered, c.sock.before, c.dead = due, false, c.sock.wrote, false
 	c.lend()
-	stop := context.AfterFunc(ctx, c.sock.doInterrupt)
+	stop := AfterFunc(ctx, c.sock.doInterrupt)
 	sent := c.send(req)
 	c.sock.after = c.sock.wrote
 	if len(c.sock.ahead) > 0 {

@@ -14,6 +14,7 @@ import (
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/backup"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -41,7 +42,7 @@ func multiply(from, to, keyFile string, o options) (_ []knownKey, records int, e
 	if err = errors.Join(err, f.Close()); err != nil {
 		return nil, 0, err
 	}
-	l := registry.NewLoader()
+	l := ledger.NewLoader()
 	if err := l.Version(state.Version()); err != nil {
 		return nil, 0, err
 	}

@@ -30,6 +30,7 @@ const (
 	HAProxy  = "haproxy"
 	Proxy    = "proxy" // net/http's, with a buffer pool
 	Ringmain = "ringmain"
+	Before   = "before" // another build of ringmain
 )
 
 // Contender is one thing under test.
@@ -92,6 +93,7 @@ func New(parent context.Context) (r *Rig, ctx context.Context, pair tls.Certific
 // Options of a rig.
 type Options struct {
 	Binary     string // ringmain
+	Before     string // another build of it, a contender of its own; empty = none
 	Port       int    // the first of those ringmain takes
 	Idle       int    // streams that will be held open at once
 	UpstreamH2 bool   // the provider speaks HTTP/2 with those who can
@@ -122,7 +124,9 @@ func Start(ctx context.Context, o Options) (_ *Rig, err error) {
 	if err != nil {
 		return nil, err
 	}
-	r.Contenders = append(r.Contenders, &Contender{Name: Direct, Addr: direct})
+	if !slices.Contains(o.Without, Direct) {
+		r.Contenders = append(r.Contenders, &Contender{Name: Direct, Addr: direct})
+	}
 	for _, peer := range []struct {
 		name, binary string
 		config       func(dir, addr string, providers []string) string
@@ -153,7 +157,15 @@ func Start(ctx context.Context, o Options) (_ *Rig, err error) {
 		}
 		r.Contenders = append(r.Contenders, c)
 	}
-	c, err := r.StartRingmain(ctx, o.Binary, manifest(providers, o.Idle), max(4096, 2*o.Idle), o.Port)
+	seed, capacity := manifest(providers, o.Idle), max(4096, 2*o.Idle)
+	if o.Before != "" {
+		c, _, err := r.startNode(ctx, Before, o.Before, seed, capacity, o.Port+portsOfNode)
+		if err != nil {
+			return nil, err
+		}
+		r.Contenders = append(r.Contenders, c)
+	}
+	c, err := r.StartRingmain(ctx, o.Binary, seed, capacity, o.Port)
 	if err != nil {
 		return nil, err
 	}
@@ -379,48 +391,59 @@ func manifest(providers []string, idle int) string {
 // Terms of a simulated upstream, for a manifest.
 var Terms = `terms: {retention: zero, prompt_cache: none, training: never, contract: "` + strings.Repeat("0", 64) + `", dated: "2026-01-01"}`
 
+// portsOfNode is more than a cluster of one data node takes.
+const portsOfNode = 200
+
 // StartRingmain runs a one-region cluster with one data node, which takes
 // capacity requests at once, on port and those after it.
-func (r *Rig) StartRingmain(ctx context.Context, binary, seed string, capacity, port int) (*Contender, error) {
-	file, data := filepath.Join(r.Dir, "seed.yaml"), filepath.Join(r.Dir, "ring")
+func (r *Rig) StartRingmain(ctx context.Context, binary, seed string, capacity, port int) (c *Contender, err error) {
+	c, r.Cluster, err = r.startNode(ctx, Ringmain, binary, seed, capacity, port)
+	return c, err
+}
+
+func (r *Rig) startNode(ctx context.Context, name, binary, seed string, capacity, port int) (*Contender, *clusterfile.Cluster, error) {
+	file, data := filepath.Join(r.Dir, name+".yaml"), filepath.Join(r.Dir, name)
 	if err := os.WriteFile(file, []byte(seed), 0o600); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	//nolint:noctx // ended by the rig, by SIGTERM first
 	cmd := exec.Command(binary, "dev", "--regions", "us-east:us", "--control", "1", "--data", "1",
 		"--dir", data, "--port", strconv.Itoa(port), "--seed", file, "--upstream-ca", filepath.Join(r.Dir, certFile))
 	cmd.Env = append(os.Environ(), fmt.Sprintf("RINGMAIN_TUNABLES_CAPACITY=%d", capacity))
-	ended, log, err := r.child(cmd, Ringmain)
+	ended, log, err := r.child(cmd, name)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	var cluster *clusterfile.Cluster
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(100 * time.Millisecond) {
-		if r.Cluster, err = clusterfile.Read(filepath.Join(data, "cluster.json")); err == nil && r.Cluster.Ready {
+		if cluster, err = clusterfile.Read(filepath.Join(data, "cluster.json")); err == nil && cluster.Ready {
 			break
 		}
 		select {
 		case <-ended:
 			text, _ := os.ReadFile(log) // best effort: it explains the failure
-			return nil, fmt.Errorf("ringmain dev ended:\n%s", text)
+			return nil, nil, fmt.Errorf("%s dev ended:\n%s", binary, text)
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			return nil, nil, ctx.Err()
 		default:
 		}
 		if time.Now().After(deadline) {
-			return nil, errors.New("ringmain dev was not ready in 60 s")
+			return nil, nil, fmt.Errorf("%s dev was not ready in 60 s", binary)
 		}
 	}
-	ca, err := os.ReadFile(r.Cluster.CAFile)
+	ca, err := os.ReadFile(cluster.CAFile)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r.Roots.AppendCertsFromPEM(ca)
-	n := r.Node()
-	return &Contender{Name: Ringmain, Addr: strings.TrimPrefix(n.API, "https://"), Key: r.Cluster.APIKey, PIDs: []int{n.PID, n.WorkerPID}}, nil
+	n := dataNode(cluster)
+	return &Contender{Name: name, Addr: strings.TrimPrefix(n.API, "https://"), Key: cluster.APIKey, PIDs: []int{n.PID, n.WorkerPID}}, cluster, nil
 }
 
 // Node is the data node under test.
-func (r *Rig) Node() clusterfile.Node {
-	nodes := r.Cluster.Regions[0].Nodes
+func (r *Rig) Node() clusterfile.Node { return dataNode(r.Cluster) }
+
+func dataNode(c *clusterfile.Cluster) clusterfile.Node {
+	nodes := c.Regions[0].Nodes
 	return nodes[slices.IndexFunc(nodes, func(n clusterfile.Node) bool { return n.Role == "data" })]
 }

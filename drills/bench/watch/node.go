@@ -15,10 +15,11 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/hub"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -27,7 +28,7 @@ const shard = controlplane.Shard("any-bench")
 // viewer is the state beside the hub, once the log is open.
 type viewer struct{ q *quorum.Quorum }
 
-func (v *viewer) View(f func(*registry.State)) { v.q.View(f) }
+func (v *viewer) View(f func(*ledger.State)) { v.q.View(f) }
 
 // serveNode is one control node: log, hub and listener, as a region's are wired.
 func serveNode(ctx context.Context, o options) (err error) {
@@ -56,7 +57,7 @@ func serveNode(ctx context.Context, o options) (err error) {
 	demux := identity.Listener(l, bundle.Server([]string{raft, "h2"}, identity.AnyOf(identity.AllowControl(regionName), identity.AllowData(regionName))), raft, "h2")
 	defer func() { err = errors.Join(err, demux.Close()) }()
 	source, metrics := &viewer{}, prometheus.NewRegistry()
-	hub, err := feed.OpenHub(ctx, feed.HubConfig{Cluster: cluster, Region: regionName, Node: o.part, Source: source, Registerer: metrics,
+	feeds, err := hub.Open(ctx, hub.Config{Cluster: cluster, Region: regionName, Node: o.part, Source: source, Registerer: metrics,
 		Members: func() []byte { return []byte("a list") }})
 	if err != nil {
 		return err
@@ -64,17 +65,17 @@ func serveNode(ctx context.Context, o options) (err error) {
 	source.q, err = quorum.Open(ctx, quorum.Config{
 		Cluster: cluster, Region: regionName, Node: o.part, Dir: filepath.Join(o.dir, o.part, "log"), Peers: peers,
 		Homes:    []quorum.ShardSpec{{Shard: shard, Members: []string{regionName}}},
-		Listener: demux.For(raft), Sealer: seal.New(holder), OnApply: hub.Applied,
+		Listener: demux.For(raft), Sealer: seal.New(holder), OnApply: feeds.Applied,
 		Dial: func(ctx context.Context, node, addr string) (net.Conn, error) {
 			want := identity.ID{Cluster: cluster, Region: regionName, Role: identity.RoleControl, Node: node}
 			return bundle.Dialer(&net.Dialer{Timeout: 2 * time.Second}, []string{raft}, identity.AllowNode(want))(ctx, "tcp", addr)
 		},
 	})
 	if err != nil {
-		return errors.Join(err, hub.Close())
+		return errors.Join(err, feeds.Close())
 	}
-	defer func() { err = errors.Join(err, source.q.Close(context.WithoutCancel(ctx)), hub.Close()) }()
-	server := &http.Server{Handler: hub.Handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	defer func() { err = errors.Join(err, source.q.Close(context.WithoutCancel(ctx)), feeds.Close()) }()
+	server := &http.Server{Handler: feeds.Handler(), ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(demux.For("h2")) }()
 	defer func() {
