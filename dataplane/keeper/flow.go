@@ -105,13 +105,13 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 	if k.cfg.Nodes == nil || !f.queue.Takes(fr, f.tracker.Position()[fr.Shard]) {
 		return k.take(ctx, fr)
 	}
-	revoked, narrowed := f.queue.Add(time.Now(), fr)
+	revoked, narrowed, epoch := f.queue.Add(time.Now(), fr)
 	for _, r := range revoked {
 		if err := k.take(ctx, &feed.Frame{Type: feed.FrameRevocation, Shard: r.Shard, Revocation: &r}); err != nil {
 			return err
 		}
 	}
-	if err := k.narrow(ctx, narrowed); err != nil {
+	if err := k.narrow(ctx, narrowed, epoch); err != nil {
 		return err
 	}
 	_, err := k.advance(ctx)
@@ -121,7 +121,7 @@ func (k *Keeper) sink(ctx context.Context, fr *feed.Frame) error {
 // narrow tells the worker what changes of upstreams that wait, or are left out,
 // forbid. One of an earlier release, which does not say how far it is, could not
 // take it. flow.mu is held.
-func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record) error {
+func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record, epoch uint64) error {
 	w := k.flow.live
 	if w == nil || len(upstreams) == 0 {
 		return nil // the watch begins anew with the next
@@ -134,7 +134,7 @@ func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record) error
 		if err != nil {
 			return err
 		}
-		if err := w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: b}); err != nil && ctx.Err() == nil {
+		if err := w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: b, Seq: epoch}); err != nil && ctx.Err() == nil {
 			k.log.Warn("the worker was not told what a change forbids that waits", "error", err) // it is about to be replaced
 		}
 	}
@@ -145,9 +145,10 @@ func (k *Keeper) narrow(ctx context.Context, upstreams []*registry.Record) error
 // isolated first, by look, which does so without holding up the feed. flow.mu is held.
 func (k *Keeper) advance(ctx context.Context) (refused []trial.Span, err error) {
 	f := &k.flow
-	self := trial.Node{Region: k.cfg.Setup.Region, Name: k.cfg.Setup.Node}
+	self := k.self()
+	nodes := func() []trial.Node { return k.trials.Around(self, k.cfg.Nodes()) }
 	for f.queue.Len() > 0 {
-		frames, refused := f.queue.Next(self, f.tracker.Position()[controlplane.ShardGlobal], k.cfg.Nodes, k.trials.LeavesOut, time.Now())
+		frames, refused := f.queue.Next(self, f.tracker.Position()[controlplane.ShardGlobal], nodes, k.trials.LeavesOut, time.Now())
 		if len(frames) == 0 {
 			return refused, nil
 		}
@@ -158,6 +159,11 @@ func (k *Keeper) advance(ctx context.Context) (refused []trial.Span, err error) 
 		}
 	}
 	return nil, nil
+}
+
+// self is this node, as others know it.
+func (k *Keeper) self() trial.Node {
+	return trial.Node{Region: k.cfg.Setup.Region, Name: k.cfg.Setup.Node}
 }
 
 // take gives one frame to the worker first, then to the disk. flow.mu is held.
@@ -290,7 +296,7 @@ func (k *Keeper) beat(ctx context.Context, fr *feed.Frame) {
 // fill gives a new worker all there is: revocations and pins, then the last
 // known good state, then what passes from now on.
 func (k *Keeper) fill(ctx context.Context, w *worker) error {
-	revocations := k.disk.Stats().Revocations
+	revocations := k.revocations()
 	if err := k.sendSafety(ctx, w); err != nil {
 		return err
 	}
@@ -328,6 +334,12 @@ func (k *Keeper) fill(ctx context.Context, w *worker) error {
 	}
 }
 
+// revocations is how many were ever known.
+func (k *Keeper) revocations() int {
+	st := k.disk.Stats()
+	return st.Revocations + st.Dropped
+}
+
 // sendSafety gives the worker every revocation and pin.
 func (k *Keeper) sendSafety(ctx context.Context, w *worker) error {
 	return k.disk.Safety(func(e lkg.SafetyEntry) error {
@@ -352,7 +364,7 @@ func (k *Keeper) join(ctx context.Context, w *worker, cursor *lkg.Cursor, holds 
 	if holds {
 		// The disk may have run ahead while nothing was forwarded.
 		position = common(position, w.hello.Position)
-		if k.disk.Stats().Revocations != revocations {
+		if k.revocations() != revocations {
 			if err := k.sendSafety(ctx, w); err != nil {
 				return true, err
 			}

@@ -3,9 +3,9 @@ package keeper
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math"
 	"net/http"
 	"strings"
@@ -182,12 +182,16 @@ func (k *Keeper) workerFamilies() ([]*dto.MetricFamily, error) {
 // process are named as the worker's, since the keeper has its own.
 func decodeFamilies(b []byte) ([]*dto.MetricFamily, error) {
 	var families []*dto.MetricFamily
-	d := expfmt.NewDecoder(bytes.NewReader(b), expfmt.NewFormat(expfmt.TypeProtoDelim))
-	for {
+	for len(b) > 0 {
+		// The decoder makes room for whatever length it reads.
+		size, head := binary.Uvarint(b)
+		if head <= 0 || size > uint64(len(b)-head) {
+			return families, errors.New("metrics of the worker: a family is cut short")
+		}
+		one := b[:head+int(size)]
+		b = b[len(one):]
 		f := new(dto.MetricFamily)
-		if err := d.Decode(f); errors.Is(err, io.EOF) {
-			return families, nil
-		} else if err != nil {
+		if err := expfmt.NewDecoder(bytes.NewReader(one), expfmt.NewFormat(expfmt.TypeProtoDelim)).Decode(f); err != nil {
 			return families, fmt.Errorf("metrics of the worker: %w", err)
 		}
 		if strings.HasPrefix(f.GetName(), "go_") || strings.HasPrefix(f.GetName(), "process_") {
@@ -196,6 +200,7 @@ func decodeFamilies(b []byte) ([]*dto.MetricFamily, error) {
 		}
 		families = append(families, f)
 	}
+	return families, nil
 }
 
 // MetricsHandler serves the families of worker and keeper together. It must

@@ -50,6 +50,7 @@ func (w *worker) settled() bool {
 
 const (
 	lookEvery = 100 * time.Millisecond
+	hearEvery = time.Second
 	// stuckAfter is how long a worker that talks may be at one frame. The largest
 	// takes a few seconds.
 	stuckAfter = 30 * time.Second
@@ -61,13 +62,17 @@ func (k *Keeper) look(ctx context.Context) {
 	tick := time.NewTicker(lookEvery)
 	defer tick.Stop()
 	var at uint64
-	var since time.Time
+	var since, heard time.Time
 	for {
 		var now time.Time
 		select {
 		case <-ctx.Done():
 			return
 		case now = <-tick.C:
+		}
+		if k.cfg.Nodes != nil && now.Sub(heard) >= hearEvery {
+			heard = now
+			k.trials.Heard(k.self(), k.cfg.Nodes(), now)
 		}
 		if k.flow.mu.TryLock() { // who holds it may wait for a worker that is stuck
 			k.goOn(ctx, now)

@@ -148,6 +148,52 @@ func TestWhatWaitsForbids(t *testing.T) {
 	n.state("no more", func(s workerState) bool { return s.Seq == last })
 }
 
+// A node that hears nobody, and knew another when it last did, takes the
+// configuration in its turn; once it hears that the other lives with a change it
+// takes that at once.
+func TestWhoHearsNobodyWaits(t *testing.T) {
+	c := newControl(t)
+	c.shard = controlplane.ShardGlobal
+	first := c.addKey("a")
+	n := newNode(t, c)
+	n.args.Node, n.args.Gossip = "us-d2", t.TempDir()
+	_, tell := keeperArgs{Node: "us-d1", Gossip: n.args.Gossip}.gossip()
+	tell(trial.Report{Proven: controlplane.Point{Epoch: testEpoch, Seq: first}})
+	n.startKeeper()
+	n.proven(first)
+	sealer, err := n.args.sealer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	within(t, "the other is remembered", func() bool {
+		l, err := trial.File{Dir: n.args.Dir, Name: "test/us-d2", Sealer: sealer}.Load()
+		return err == nil && len(l.Peers) == 1
+	})
+	if err := n.stopKeeper(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Remove(filepath.Join(n.args.Gossip, "us-d1.json")); err != nil {
+		t.Fatal(err)
+	}
+	n.startKeeper()
+	n.state("loaded", func(s workerState) bool { return s.Loaded })
+	began := time.Now()
+	last := c.addKey("b")
+	c.revokeKey("a")
+	within(t, "a revocation waits for nobody", func() bool { _, got, err := n.get("/key?id=a"); return err == nil && got == "true true" })
+	for time.Since(began) < time.Second {
+		if s, err := n.ask(); err == nil && s.Seq != first {
+			t.Fatalf("it took the change after %v", time.Since(began))
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	tell(trial.Report{Proven: controlplane.Point{Epoch: testEpoch, Seq: last + 1}})
+	n.state("it is taken", func(s workerState) bool { return s.Seq == last+1 })
+	if d := time.Since(began); d > trial.Patience {
+		t.Errorf("only after %v", d)
+	}
+}
+
 // What kills later than while it is applied is found by what is new in the
 // configuration: here there is nothing else in it to suspect.
 func TestCrashLater(t *testing.T) {

@@ -24,7 +24,7 @@ import (
 // State is where an Attendant puts what its keeper says; *view.Store is one.
 type State interface {
 	Apply(*feed.Frame) error
-	Pin(record []byte) error
+	Pin(record []byte, epoch uint64) error
 	SetLoaded(safetyUnknown bool)
 	Abandon()
 	Position() controlplane.Position
@@ -359,7 +359,7 @@ func (a *Attendant) handle(c *Conn, m *Message, frames *uint64) error {
 			a.ring.Done(*frames)
 		}
 	case TypePin:
-		return a.cfg.State.Pin(m.Bytes)
+		return a.cfg.State.Pin(m.Bytes, m.Seq)
 	case TypePeers:
 		a.peers.Store(m.Peers)
 	case TypeLoaded:

@@ -144,7 +144,7 @@ func (s *stateStub) Apply(f *feed.Frame) error {
 	s.frames = append(s.frames, f.Type)
 	return s.fail
 }
-func (s *stateStub) Pin([]byte) error                { return nil }
+func (s *stateStub) Pin([]byte, uint64) error        { return nil }
 func (s *stateStub) SetLoaded(bool)                  { s.mu.Lock(); s.loaded = true; s.mu.Unlock() }
 func (s *stateStub) Abandon()                        {}
 func (s *stateStub) Position() controlplane.Position { return controlplane.Position{} }

@@ -42,7 +42,7 @@ type Message struct {
 	Setup    *Setup             `cbor:"3,keyasint,omitempty"`
 	Frames   [][]byte           `cbor:"4,keyasint,omitempty"` // State: feed.EncodeFrame
 	Peers    *Peers             `cbor:"5,keyasint,omitempty"`
-	Seq      uint64             `cbor:"6,keyasint,omitempty"` // MetricsAsk, Metrics
+	Seq      uint64             `cbor:"6,keyasint,omitempty"` // MetricsAsk, Metrics; Pin: counter of the epoch of a change that has not arrived
 	Bytes    []byte             `cbor:"7,keyasint,omitempty"` // Log, Pin, Metrics (delimited protobuf families)
 	Verdicts []feed.Verdict     `cbor:"8,keyasint,omitempty"`
 	Health   *Health            `cbor:"9,keyasint,omitempty"`

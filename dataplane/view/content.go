@@ -61,9 +61,8 @@ func (s *Store) put(next *View, rec *registry.Record) error {
 		s.removePolicy(next, id)
 		s.addPolicy(next, rec)
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
-		rec = next.callable(rec)
-		table := next.namedTable(rec.Kind)
-		*table = table.edited(func(byID map[string]*registry.Record) { byID[id] = rec })
+		rec = next.bare(rec)
+		next.edit(rec.Kind, func(byID map[string]*registry.Record) { byID[id] = rec })
 	case registry.KindRelocation: // the management API's; a pin that comes with it is in the safety set
 	}
 	return nil
@@ -80,8 +79,7 @@ func (s *Store) remove(next *View, kind registry.Kind, id string) error {
 	case registry.KindPolicy:
 		s.removePolicy(next, id)
 	case registry.KindRoute, registry.KindUpstream, registry.KindRegion:
-		table := next.namedTable(kind)
-		*table = table.edited(func(byID map[string]*registry.Record) { delete(byID, id) })
+		next.edit(kind, func(byID map[string]*registry.Record) { delete(byID, id) })
 	case registry.KindRelocation:
 	default:
 		return fmt.Errorf("%w: removal of %q of kind %d", controlplane.ErrUnknownEntry, id, kind)
@@ -89,37 +87,43 @@ func (s *Store) remove(next *View, kind registry.Kind, id string) error {
 	return nil
 }
 
-// callable returns rec as requests may use it: an upstream as it was narrowed
-// ahead; and one whose credential is revoked is disabled, and its credential is
-// gone from this node's memory.
-func (v *View) callable(rec *registry.Record) *registry.Record {
-	if rec.Kind != registry.KindUpstream {
+// bare returns rec; of an upstream whose credential is revoked, one that is
+// disabled and from which the credential is gone: it leaves this node's memory.
+func (v *View) bare(rec *registry.Record) *registry.Record {
+	if rec.Kind != registry.KindUpstream || len(rec.Upstream.Credential) == 0 {
 		return rec
 	}
-	up := rec.Upstream
-	if ahead := v.narrowed[rec.Meta.ID]; ahead != nil && ahead.Meta.Revision > rec.Meta.Revision {
-		up = up.Narrowed(ahead.Upstream)
+	if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(rec.Upstream.Credential)); !gone {
+		return rec
 	}
-	if len(up.Credential) > 0 {
-		if _, gone := v.Revoked(registry.KindCredential, registry.CredentialID(up.Credential)); gone {
-			bare := *up
-			bare.Credential, bare.Disabled = nil, true
-			up = &bare
-		}
-	}
-	if up == rec.Upstream {
+	r, up := *rec, *rec.Upstream
+	up.Credential, up.Disabled = nil, true
+	r.Upstream = &up
+	return &r
+}
+
+// narrowing is what a change of an upstream forbids that may not have arrived.
+type narrowing struct {
+	ahead *registry.Record
+	epoch uint64 // counter of the change's
+}
+
+// callable returns rec as requests may use it: an upstream as it was narrowed ahead.
+func (v *View) callable(rec *registry.Record) *registry.Record {
+	n, ok := v.narrowed[rec.Meta.ID]
+	if rec.Kind != registry.KindUpstream || !ok || n.ahead.Meta.Revision <= rec.Meta.Revision {
 		return rec
 	}
 	r := *rec
-	r.Upstream = up
+	r.Upstream = rec.Upstream.Narrowed(n.ahead.Upstream)
 	return &r
 }
 
 // narrow has an upstream called no more as a version of it forbids that has not
 // arrived yet.
-func (v *View) narrow(ahead *registry.Record) {
+func (v *View) narrow(ahead *registry.Record, epoch uint64) {
 	id := ahead.Meta.ID
-	if old := v.narrowed[id]; old != nil && old.Meta.Revision >= ahead.Meta.Revision {
+	if old, ok := v.narrowed[id]; ok && old.ahead.Meta.Revision >= ahead.Meta.Revision && old.epoch >= epoch {
 		return
 	}
 	if held := v.upstreams.byID[id]; held != nil && held.Meta.Revision >= ahead.Meta.Revision {
@@ -127,17 +131,29 @@ func (v *View) narrow(ahead *registry.Record) {
 	}
 	v.narrowed = maps.Clone(v.narrowed)
 	if v.narrowed == nil {
-		v.narrowed = make(map[string]*registry.Record)
+		v.narrowed = make(map[string]narrowing)
 	}
-	v.narrowed[id] = ahead
-	v.withdraw()
+	v.narrowed[id] = narrowing{ahead, epoch}
+	v.edit(registry.KindUpstream, func(map[string]*registry.Record) {})
 }
 
-// withdraw makes the upstreams that are held callable only as they may be now.
+// widen ends what was narrowed ahead by changes of shard before epoch: they are
+// in the view by now, or were cut off.
+func (v *View) widen(shard controlplane.Shard, epoch uint64) {
+	narrowed := maps.Clone(v.narrowed)
+	maps.DeleteFunc(narrowed, func(_ string, n narrowing) bool { return n.ahead.Meta.Shard == shard && n.epoch < epoch })
+	if len(narrowed) == len(v.narrowed) {
+		return
+	}
+	v.narrowed = narrowed
+	v.edit(registry.KindUpstream, func(map[string]*registry.Record) {})
+}
+
+// withdraw lets go of the credentials that are revoked.
 func (v *View) withdraw() {
-	v.upstreams = v.upstreams.edited(func(byID map[string]*registry.Record) {
+	v.edit(registry.KindUpstream, func(byID map[string]*registry.Record) {
 		for id, rec := range byID {
-			byID[id] = v.callable(rec)
+			byID[id] = v.bare(rec)
 		}
 	})
 }
@@ -158,15 +174,17 @@ func (v *View) confine(pin string) {
 	v.confined[org] = jurisdiction
 }
 
-func (v *View) namedTable(kind registry.Kind) *named {
+// edit changes the table of routes, upstreams or regions.
+func (v *View) edit(kind registry.Kind, change func(byID map[string]*registry.Record)) {
+	table := &v.regions
 	switch kind {
 	case registry.KindRoute:
-		return &v.routes
+		table = &v.routes
 	case registry.KindUpstream:
-		return &v.upstreams
+		table = &v.upstreams
 	default:
-		return &v.regions
 	}
+	*table = table.edited(change, v.callable)
 }
 
 // editKeys replaces the piece of the key table that id belongs to.
@@ -283,15 +301,14 @@ func (s *Store) adopt(next *View, st *stage) error {
 		s.addPolicy(next, rec)
 	}
 	for _, kind := range []registry.Kind{registry.KindRoute, registry.KindUpstream, registry.KindRegion} {
-		table := next.namedTable(kind)
-		*table = table.edited(func(byID map[string]*registry.Record) {
+		next.edit(kind, func(byID map[string]*registry.Record) {
 			for id, rec := range byID {
 				if stale(kind, rec) {
 					delete(byID, id)
 				}
 			}
 			for id, rec := range st.others[kind] {
-				byID[id] = next.callable(rec)
+				byID[id] = next.bare(rec)
 			}
 		})
 	}

@@ -11,7 +11,7 @@ import (
 // named is a small table that is read by name: routes, upstreams, regions.
 // Every change builds a new one.
 type named struct {
-	byID   map[string]*registry.Record
+	byID   map[string]*registry.Record // as they came
 	byName map[string]*registry.Record
 	list   []*registry.Record // by name
 }
@@ -35,10 +35,11 @@ func publicName(r *registry.Record) string {
 	}
 }
 
-// edited returns a table after change was applied to a copy of the id map.
+// edited returns a table after change was applied to a copy of the id map, which
+// is read as callable says.
 // Two records of one name cannot come from a sound registry; should it happen,
 // all nodes agree on the lower id.
-func (n named) edited(change func(byID map[string]*registry.Record)) named {
+func (n named) edited(change func(byID map[string]*registry.Record), callable func(*registry.Record) *registry.Record) named {
 	byID := maps.Clone(n.byID)
 	if byID == nil {
 		byID = make(map[string]*registry.Record)
@@ -48,7 +49,7 @@ func (n named) edited(change func(byID map[string]*registry.Record)) named {
 	for id, rec := range byID {
 		name := publicName(rec)
 		if other, taken := byName[name]; !taken || id < other.Meta.ID {
-			byName[name] = rec
+			byName[name] = callable(rec)
 		}
 	}
 	list := slices.SortedFunc(maps.Values(byName), func(a, b *registry.Record) int {

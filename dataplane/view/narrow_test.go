@@ -4,6 +4,7 @@ import (
 	"testing"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 )
 
@@ -23,7 +24,7 @@ func TestAnUpstreamIsNarrowedAhead(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.Pin(b); err != nil {
+		if err := s.Pin(b, 1); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -53,4 +54,53 @@ func TestAnUpstreamIsNarrowedAhead(t *testing.T) {
 	want("what took its place", "zero", false)
 	ahead(4, upstream("zero", true))
 	want("told again of what is held", "zero", false)
+}
+
+// What was told ahead of a change that a takeover cut off holds no longer than
+// until the opening, or the snapshot, that took its place.
+func TestACutNarrowingEnds(t *testing.T) {
+	upstream := func(seq uint64, disabled bool) *registry.Record {
+		return &registry.Record{Kind: registry.KindUpstream, Meta: registry.Meta{ID: "ups_1", Shard: "global", Revision: seq},
+			Upstream: &registry.Upstream{Name: "a", Region: "us", Auth: "none", Disabled: disabled}}
+	}
+	second := controlplane.Epoch{Counter: 2, Region: "eu-fra"}
+	opening := func(seq uint64) *feed.Frame {
+		b, err := registry.EncodeEntry(&registry.Entry{Shard: "global", Epoch: second, Prev: epoch1, Seq: seq,
+			Changes: []registry.Change{{Op: registry.OpOpen, Home: "eu-fra", Members: []string{"eu-fra", "us-east"}}}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &feed.Frame{Type: feed.FrameEntry, Shard: "global", Sender: second, Entry: b}
+	}
+	snapshot := []*feed.Frame{
+		{Type: feed.FrameReset, Shard: "global"},
+		{Type: feed.FrameRecord, Shard: "global", Record: encoded(t, upstream(1, false))},
+		{Type: feed.FrameEnd, Shard: "global", Point: controlplane.Point{Epoch: second, Seq: 2}},
+	}
+	for name, tc := range map[string]struct {
+		epoch  uint64
+		frames []*feed.Frame
+		stays  bool
+	}{
+		"the opening that cut it off":   {1, []*feed.Frame{opening(2)}, false},
+		"a snapshot behind that":        {1, snapshot, false},
+		"a change behind the opening":   {2, []*feed.Frame{opening(2)}, true},
+		"another entry of its history":  {1, []*feed.Frame{entryFrame(t, "global", 2)}, true},
+		"another shard's next epoch":    {1, []*feed.Frame{entryFrame(t, "eu", 1)}, true},
+		"one told by an older keeper":   {0, []*feed.Frame{opening(2)}, false},
+		"the same snapshot, read again": {2, append(snapshot, snapshot...), true},
+	} {
+		s := New(Config{})
+		apply(t, s, entryFrame(t, "global", 1, put(upstream(0, false))))
+		if err := s.Pin(encoded(t, upstream(3, true)), tc.epoch); err != nil {
+			t.Fatal(err)
+		}
+		if rec, ok := s.View().Upstream("a"); !ok || !rec.Upstream.Disabled {
+			t.Fatal("it was not narrowed")
+		}
+		apply(t, s, tc.frames...)
+		if rec, ok := s.View().Upstream("a"); !ok || rec.Upstream.Disabled != tc.stays {
+			t.Errorf("%s: narrowed %v", name, !tc.stays)
+		}
+	}
 }

@@ -81,8 +81,10 @@ func (s *Store) SetLoaded(safetyUnknown bool) {
 
 // Pin adds an encoded record that tightens what the view says for as long as the
 // view is older than the record: a policy or an org that the safety file holds,
-// or what is forbidden by a change of an upstream that has not arrived yet.
-func (s *Store) Pin(record []byte) error {
+// or what is forbidden by a change of an upstream that has not arrived yet. Epoch
+// is the counter of that change's, which ends with a later one: the change then
+// is in the view, or was cut off.
+func (s *Store) Pin(record []byte, epoch uint64) error {
 	rec, err := registry.DecodeRecord(record)
 	if err != nil {
 		return err
@@ -95,7 +97,7 @@ func (s *Store) Pin(record []byte) error {
 	switch rec.Kind {
 	case registry.KindUpstream:
 		next := *s.View()
-		next.narrow(rec)
+		next.narrow(rec, epoch)
 		s.publish(&next)
 		return nil
 	case registry.KindPolicy, registry.KindOrg:
@@ -316,6 +318,9 @@ func (s *Store) move(next *View, shard controlplane.Shard, to controlplane.Point
 	if updated > next.stamps[shard] {
 		next.stamps = maps.Clone(next.stamps)
 		next.stamps[shard] = updated
+	}
+	if to.Epoch != next.position[shard].Epoch {
+		next.widen(shard, to.Epoch.Counter)
 	}
 	next.position = next.position.Clone()
 	next.position[shard] = to

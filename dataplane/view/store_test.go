@@ -156,7 +156,7 @@ func TestPins(t *testing.T) {
 	roam := org(false)
 	roam.Meta.Revision = 3
 	for _, rec := range []*registry.Record{pin, roam} {
-		if err := s.Pin(encoded(t, rec)); err != nil {
+		if err := s.Pin(encoded(t, rec), 0); err != nil {
 			t.Fatal(err)
 		}
 	}

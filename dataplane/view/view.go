@@ -33,8 +33,8 @@ type View struct {
 	regions    named
 	revoked    cow[registry.Revocation] // by kind byte + id
 	pins       map[string][]*registry.Record
-	confined   map[string]string           // org -> the jurisdiction that the safety set pins it to
-	narrowed   map[string]*registry.Record // by id: what changes of upstreams forbid that may not have arrived
+	confined   map[string]string    // org -> the jurisdiction that the safety set pins it to
+	narrowed   map[string]narrowing // by id: what changes of upstreams forbid that may not have arrived
 	position   controlplane.Position
 	heard      *atomic.Int64
 	asOf       *atomic.Int64                // by heartbeats

@@ -53,7 +53,7 @@ func Take(dir, cluster, node string) (lock *os.File, err error) {
 	}
 	var have owner
 	if err := json.Unmarshal(b, &have); err != nil {
-		return lock, fmt.Errorf("data directory: %s: %w", path, err)
+		return lock, fmt.Errorf("data directory: %s says whose it is, and cannot be read: restore it, or remove it if all of %s is this node's: %w", path, dir, err)
 	}
 	if have != want {
 		return lock, fmt.Errorf("data directory %s is of node %q of cluster %q (format %d), this is %q of %q: %w",
@@ -77,7 +77,7 @@ func closeToWorld(dir string) error {
 func writeOwner(path string, o owner) error {
 	b, err := json.Marshal(o)
 	if err == nil {
-		err = os.WriteFile(path+".new", append(b, '\n'), 0o600)
+		err = write(path+".new", append(b, '\n'))
 	}
 	if err == nil {
 		err = os.Rename(path+".new", path)
@@ -86,4 +86,15 @@ func writeOwner(path string, o owner) error {
 		return fmt.Errorf("data directory: %w", err)
 	}
 	return nil
+}
+
+// write writes a file that is whole after a crash of the host: an empty one
+// would keep the node from starting.
+func write(path string, b []byte) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	return errors.Join(err, f.Sync(), f.Close())
 }

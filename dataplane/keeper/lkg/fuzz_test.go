@@ -2,9 +2,18 @@ package lkg
 
 import (
 	"bytes"
+	"encoding/binary"
+	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 
+	"github.com/fxamacker/cbor/v2"
+
+	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/registry"
+	"ringmain/controlplane/seal"
 )
 
 // FuzzSplit: a chunk is taken apart into frames that make it again, or named.
@@ -30,6 +39,132 @@ func FuzzSplit(f *testing.F) {
 		}
 		if !bytes.Equal(again, b) {
 			t.Errorf("%x becomes %x", b, again)
+		}
+	})
+}
+
+// FuzzSafety: whatever the entries of a safety file are, it is read or named; it
+// forgets no revocation and no newest pin when it is written anew, and what is
+// told of it again can be read.
+func FuzzSafety(f *testing.F) {
+	lines := func(entries ...SafetyEntry) (all []byte) {
+		for _, e := range entries {
+			b := must(cbor.Marshal(e))
+			all = append(binary.BigEndian.AppendUint16(all, uint16(len(b))), b...)
+		}
+		return all
+	}
+	pin := func(seq uint64) []byte {
+		return must(registry.EncodeRecord(&registry.Record{Kind: registry.KindPolicy, Meta: registry.Meta{ID: "pol", Shard: shard, Revision: seq}, Policy: &registry.Policy{Org: "o", Residency: "eu"}}))
+	}
+	gone := func(id string) SafetyEntry {
+		return SafetyEntry{Revocation: &registry.Revocation{Kind: registry.KindKey, ID: id, Shard: shard, At: 1}}
+	}
+	f.Add(lines(SafetyEntry{Mark: &mark{}}))
+	f.Add(lines(SafetyEntry{Dropped: 3}, gone("a"), SafetyEntry{Pin: pin(1)}, gone("b"), SafetyEntry{Pin: pin(2)}, SafetyEntry{Mark: &mark{Generation: 1, Position: controlplane.Position{shard: {Epoch: epoch, Seq: 2}}}}))
+	f.Add(lines(SafetyEntry{}, gone("a"), gone("a"), SafetyEntry{Pin: []byte{1}}))
+	f.Add(lines(SafetyEntry{Dropped: -1}))
+	f.Add([]byte{0, 1, 0xf6})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		known := func() *safety {
+			return &safety{cfg: &Config{}, known: map[[16]byte]struct{}{}, pins: map[string]uint64{}}
+		}
+		s := known()
+		var entries []SafetyEntry
+		for len(b) >= 2 && int(binary.BigEndian.Uint16(b)) <= len(b)-2 {
+			n := int(binary.BigEndian.Uint16(b))
+			e, err := decodeSafety(b[2 : 2+n])
+			if b = b[2+n:]; err != nil {
+				return
+			}
+			s.note(e)
+			entries = append(entries, e)
+		}
+		again := known()
+		for _, e := range compact(entries) {
+			e, err := decodeSafety(must(cbor.Marshal(e)))
+			if err != nil {
+				t.Fatalf("what was written cannot be read: %v", err)
+			}
+			again.note(e)
+		}
+		if again.revoked != s.revoked || len(again.known) != len(s.known) || s.revoked != len(s.known) || s.dropped < 0 {
+			t.Errorf("%d revocations (%d, dropped %d) become %d", s.revoked, len(s.known), s.dropped, again.revoked)
+		}
+		for id, seq := range s.pins {
+			if again.pins[id] < seq {
+				t.Errorf("the pin of %q at %d becomes one at %d", id, seq, again.pins[id])
+			}
+		}
+	})
+}
+
+// FuzzGeneration: whatever the header and the frames of a generation are, a
+// store is opened that can go on, or says that it may not touch it.
+func FuzzGeneration(f *testing.F) {
+	dir := f.TempDir()
+	key := filepath.Join(dir, "kek")
+	if err := seal.CreateKeyFile(key); err != nil {
+		f.Fatal(err)
+	}
+	sealer := seal.New(must(seal.OpenFileHolder(key)))
+	head := func(h header) []byte { return must(cbor.Marshal(h)) }
+	var whole chunk
+	for _, frame := range append(with(snapshot(3, "a"), orgRecord("org_any_1", "o")), entry(4, revoke("b"))) {
+		whole.add(frame.Type, raw(frame))
+	}
+	f.Add(head(header{Format: 1, Generation: 1}), []byte(whole))
+	f.Add(head(header{Format: 1, Generation: 1, Revocations: 9, Alone: true}), []byte(whole))
+	f.Add(head(header{Format: 2, Generation: 1}), []byte(whole))
+	f.Add(head(header{Format: 1, Generation: 7, Part: 1}), []byte(whole[:len(whole)/2]))
+	f.Add([]byte{0xa0}, []byte{})
+	f.Fuzz(func(t *testing.T, head, frames []byte) {
+		cfg := Config{Dir: t.TempDir(), Name: "c/n", Sealer: sealer, Logger: slog.New(slog.DiscardHandler)}
+		path := filepath.Join(cfg.Dir, "lkg", fileName(1, 0))
+		if err := os.Mkdir(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		var file bytes.Buffer
+		w := must(sealer.NewWriter(&file, "lkg/c/n/"+fileName(1, 0)))
+		if err := w.Frame(head); err != nil {
+			return
+		}
+		if len(frames) > 0 {
+			if err := w.Frame(frames); err != nil {
+				return
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, file.Bytes(), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s, err := Open(cfg)
+		if err != nil {
+			if !foreign(err) {
+				t.Fatal(err)
+			}
+			if _, err := os.Stat(path); err != nil {
+				t.Fatalf("what may not be touched is gone: %v", err)
+			}
+			return
+		}
+		_ = s.Past(func(*feed.Frame) error { return nil }) // names records that nobody looked at
+		g := must(s.Begin())
+		for _, frame := range snapshot(5) {
+			if err := g.Append(frame, raw(frame)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := g.Commit(); err != nil {
+			t.Fatal(err)
+		}
+		if s.Stats().Unknown {
+			t.Error("a full state was received")
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

@@ -3,7 +3,6 @@ package lkg
 import (
 	"errors"
 	"io"
-	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -27,6 +26,8 @@ type Generation struct {
 
 	alone    bool   // older generations go
 	erasures uint64 // known when this one began
+	orgs     orgs
+	holds    map[[16]byte]struct{} // what it says that the safety file has
 }
 
 var errUnfinished = errors.New("a new generation was begun and not finished")
@@ -44,7 +45,7 @@ func (s *Store) Begin() (*Generation, error) {
 	}
 	number := s.highest + 1
 	g := &Generation{
-		s: s, number: number, tracker: NewTracker(nil),
+		s: s, number: number, tracker: NewTracker(nil), orgs: orgs{}, holds: make(map[[16]byte]struct{}),
 		path:  filepath.Join(s.dir, fileName(number, 0)+".new"),
 		alone: s.erasures > 0, erasures: s.erasures,
 	}
@@ -68,8 +69,12 @@ func (g *Generation) Append(f *feed.Frame, raw []byte) error {
 		return nil
 	}
 	g.used = true
-	news, _, err := g.tracker.See(f)
+	news, entry, err := g.tracker.See(f)
 	if err == nil && news {
+		g.orgs.see(f, entry)
+		for _, e := range notable(f, entry) {
+			g.holds[e.key()] = struct{}{}
+		}
 		g.chunk.add(f.Type, raw)
 		if len(g.chunk) >= chunkBytes {
 			err = g.spill()
@@ -121,15 +126,21 @@ func (g *Generation) Commit() error {
 		_ = s.delta.f.Close() // the generation it belongs to is no longer the newest
 		s.delta = nil
 	}
+	keeps := g.keeps()
 	s.generation, s.highest = g.number, g.number
-	s.tracker, s.failing, s.next = g.tracker, nil, nil
+	s.tracker, s.orgs, s.failing, s.next = g.tracker, g.orgs, nil, nil
 	s.parts, s.nextPart, s.snapBytes, s.deltaBytes = []part{{0, g.chunks}}, 1, g.file.size, 0
 	g.file = nil
-	if err := s.removeOld(g.keeps()); err != nil {
+	if err := s.removeOld(keeps); err != nil {
 		s.cfg.Logger.Warn("an old generation could not be removed", "error", err)
 	}
-	if err := s.safety.settle(s.generation, s.tracker.position); err != nil {
+	if err := s.safety.settle(s.generation, s.tracker.position, g.stale()); err != nil {
 		s.cfg.Logger.Error("the file of revocations cannot be written; it is kept in memory and tried again", "error", err)
+	}
+	if keeps == 1 {
+		if err := s.removeBad(); err != nil {
+			s.cfg.Logger.Warn("a damaged file could not be removed", "error", err)
+		}
 	}
 	return nil
 }
@@ -226,7 +237,7 @@ func (s *Store) Past(each func(*feed.Frame) error) error {
 	if err != nil {
 		return err
 	}
-	for _, generation := range slices.Sorted(maps.Keys(files)) {
+	for _, generation := range numbers(files) {
 		if generation > current {
 			break
 		}

@@ -1,8 +1,17 @@
 package lkg
 
 import (
+	"bytes"
+	"errors"
+	"hash/maphash"
+	"os"
+	"path/filepath"
 	"slices"
+	"sync"
+	"time"
 
+	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 )
 
@@ -22,48 +31,174 @@ func (s *Store) erased() {
 	s.erasures++
 }
 
+// orgs is which orgs the frames seen leave, by shard and as hashes. A node that
+// was away gets a snapshot in the place of the entries that it missed: what is
+// not in that was erased, for all it knows.
+type orgs map[controlplane.Shard]map[uint64]bool // true = in the snapshot that is under way
+
+var orgSeed = maphash.MakeSeed()
+
+// orgStart is how each org's record begins in the deterministic encoding, in
+// which only the rarest record of another kind has these bytes.
+var orgStart = []byte{0xa3, 1, byte(registry.KindOrg), 2, 0xa5, 1}
+
+// see takes a frame, whose entry is e if it is one, and reports whether an org
+// is gone without an entry that says so.
+func (o orgs) see(f *feed.Frame, e *registry.Entry) (gone bool) {
+	held := o[f.Shard]
+	if held == nil {
+		held = make(map[uint64]bool)
+		o[f.Shard] = held
+	}
+	switch f.Type {
+	case feed.FrameReset:
+		for org := range held {
+			held[org] = false
+		}
+	case feed.FrameRecord:
+		if !bytes.Contains(f.Record, orgStart) {
+			return false
+		}
+		if rec, err := registry.DecodeRecord(f.Record); err == nil && rec.Kind == registry.KindOrg {
+			held[maphash.String(orgSeed, rec.Meta.ID)] = true
+		}
+	case feed.FrameEnd:
+		for org, stays := range held {
+			if !stays {
+				delete(held, org)
+				gone = true
+			}
+		}
+	case feed.FrameEntry:
+		for i := range e.Changes {
+			switch c := &e.Changes[i]; {
+			case c.Op == registry.OpPut && c.Record != nil && c.Record.Kind == registry.KindOrg:
+				held[maphash.String(orgSeed, c.Record.Meta.ID)] = true
+			case c.Op == registry.OpDelete && c.Kind == registry.KindOrg:
+				delete(held, maphash.String(orgSeed, c.ID))
+			}
+		}
+	default:
+	}
+	return gone
+}
+
+// within reports whether all of them are among those of all.
+func (o orgs) within(all orgs) bool {
+	for shard, held := range o {
+		for org := range held {
+			if _, stays := all[shard][org]; !stays {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // keeps is how many generations stay once g is in place: g alone, if what was
 // erased is not in it.
 func (g *Generation) keeps() int {
-	if g.alone && g.erasures == g.s.erasures {
-		g.s.erasures = 0
+	if g.alone && g.erasures == g.s.erasures || !g.s.orgs.within(g.orgs) {
+		g.s.erasures -= g.erasures
 		return 1
 	}
 	return keep
 }
 
-// forget leaves out of the safety file what only records said that are deleted:
-// no key of theirs is left to be confined. The caller holds mu.
-func (s *safety) forget(e *registry.Entry) {
-	if e == nil {
-		return
-	}
-	for _, c := range e.Changes {
-		if c.Op == registry.OpDelete && s.pins[c.ID] != 0 {
-			delete(s.pins, c.ID)
-			s.forgotten[c.ID] = true
+// removeBad removes what was set aside as damaged: it holds what was erased, too.
+func (s *Store) removeBad() error {
+	bad, err := filepath.Glob(filepath.Join(s.dir, "*.bad"))
+	for _, path := range append(bad, filepath.Join(s.cfg.Dir, safetyName+".bad")) {
+		if gone := os.Remove(path); !errors.Is(gone, os.ErrNotExist) {
+			err = errors.Join(err, gone)
 		}
+	}
+	return err
+}
+
+// spentAfter is how long after a revoked key's end its revocation is kept though
+// the full state has it no more: the control plane forgets it a day after.
+const spentAfter = 48 * time.Hour
+
+// stale tells what need not stay in the safety file once g is in place: what the
+// full state does not say any more, and no generation is older than. Everything
+// is kept if what there is on disk cannot be read.
+func (g *Generation) stale() func(SafetyEntry) bool {
+	floor := sync.OnceValues(g.s.floor) // reads a file
+	ended := time.Now().Add(-spentAfter).UnixMilli()
+	return func(e SafetyEntry) bool {
+		if _, holds := g.holds[e.key()]; holds {
+			return false
+		}
+		if v := e.Revocation; v != nil {
+			return v.Kind == registry.KindKey && v.Expires != 0 && v.Expires <= ended
+		}
+		rec, err := registry.DecodeRecord(e.Pin)
+		if e.Pin == nil || err != nil {
+			return false
+		}
+		position, err := floor()
+		if err != nil {
+			return false
+		}
+		oldest, then := position[rec.Meta.Shard]
+		_, now := g.tracker.position[rec.Meta.Shard]
+		return rec.Meta.Revision <= oldest.Seq || !then && !now // of a shard that this region no longer holds
 	}
 }
 
-// purge writes the file anew without what was forgotten. The caller holds mu.
-func (s *safety) purge() error {
-	if len(s.forgotten) == 0 || s.file == nil {
+// floor is how far the oldest snapshot on disk is: no state that this node can
+// come back to is before it.
+func (s *Store) floor() (controlplane.Position, error) {
+	files, err := s.list()
+	if err != nil {
+		return nil, err
+	}
+	oldest := append(numbers(files), s.generation)[0]
+	if oldest == s.generation {
+		return s.tracker.Position(), nil
+	}
+	t := NewTracker(nil)
+	_, err = s.verify(oldest, 0, t, orgs{})
+	return t.position, err
+}
+
+// purge writes the file anew if that leaves anything out. The caller holds mu.
+func (s *safety) purge(stale func(SafetyEntry) bool) error {
+	if s.file == nil {
 		return nil
 	}
-	entries, err := s.stored()
+	entries, err := s.all()
 	if err != nil {
 		return err
 	}
-	s.waiting = slices.DeleteFunc(compact(append(entries, s.waiting...)), func(e SafetyEntry) bool {
-		if e.Pin == nil {
-			return false
+	var kept, gone []SafetyEntry
+	for _, e := range compact(entries) {
+		if stale(e) {
+			gone = append(gone, e)
+		} else {
+			kept = append(kept, e)
 		}
-		rec, err := registry.DecodeRecord(e.Pin)
-		return err == nil && s.forgotten[rec.Meta.ID] && s.pins[rec.Meta.ID] == 0
-	})
-	clear(s.forgotten)
-	_ = s.file.f.Close() // it is replaced
-	s.file, s.written = nil, 0
-	return s.rewrite()
+	}
+	if len(gone) == 0 && len(kept)+1 >= s.written {
+		return nil
+	}
+	for _, e := range gone {
+		s.drop(e)
+	}
+	return s.replace(kept)
+}
+
+// drop forgets e.
+func (s *safety) drop(e SafetyEntry) {
+	switch {
+	case e.Revocation != nil:
+		delete(s.known, e.key())
+		s.revoked--
+		s.dropped++
+	case e.Pin != nil:
+		if rec, err := registry.DecodeRecord(e.Pin); err == nil {
+			delete(s.pins, rec.Meta.ID)
+		}
+	}
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"github.com/fxamacker/cbor/v2"
@@ -23,6 +24,7 @@ type SafetyEntry struct {
 	Revocation *registry.Revocation `cbor:"1,keyasint,omitempty"`
 	Pin        []byte               `cbor:"2,keyasint,omitempty"` // registry.EncodeRecord of a policy or org that narrows
 	Mark       *mark                `cbor:"3,keyasint,omitempty"`
+	Dropped    int                  `cbor:"4,keyasint,omitempty"` // how many revocations this file had once, and need not have
 }
 
 // mark notes how far the state on disk was, so that an older copy put in its
@@ -36,8 +38,9 @@ type mark struct {
 // maxSafetyEntry bounds one entry; a longer torn tail is damage.
 const maxSafetyEntry = 64 << 10
 
-// safety is the safety file. Each start writes it anew, without what later
-// entries made pointless, and then only appends, with a sync after each entry.
+// safety is the safety file. Each start, and each generation that makes entries
+// pointless, writes it anew without them; between, it is only appended to, with
+// a sync after each entry.
 type safety struct {
 	cfg  *Config
 	path string
@@ -48,8 +51,8 @@ type safety struct {
 	waiting    []SafetyEntry // not in the file: the disk is full, or unknown
 	known      map[[16]byte]struct{}
 	pins       map[string]uint64 // record id -> revision
-	forgotten  map[string]bool   // ids of pins in file whose records are deleted
 	revoked    int
+	dropped    int // revocations that were known once
 	mark       *mark
 	unknown    bool
 	rolledBack bool
@@ -61,7 +64,7 @@ const safetyName = "safety.log"
 // openSafety reads the file. used says that this node had state before, so
 // that a missing file is damage. Its error is one of foreign.
 func openSafety(cfg *Config, used bool) (*safety, error) {
-	s := &safety{cfg: cfg, path: filepath.Join(cfg.Dir, safetyName), known: make(map[[16]byte]struct{}), pins: make(map[string]uint64), forgotten: make(map[string]bool)}
+	s := &safety{cfg: cfg, path: filepath.Join(cfg.Dir, safetyName), known: make(map[[16]byte]struct{}), pins: make(map[string]uint64)}
 	entries, err := s.read()
 	if errors.Is(err, fs.ErrNotExist) && !used {
 		err = nil
@@ -86,7 +89,8 @@ func openSafety(cfg *Config, used bool) (*safety, error) {
 	return s, nil
 }
 
-// compact leaves out marks but the last, and pins that a later revision replaced.
+// compact leaves out marks but the last, pins that a later revision replaced, and
+// how many were dropped, which rewrite says anew.
 func compact(entries []SafetyEntry) []SafetyEntry {
 	var kept []SafetyEntry
 	newest := make(map[string]int)
@@ -100,7 +104,7 @@ func compact(entries []SafetyEntry) []SafetyEntry {
 		}
 	}
 	for i, e := range entries {
-		if e.Mark != nil && i != lastMark {
+		if e.Mark != nil && i != lastMark || e.Dropped > 0 {
 			continue
 		}
 		if rec, err := registry.DecodeRecord(e.Pin); e.Pin != nil && err == nil && newest[rec.Meta.ID] != i {
@@ -141,16 +145,27 @@ func (s *safety) read() ([]SafetyEntry, error) {
 		if err != nil {
 			return entries, err
 		}
-		var e SafetyEntry
-		if err := cbor.Unmarshal(b, &e); err != nil {
+		e, err := decodeSafety(b)
+		if err != nil {
 			return entries, fmt.Errorf("entry %d: %w", len(entries), err)
 		}
 		entries = append(entries, e)
 	}
 }
 
-func digest(r *registry.Revocation) (d [16]byte) {
-	h := sha256.Sum256(append([]byte{byte(r.Kind)}, r.ID...))
+func decodeSafety(b []byte) (e SafetyEntry, err error) {
+	return e, cbor.Unmarshal(b, &e)
+}
+
+// key tells what e is of; of a mark, and of what cannot be read, nothing.
+func (e SafetyEntry) key() (d [16]byte) {
+	var of []byte
+	if e.Revocation != nil {
+		of = append([]byte{byte(e.Revocation.Kind)}, e.Revocation.ID...)
+	} else if rec, err := registry.DecodeRecord(e.Pin); e.Pin != nil && err == nil {
+		of = append([]byte("pin of "), rec.Meta.ID...)
+	}
+	h := sha256.Sum256(of)
 	copy(d[:], h[:])
 	return d
 }
@@ -159,7 +174,7 @@ func digest(r *registry.Revocation) (d [16]byte) {
 func (s *safety) note(e SafetyEntry) bool {
 	switch {
 	case e.Revocation != nil:
-		d := digest(e.Revocation)
+		d := e.key()
 		if _, ok := s.known[d]; ok {
 			return false
 		}
@@ -176,6 +191,8 @@ func (s *safety) note(e SafetyEntry) bool {
 		s.pins[rec.Meta.ID] = rec.Meta.Revision
 	case e.Mark != nil:
 		s.mark = e.Mark
+	case e.Dropped > 0:
+		s.dropped = e.Dropped
 	}
 	return true
 }
@@ -197,6 +214,9 @@ func (s *safety) rewrite() error {
 		// So that a whole file never is without an entry.
 		entries = append([]SafetyEntry{{Mark: &mark{}}}, entries...)
 	}
+	if s.dropped > 0 {
+		entries = append([]SafetyEntry{{Dropped: s.dropped}}, entries...)
+	}
 	for i := 0; i < len(entries) && err == nil; i++ {
 		var b []byte
 		if b, err = cbor.Marshal(entries[i]); err == nil {
@@ -211,6 +231,21 @@ func (s *safety) rewrite() error {
 	}
 	s.file, s.written, s.waiting = sf, len(entries), nil
 	return nil
+}
+
+// replace writes entries to a new file, in the place of the present one.
+func (s *safety) replace(entries []SafetyEntry) error {
+	s.waiting = entries
+	s.discard()
+	return s.rewrite()
+}
+
+// discard lets go of the file, which is replaced.
+func (s *safety) discard() {
+	if s.file != nil {
+		_ = s.file.f.Close() // nothing of it is needed any more
+	}
+	s.file, s.written = nil, 0
 }
 
 // add keeps new entries; durable only after sync.
@@ -245,25 +280,23 @@ func (s *safety) retry() error {
 	if len(s.waiting) == 0 || s.unknown {
 		return nil
 	}
-	if s.file != nil {
-		entries, err := s.stored()
-		if err != nil {
-			return err
-		}
-		s.waiting = compact(append(entries, s.waiting...))
-		_ = s.file.f.Close() // it is replaced
-		s.file, s.written = nil, 0
+	entries, err := s.all()
+	if err != nil {
+		return err
 	}
-	return s.rewrite()
+	return s.replace(compact(entries))
 }
 
-// stored reads back the entries in the file.
-func (s *safety) stored() ([]SafetyEntry, error) {
+// all reads the entries in the file back, and adds those that wait.
+func (s *safety) all() ([]SafetyEntry, error) {
+	if s.file == nil {
+		return slices.Clone(s.waiting), nil
+	}
 	entries, err := s.read()
 	if len(entries) < s.written {
 		return nil, errors.Join(fmt.Errorf("%d of %d entries can be read back", len(entries), s.written), err)
 	}
-	return entries[:s.written], nil
+	return append(entries[:s.written], s.waiting...), nil
 }
 
 func (s *safety) sync() error {
@@ -274,10 +307,11 @@ func (s *safety) sync() error {
 	return s.file.sync()
 }
 
+// count is how many revocations the file has had.
 func (s *safety) count() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.revoked
+	return s.revoked + s.dropped
 }
 
 func (s *safety) isUnknown() bool {
@@ -290,10 +324,10 @@ func (s *safety) isUnknown() bool {
 func (s *safety) check(revocations int, position controlplane.Position) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.revoked < revocations && !s.unknown {
+	if s.revoked+s.dropped < revocations && !s.unknown {
 		s.unknown = true
 		s.cfg.Logger.Error("the file of revocations has lost entries: every key is refused with 503 until a control node has sent the full state",
-			"file", s.path, "entries", s.revoked, "expected", revocations)
+			"file", s.path, "entries", s.revoked+s.dropped, "expected", revocations)
 	}
 	if s.mark != nil && !position.Covers(s.mark.Position) {
 		s.rolledBack = true
@@ -303,27 +337,24 @@ func (s *safety) check(revocations int, position controlplane.Position) {
 }
 
 // settle ends unknown: a full state has been received, and its revocations and
-// pins are among what waits.
-func (s *safety) settle(generation uint64, position controlplane.Position) error {
+// pins are among what waits. What is stale by it leaves the file.
+func (s *safety) settle(generation uint64, position controlplane.Position, stale func(SafetyEntry) bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unknown {
-		if s.file != nil {
-			entries, err := s.stored()
-			if err != nil {
-				return err
-			}
-			s.waiting = compact(append(entries, s.waiting...))
-			_ = s.file.f.Close() // it is replaced
-			s.file, s.written = nil, 0
+		entries, err := s.all()
+		if err != nil {
+			return err
 		}
+		s.waiting = compact(entries)
+		s.discard()
 		if err := os.Rename(s.path, s.path+".bad"); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 		s.unknown = false
 	}
 	err := s.add(SafetyEntry{Mark: &mark{Generation: generation, Position: position.Clone()}})
-	return errors.Join(err, s.retry(), s.sync(), s.purge())
+	return errors.Join(err, s.retry(), s.sync(), s.purge(stale))
 }
 
 func (s *safety) close(generation uint64, position controlplane.Position) error {
@@ -347,18 +378,7 @@ func (s *Store) Observe(f *feed.Frame, entry *registry.Entry, sync bool) error {
 	if erases(entry) {
 		s.erased()
 	}
-	var found []SafetyEntry
-	switch f.Type {
-	case feed.FrameRevocation:
-		found = append(found, SafetyEntry{Revocation: f.Revocation})
-	case feed.FrameRecord:
-		if rec := narrowing(f.Record); rec != nil {
-			found = append(found, SafetyEntry{Pin: f.Record})
-		}
-	case feed.FrameEntry:
-		found = fromEntry(entry)
-	case feed.FrameReset, feed.FrameEnd, feed.FrameVerdicts, feed.FrameHeartbeat:
-	}
+	found := notable(f, entry)
 	if len(found) == 0 && !sync {
 		return nil
 	}
@@ -368,11 +388,26 @@ func (s *Store) Observe(f *feed.Frame, entry *registry.Entry, sync bool) error {
 	for _, e := range found {
 		err = errors.Join(err, s.safety.add(e))
 	}
-	s.safety.forget(entry)
 	if sync {
 		err = errors.Join(err, s.safety.sync())
 	}
 	return err
+}
+
+// notable is what the safety file must know of a frame.
+func notable(f *feed.Frame, entry *registry.Entry) []SafetyEntry {
+	switch f.Type {
+	case feed.FrameRevocation:
+		return []SafetyEntry{{Revocation: f.Revocation}}
+	case feed.FrameRecord:
+		if rec := narrowing(f.Record); rec != nil {
+			return []SafetyEntry{{Pin: f.Record}}
+		}
+	case feed.FrameEntry:
+		return fromEntry(entry)
+	default:
+	}
+	return nil
 }
 
 func fromEntry(e *registry.Entry) (found []SafetyEntry) {
@@ -427,18 +462,13 @@ func narrows(r *registry.Record) bool {
 // memory.
 func (s *Store) Safety(emit func(SafetyEntry) error) error {
 	s.safety.mu.Lock()
-	var entries []SafetyEntry
-	var err error
-	if s.safety.file != nil {
-		entries, err = s.safety.stored()
-	}
-	entries = append(entries, s.safety.waiting...)
+	entries, err := s.safety.all()
 	s.safety.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("read the file of revocations back: %w", err)
 	}
 	for _, e := range entries {
-		if e.Mark != nil {
+		if e.Revocation == nil && e.Pin == nil {
 			continue
 		}
 		if err := emit(e); err != nil {

@@ -1,11 +1,13 @@
 package lkg
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"math"
 	"os"
 	"path/filepath"
@@ -64,6 +66,7 @@ type Store struct {
 	damage     map[string]int // what was found unreadable, by kind of file
 	alone      bool           // the generation that was loaded is to be the only one
 	erasures   uint64         // of records that older generations may still hold; 0 = none
+	orgs       orgs           // of that generation
 }
 
 // part is one file of the current generation.
@@ -81,7 +84,7 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	s := &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, "lkg"), damage: make(map[string]int), tracker: NewTracker(nil)}
+	s := &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, "lkg"), damage: make(map[string]int), tracker: NewTracker(nil), orgs: orgs{}}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
 		return nil, fmt.Errorf("last known good state: %w", diskError(err))
 	}
@@ -95,14 +98,8 @@ func Open(cfg Config) (*Store, error) {
 	if s.safety.unknown {
 		s.damage["safety"]++
 	}
-	numbers := make([]uint64, 0, len(files))
-	for n := range files {
-		numbers = append(numbers, n)
-	}
-	slices.Sort(numbers)
-	slices.Reverse(numbers)
 	revocations := 0
-	for _, n := range numbers {
+	for _, n := range slices.Backward(numbers(files)) {
 		s.highest = max(s.highest, n)
 		if s.generation != 0 || cfg.Load != nil && !cfg.Load(n) {
 			continue
@@ -115,16 +112,12 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s.safety.check(revocations, s.tracker.position)
 	if s.alone && s.generation == s.highest { // its writer may have died before it removed them
-		if err := s.removeOld(1); err != nil {
+		if err := errors.Join(s.removeOld(1), s.removeBad()); err != nil {
 			return nil, fmt.Errorf("last known good state: %w", diskError(err))
 		}
 	}
 	if cfg.Loaded != nil {
-		oldest := uint64(math.MaxUint64)
-		if len(numbers) > 0 {
-			oldest = numbers[len(numbers)-1]
-		}
-		cfg.Loaded(oldest)
+		cfg.Loaded(append(numbers(files), math.MaxUint64)[0])
 	}
 	return s, nil
 }
@@ -154,6 +147,9 @@ func (s *Store) list() (map[uint64][]int, error) {
 	return files, nil
 }
 
+// numbers are the generations of what list returned, the oldest first.
+func numbers(files map[uint64][]int) []uint64 { return slices.Sorted(maps.Keys(files)) }
+
 // foreign tells what another key or a newer version would read: that must be
 // left as it is.
 func foreign(err error) bool {
@@ -164,12 +160,12 @@ func foreign(err error) bool {
 // current one. Deltas count up to where they are good. It returns how many
 // revocations the safety file must hold.
 func (s *Store) load(generation uint64, numbers []int) (revocations int, err error) {
-	tracker := NewTracker(nil)
+	tracker, orgs := NewTracker(nil), orgs{}
 	var snap verified
 	if len(numbers) == 0 || numbers[0] != 0 {
 		err = errors.New("its snapshot is missing")
 	} else {
-		snap, err = s.verify(generation, 0, tracker)
+		snap, err = s.verify(generation, 0, tracker, orgs)
 	}
 	if err == nil && len(tracker.open) > 0 {
 		err = errors.New("a shard of it has no end")
@@ -183,13 +179,13 @@ func (s *Store) load(generation uint64, numbers []int) (revocations int, err err
 		}
 		return 0, err
 	}
-	s.parts, s.tracker, s.deltaBytes = []part{{0, snap.chunks}}, tracker, 0
+	s.parts, s.tracker, s.orgs, s.deltaBytes = []part{{0, snap.chunks}}, tracker, orgs, 0
 	s.snapBytes, revocations = snap.bytes, snap.revocations
 	s.erasures, s.alone = snap.erasures, snap.alone
 	s.nextPart = 1
 	for _, p := range numbers[1:] {
 		s.nextPart = p + 1
-		d, err := s.verify(generation, p, tracker)
+		d, err := s.verify(generation, p, tracker, orgs)
 		tracker.Interrupt()
 		if foreign(err) {
 			return 0, err
@@ -227,7 +223,7 @@ type verified struct {
 }
 
 // verify reads one file to its end. On an error, what came before counts.
-func (s *Store) verify(generation uint64, number int, tracker *Tracker) (v verified, err error) {
+func (s *Store) verify(generation uint64, number int, tracker *Tracker, orgs orgs) (v verified, err error) {
 	rd, err := s.open(generation, number)
 	if err != nil {
 		return v, err
@@ -243,19 +239,19 @@ func (s *Store) verify(generation uint64, number int, tracker *Tracker) (v verif
 			return v, err
 		}
 		for i, t := range types {
-			if t == feed.FrameRecord {
+			if t == feed.FrameRecord && !bytes.Contains(frames[i], orgStart) {
 				continue // most of the file, and nothing to learn from
 			}
 			f, err := feed.DecodeFrame(frames[i])
-			if err == nil {
-				var entry *registry.Entry
-				_, entry, err = tracker.See(f)
-				if erases(entry) {
-					v.erasures++
-				}
-			}
 			if err != nil {
 				return v, err
+			}
+			news, entry, err := tracker.See(f)
+			if err != nil {
+				return v, err
+			}
+			if gone := news && orgs.see(f, entry); gone || erases(entry) {
+				v.erasures++
 			}
 		}
 		v.chunks++
@@ -299,9 +295,12 @@ func (s *Store) Append(f *feed.Frame, raw []byte) error {
 	case s.failing != nil || s.generation == 0:
 		return nil
 	}
-	news, _, err := s.tracker.See(f)
+	news, entry, err := s.tracker.See(f)
 	if err == nil && !news {
 		return nil
+	}
+	if err == nil && s.orgs.see(f, entry) {
+		s.erasures++
 	}
 	if err == nil && s.delta == nil {
 		err = s.beginDelta()
@@ -391,18 +390,21 @@ type Stats struct {
 	Generation  uint64
 	DeltaBytes  int64
 	Damage      map[string]int // unreadable files found at Open: generation, delta, safety
-	Revocations int
-	Unknown     bool // the safety file could not be read, and no full state arrived since
-	RolledBack  bool // the state found at Open was older than the node had had
+	Revocations int            // in the safety file
+	Dropped     int            // that were in it once
+	Unknown     bool           // the safety file could not be read, and no full state arrived since
+	RolledBack  bool           // the state found at Open was older than the node had had
 }
 
 // Stats returns what metrics show.
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.safety.mu.Lock()
+	defer s.safety.mu.Unlock()
 	return Stats{
 		Generation: s.generation, DeltaBytes: s.deltaBytes, Damage: s.damage,
-		Revocations: s.safety.count(), Unknown: s.safety.isUnknown(), RolledBack: s.safety.rolledBack,
+		Revocations: s.safety.revoked, Dropped: s.safety.dropped, Unknown: s.safety.unknown, RolledBack: s.safety.rolledBack,
 	}
 }
 
@@ -440,18 +442,13 @@ func (s *Store) removeOld(keep int) error {
 	if err != nil {
 		return err
 	}
-	numbers := make([]uint64, 0, len(files))
-	for n := range files {
-		numbers = append(numbers, n)
-	}
-	slices.Sort(numbers)
-	for len(numbers) > keep {
-		for _, p := range files[numbers[0]] {
-			if err := os.Remove(filepath.Join(s.dir, fileName(numbers[0], p))); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	all := numbers(files)
+	for _, n := range all[:max(0, len(all)-keep)] {
+		for _, p := range files[n] {
+			if err := os.Remove(filepath.Join(s.dir, fileName(n, p))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err
 			}
 		}
-		numbers = numbers[1:]
 	}
 	return nil
 }

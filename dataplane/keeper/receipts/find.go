@@ -84,6 +84,15 @@ func (s *Store) Find(requestID string) ([]byte, error) {
 	if !ok {
 		return nil, nil
 	}
+	// What waits moves to a segment before it is left out here.
+	s.mu.Lock()
+	waiting := slices.Clone(s.pending)
+	s.mu.Unlock()
+	for _, p := range waiting {
+		if entry := p.batch.Find(requestID); entry != nil {
+			return entry.Encode()
+		}
+	}
 	want := finger(proof.RequestKey(requestID))
 	var damage error
 	for _, p := range s.places(func(f *fence) bool { return f.admits(arrived.UnixMilli()) }, want) {

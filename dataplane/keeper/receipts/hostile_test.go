@@ -61,6 +61,54 @@ func TestOfferedAgainWhileItWaits(t *testing.T) {
 	r.close(s)
 }
 
+// What the store has taken over is found from then on: while it waits for the
+// disk, while it moves there, and while segments end.
+func TestWhatWasTakenIsFoundAtOnce(t *testing.T) {
+	r := newRig(t)
+	r.cfg.Segment = 2 << 10 // a few batches
+	acked := make(chan uint64, 1)
+	r.cfg.Acked = func(_, number uint64) { acked <- number }
+	s := r.open()
+	take := func() []string {
+		raw, ids := r.batch(3)
+		s.Put(7, r.number, raw)
+		return ids
+	}
+	s.files.Lock() // as a disk that stalls
+	ids := take()
+	r.found(s, ids...)
+	s.files.Unlock()
+	<-acked
+	for range 50 {
+		ids := take()
+		done := make(chan struct{})
+		var asking sync.WaitGroup
+		for range 2 {
+			asking.Go(func() {
+				for {
+					if entry, err := s.Find(ids[1]); entry == nil || err != nil {
+						t.Errorf("it was taken, and is not found: %v", err)
+						return
+					}
+					select {
+					case <-done:
+						return
+					default:
+					}
+				}
+			})
+		}
+		<-acked
+		r.found(s, ids...)
+		close(done)
+		asking.Wait()
+	}
+	if n := len(r.segments()); n < 10 {
+		t.Errorf("%d segments: none ended meanwhile", n)
+	}
+	r.close(s)
+}
+
 // What a full disk took of a batch is given back: metadata records need the room.
 func TestFullDiskLeavesNoTornFrames(t *testing.T) {
 	r := newRig(t)

@@ -68,7 +68,8 @@ type Store struct {
 
 type put struct {
 	from, number uint64
-	raw          []byte
+	batch        *proof.Batch
+	size         int // bytes
 }
 
 // maxSegment keeps offsets within 32 bits.
@@ -116,11 +117,16 @@ func def[T int | int64 | time.Duration](v *T, to T) {
 // change afterwards. One that finds no room in memory is dropped: the worker
 // offers again what is not acknowledged. One that waits already is as well.
 func (s *Store) Put(from, number uint64, raw []byte) {
+	b, err := proof.ParseBatch(raw)
+	if err != nil {
+		s.cfg.Logger.Error("a batch of receipts from the worker cannot be read and is dropped", "number", number, "error", err)
+		return
+	}
 	s.mu.Lock()
 	taken := s.bytes+len(raw) <= s.cfg.Pending &&
 		!slices.ContainsFunc(s.pending, func(p put) bool { return p.from == from && p.number == number })
 	if taken {
-		s.pending = append(s.pending, put{from, number, raw})
+		s.pending = append(s.pending, put{from, number, b, len(raw)})
 		s.bytes += len(raw)
 	}
 	s.mu.Unlock()
@@ -189,22 +195,11 @@ func (s *Store) drain() error {
 			s.mu.Unlock()
 			return nil
 		}
-		batch := s.pending
+		written := s.pending
 		s.mu.Unlock()
-		var written []put
-		done := 0
-		err := error(nil)
-		for _, p := range batch {
-			var b *proof.Batch
-			if b, err = proof.ParseBatch(p.raw); err != nil {
-				s.cfg.Logger.Error("a batch of receipts from the worker cannot be read and is dropped", "number", p.number, "error", err)
-				err = nil
-			} else if err = s.append(b); err != nil {
-				break
-			} else {
-				written = append(written, p)
-			}
-			done++
+		var err error
+		for i := 0; i < len(written) && err == nil; i++ {
+			err = s.append(written[i].batch)
 		}
 		if err == nil {
 			err = s.sync()
@@ -214,10 +209,10 @@ func (s *Store) drain() error {
 			return diskError(err)
 		}
 		s.mu.Lock()
-		for _, p := range s.pending[:done] {
-			s.bytes -= len(p.raw)
+		for _, p := range written {
+			s.bytes -= p.size
 		}
-		s.pending = append([]put(nil), s.pending[done:]...)
+		s.pending = append([]put(nil), s.pending[len(written):]...)
 		s.mu.Unlock()
 		for _, p := range written {
 			s.cfg.Acked(p.from, p.number)

@@ -23,6 +23,9 @@ type Book struct {
 
 	mu     sync.Mutex // also held while the ledger goes to the disk
 	ledger *Ledger
+	heard  time.Time          // when last another node was; or the first look
+	said   map[Span]time.Time // when last another node said so of what is left out for that
+	known  atomic.Pointer[[]Peer]
 	screen atomic.Bool // something may be left out: else frames wait for no lock, that is, no disk
 }
 
@@ -50,6 +53,7 @@ func Open(file File, shard controlplane.Shard, lives time.Duration, log *slog.Lo
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.screen.Store(len(l.Isolated) > 0)
+	b.known.Store(&l.Peers)
 	b.say(l.Proven[shard])
 	return b
 }

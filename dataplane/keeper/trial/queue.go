@@ -62,8 +62,9 @@ func harmless(f *feed.Frame) bool {
 }
 
 // Add puts f in, which arrived at now. It returns what waits for nobody: the
-// revocations in it, and how upstreams are to be narrowed (see Narrow).
-func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation, narrowed []*registry.Record) {
+// revocations in it, and how upstreams are to be narrowed (see Narrow) by a
+// change of an epoch with counter epoch.
+func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation, narrowed []*registry.Record, epoch uint64) {
 	q.frames = append(q.frames, f)
 	q.bytes += size(f)
 	switch f.Type {
@@ -76,9 +77,10 @@ func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation
 	case feed.FrameEntry:
 		e, err := registry.DecodeEntry(f.Entry)
 		if err != nil {
-			return nil, nil
+			return nil, nil, 0
 		}
 		q.arrived(e.Point(), now)
+		epoch = e.Epoch.Counter
 		for i := range e.Changes {
 			switch c := &e.Changes[i]; {
 			case c.Op == registry.OpRevoke:
@@ -91,7 +93,7 @@ func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation
 		}
 	default:
 	}
-	return revoked, narrowed
+	return revoked, narrowed, epoch
 }
 
 func (q *Queue) arrived(p controlplane.Point, now time.Time) {
@@ -157,7 +159,7 @@ func (q *Queue) Next(self Node, at controlplane.Point, nodes func() []Node, left
 			w = NewWait(q.shard, p, home, self, all, q.since[p])
 			q.waits[p] = w
 		}
-		may, refused := w.Next(at.Seq, all, leftOut, now)
+		may, refused := w.Next(at, all, leftOut, now)
 		if !may {
 			return nil, refused
 		}

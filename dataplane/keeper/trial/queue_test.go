@@ -52,7 +52,7 @@ func TestQueue(t *testing.T) {
 		}
 		return len(frames)
 	}
-	if now, _ := q.Add(start, global(t, 2, route, revoke)); len(now) != 1 || now[0].ID != "ups_1" {
+	if now, _, _ := q.Add(start, global(t, 2, route, revoke)); len(now) != 1 || now[0].ID != "ups_1" {
 		t.Errorf("revocations that wait for nobody: %v", now)
 	}
 	if !q.Takes(global(t, 3, region), at(1)) {

@@ -17,7 +17,8 @@ type Report struct {
 // Node is a data node as gossip knows it.
 type Node struct {
 	Region, Name string
-	Ready        bool
+	Ready        bool // it is heard, and not draining
+	Left         bool // it said goodbye
 	Report
 }
 
@@ -60,9 +61,9 @@ func NewWait(shard controlplane.Shard, p controlplane.Point, home string, self N
 
 func (n Node) is(o Node) bool { return n.Region == o.Region && n.Name == o.Name }
 
-// Next reports whether the node may take the change, and what of it (after seq
-// from) others died on and must be left out first, unless it is already.
-func (w *Wait) Next(from uint64, nodes []Node, leftOut func(Span) bool, now time.Time) (may bool, refused []Span) {
+// Next reports whether the node, which is at at, may take the change, and what of
+// it others died on and must be left out first, unless it is already.
+func (w *Wait) Next(at controlplane.Point, nodes []Node, leftOut func(Span) bool, now time.Time) (may bool, refused []Span) {
 	waited := now.Sub(w.since)
 	suspect := false
 	for _, n := range nodes {
@@ -70,14 +71,14 @@ func (w *Wait) Next(from uint64, nodes []Node, leftOut func(Span) bool, now time
 			continue
 		}
 		for _, s := range n.Isolated {
-			if w.within(s, from) {
-				s = Span{w.Shard, max(s.From, from+1), min(s.To, w.Point.Seq), w.Point.Epoch}
+			if w.within(s, at) {
+				s = Span{w.Shard, max(s.From, at.Seq+1), min(s.To, w.Point.Seq), w.Point.Epoch}
 				if !leftOut(s) {
 					refused = append(refused, s)
 				}
 			}
 		}
-		suspect = suspect || slices.ContainsFunc(n.Suspects, func(s Span) bool { return w.within(s, from) })
+		suspect = suspect || slices.ContainsFunc(n.Suspects, func(s Span) bool { return w.within(s, at) })
 	}
 	switch {
 	case len(refused) > 0:
@@ -95,9 +96,9 @@ func (w *Wait) Next(from uint64, nodes []Node, leftOut func(Span) bool, now time
 	return rank == 0 || w.any(w.self.Region, nodes) || waited >= time.Duration(min(rank, maxRank))*Patience, nil
 }
 
-// within reports whether s is part of what follows from, up to the change.
-func (w *Wait) within(s Span, from uint64) bool {
-	return s.Shard == w.Shard && s.From <= w.Point.Seq && s.To > from
+// within reports whether s is part of what follows at, up to the change.
+func (w *Wait) within(s Span, at controlplane.Point) bool {
+	return s.Shard == w.Shard && s.From <= w.Point.Seq && s.To > at.Seq && s.with(w.Point) && s.with(at)
 }
 
 func (w *Wait) proven(n Node) bool { return n.Proven.Compare(w.Point) >= 0 }

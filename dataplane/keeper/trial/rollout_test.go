@@ -42,7 +42,7 @@ func run(t *testing.T, nodes []Node, seconds int, take func(n *Node)) map[string
 			if _, has := took[n.Name]; has || !n.Ready {
 				continue
 			}
-			may, refused := waits[n.Name].Next(1, nodes, none, start.Add(time.Duration(s)*time.Second))
+			may, refused := waits[n.Name].Next(at(1), nodes, none, start.Add(time.Duration(s)*time.Second))
 			if may && len(refused) == 0 {
 				now = append(now, i)
 			}
@@ -114,21 +114,59 @@ func TestRefusal(t *testing.T) {
 	start := time.Unix(0, 0)
 	w := NewWait(controlplane.ShardGlobal, at(3), "us", nodes[5], nodes, start)
 	nodes[3].Isolated, nodes[3].Proven = []Span{bad}, at(3)
-	may, refused := w.Next(1, nodes, none, start.Add(time.Hour))
+	may, refused := w.Next(at(1), nodes, none, start.Add(time.Hour))
 	if may || len(refused) != 1 || refused[0] != bad {
 		t.Errorf("may %v, refused %v", may, refused)
 	}
-	if may, refused := w.Next(1, nodes, func(s Span) bool { return s == bad }, start); !may || len(refused) > 0 {
+	if may, refused := w.Next(at(1), nodes, func(s Span) bool { return s == bad }, start); !may || len(refused) > 0 {
 		t.Errorf("what is left out already: may %v, refused %v", may, refused)
 	}
-	if may, refused := w.Next(2, nodes, none, start); !may || len(refused) > 0 {
+	if may, refused := w.Next(at(2), nodes, none, start); !may || len(refused) > 0 {
 		t.Errorf("what a node has already: may %v, refused %v", may, refused)
 	}
 	other := bad
 	other.Shard = "any-us"
 	nodes[3].Isolated = []Span{other}
-	if may, refused := w.Next(1, nodes, none, start); !may || len(refused) > 0 {
+	if may, refused := w.Next(at(1), nodes, none, start); !may || len(refused) > 0 {
 		t.Errorf("another shard's: may %v, refused %v", may, refused)
+	}
+}
+
+// What others died on in a history that was cut off says nothing of what took
+// its place.
+func TestACutHistoryHoldsNobody(t *testing.T) {
+	later := controlplane.Epoch{Counter: 2, Region: "us"}
+	bad := Span{Shard: controlplane.ShardGlobal, From: 2, To: 2, Epoch: epoch}
+	start := time.Unix(0, 0)
+	for name, tc := range map[string]struct {
+		span    Span
+		point   controlplane.Point
+		refused bool
+	}{
+		"of the history itself":                {bad, at(2), true},
+		"cut off":                              {bad, controlplane.Point{Epoch: later, Seq: 2}, false},
+		"cut off, and wider":                   {Span{bad.Shard, 1, 9, epoch}, controlplane.Point{Epoch: later, Seq: 2}, false},
+		"within a snapshot of a later epoch":   {bad, controlplane.Point{Epoch: later, Seq: 7}, true},
+		"of an epoch that is not known":        {Span{bad.Shard, 2, 2, controlplane.Epoch{}}, controlplane.Point{Epoch: later, Seq: 2}, true},
+		"that ends in a later epoch than this": {Span{bad.Shard, 2, 9, later}, at(2), true},
+	} {
+		nodes := world()
+		nodes[3].Isolated, nodes[3].Proven = []Span{tc.span}, at(9)
+		w := NewWait(controlplane.ShardGlobal, tc.point, "us", nodes[5], nodes, start)
+		if _, refused := w.Next(at(1), nodes, none, start); len(refused) > 0 != tc.refused {
+			t.Errorf("%s: refused %v", name, refused)
+		}
+		nodes[3].Isolated, nodes[3].Suspects = nil, []Span{tc.span}
+		if may, _ := w.Next(at(1), nodes, none, start.Add(suspectPart-1)); may == tc.refused {
+			t.Errorf("%s, suspected: may %v", name, may)
+		}
+	}
+	// What ended before this node's own epoch is behind it, or cut off.
+	nodes := world()
+	nodes[3].Isolated = []Span{{bad.Shard, 5, 5, epoch}}
+	w := NewWait(controlplane.ShardGlobal, controlplane.Point{Epoch: later, Seq: 7}, "us", nodes[5], nodes, start)
+	if _, refused := w.Next(controlplane.Point{Epoch: later, Seq: 4}, nodes, none, start); len(refused) > 0 {
+		t.Errorf("refused %v", refused)
 	}
 }
 
@@ -139,7 +177,7 @@ func TestHearsayIsBounded(t *testing.T) {
 	nodes := world()
 	nodes[0].Isolated = []Span{all}
 	w := NewWait(controlplane.ShardGlobal, at(6), "us", nodes[5], nodes, time.Unix(0, 0))
-	_, refused := w.Next(4, nodes, none, time.Unix(0, 0))
+	_, refused := w.Next(at(4), nodes, none, time.Unix(0, 0))
 	if want := (Span{Shard: controlplane.ShardGlobal, From: 5, To: 6, Epoch: epoch}); len(refused) != 1 || refused[0] != want {
 		t.Errorf("refused %v, want %v", refused, want)
 	}

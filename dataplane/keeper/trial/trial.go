@@ -24,7 +24,7 @@ type Span struct {
 	Shard controlplane.Shard `cbor:"1,keyasint"`
 	From  uint64             `cbor:"2,keyasint"` // inclusive
 	To    uint64             `cbor:"3,keyasint"` // inclusive
-	Epoch controlplane.Epoch `cbor:"4,keyasint"` // of To as far as it is known
+	Epoch controlplane.Epoch `cbor:"4,keyasint"` // of To or later; zero = not known
 }
 
 // One is the span of the entry at p.
@@ -37,6 +37,12 @@ func (s Span) Point() controlplane.Point { return controlplane.Point{Epoch: s.Ep
 
 func (s Span) has(shard controlplane.Shard, seq uint64) bool {
 	return s.Shard == shard && s.From <= seq && seq <= s.To
+}
+
+// with reports whether s and the entry at p may be of one history: epochs never
+// fall, so that what ends at p or later in an earlier one was cut off.
+func (s Span) with(p controlplane.Point) bool {
+	return s.To < p.Seq || s.Epoch == (controlplane.Epoch{}) || s.Epoch.Compare(p.Epoch) >= 0
 }
 
 // Suspect is a span on which a process died.
@@ -74,6 +80,8 @@ type Ledger struct {
 	Loading uint64   `cbor:"4,keyasint,omitempty"` // generation on disk that a keeper is reading; 0 = none
 	Loads   int      `cbor:"5,keyasint,omitempty"` // how many keepers began to read it and died
 	Skipped []uint64 `cbor:"6,keyasint,omitempty"` // generations that keepers died on: the one before is used
+
+	Peers []Peer `cbor:"7,keyasint,omitempty"` // who was heard last, by region and name
 }
 
 // Load notes that a keeper is about to read a generation, and reports whether
@@ -100,6 +108,7 @@ func (l *Ledger) Loaded(oldest uint64) {
 // Died notes that a process died on s, and returns what is left of it together
 // with the deaths before it on the same entries, and how many those are now.
 func (l *Ledger) Died(s Span) Suspect {
+	l.Suspects = slices.DeleteFunc(l.Suspects, func(old Suspect) bool { return old.Shard == s.Shard && !old.with(s.Point()) })
 	for i := range l.Suspects {
 		if old := &l.Suspects[i]; old.Shard == s.Shard && old.From <= s.To && s.From <= old.To {
 			if s.To < old.To {
@@ -128,6 +137,7 @@ func (l *Ledger) Prove(p controlplane.Position, shard controlplane.Shard) (news 
 // Isolate leaves i out from now on. It is false if that was so already, or the
 // ledger is full.
 func (l *Ledger) Isolate(i Isolated) bool {
+	l.Isolated = slices.DeleteFunc(l.Isolated, func(old Isolated) bool { return old.Shard == i.Shard && !old.with(i.Point()) })
 	l.Suspects = slices.DeleteFunc(l.Suspects, func(s Suspect) bool { return s.Shard == i.Shard && i.From <= s.From && s.To <= i.To })
 	if l.leavesOut(i.Span) || len(l.Isolated) >= maxIsolated || !i.Own && l.heardEnough() {
 		return false
@@ -149,7 +159,7 @@ func (l *Ledger) sound(i *Isolated) map[string][]byte {
 			if err != nil {
 				break // whoever takes it says what is wrong
 			}
-			bad := l.isolated(i.Shard, rec.Meta.Revision)
+			bad := l.isolated(i.Shard, controlplane.Point{Seq: rec.Meta.Revision})
 			if bad == nil {
 				break
 			}
@@ -179,7 +189,9 @@ func earlier(b []byte, later *registry.Record) []byte {
 }
 
 func (l *Ledger) leavesOut(s Span) bool {
-	return slices.ContainsFunc(l.Isolated, func(i Isolated) bool { return i.Shard == s.Shard && i.From <= s.From && s.To <= i.To })
+	return slices.ContainsFunc(l.Isolated, func(i Isolated) bool {
+		return i.Shard == s.Shard && i.From <= s.From && s.To <= i.To && i.with(s.Point())
+	})
 }
 
 // heardEnough reports that nothing more is left out on the word of others.
@@ -250,7 +262,7 @@ func (l *Ledger) entry(f *feed.Frame) (*feed.Frame, error) {
 			return i.Shard == e.Shard && i.From >= e.Seq && i.Epoch.Compare(e.Point().Epoch) < 0
 		})
 	}
-	i := l.isolated(e.Shard, e.Seq)
+	i := l.isolated(e.Shard, e.Point())
 	if i == nil {
 		return f, nil
 	}
@@ -309,7 +321,7 @@ func (l *Ledger) record(f *feed.Frame) (*feed.Frame, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := l.isolated(f.Shard, rec.Meta.Revision)
+	i := l.isolated(f.Shard, controlplane.Point{Seq: rec.Meta.Revision})
 	if i == nil {
 		return f, nil
 	}
@@ -322,9 +334,10 @@ func (l *Ledger) record(f *feed.Frame) (*feed.Frame, error) {
 	return &screened, nil
 }
 
-func (l *Ledger) isolated(shard controlplane.Shard, seq uint64) *Isolated {
+// isolated is what leaves out the entry at p, of which a record knows no epoch.
+func (l *Ledger) isolated(shard controlplane.Shard, p controlplane.Point) *Isolated {
 	for i := range l.Isolated {
-		if l.Isolated[i].has(shard, seq) {
+		if l.Isolated[i].has(shard, p.Seq) && l.Isolated[i].with(p) {
 			return &l.Isolated[i]
 		}
 	}
@@ -442,7 +455,11 @@ func SpanOf(f *feed.Frame, proven, offered controlplane.Position) (Span, bool) {
 		if err != nil || rec.Meta.Revision == 0 {
 			return Span{}, false
 		}
-		return One(f.Shard, controlplane.Point{Epoch: offered[f.Shard].Epoch, Seq: rec.Meta.Revision}), true
+		s := One(f.Shard, controlplane.Point{Seq: rec.Meta.Revision})
+		if to := offered[f.Shard]; to.Seq >= s.To {
+			s.Epoch = to.Epoch
+		}
+		return s, true
 	case feed.FrameEnd:
 		return Since(f.Shard, proven, controlplane.Position{f.Shard: f.Point})
 	default:

@@ -216,6 +216,48 @@ func TestIsolationNarrows(t *testing.T) {
 	}
 }
 
+// What was found out about entries of a history that was cut off is not held
+// against those that took their place, though nobody saw the opening between.
+func TestACutHistoryIsNotHeldAgainstTheNext(t *testing.T) {
+	later := controlplane.Epoch{Counter: 2, Region: "eu"}
+	next := func(seq uint64) *feed.Frame {
+		b, err := registry.EncodeEntry(&registry.Entry{Shard: shard, Epoch: later, Prev: later, Seq: seq, Changes: []registry.Change{put(t, "prj_a", "new")}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &feed.Frame{Type: feed.FrameEntry, Shard: shard, Sender: later, Entry: b}
+	}
+	var l Ledger
+	l.Isolate(Isolated{Span: One(shard, at(5)), Own: true})
+	if f := next(5); must(l.Screen(f)) != f {
+		t.Error("an entry of the new history is left out for one that was cut off")
+	}
+	if f := entry(t, 5, put(t, "prj_a", "bad")); must(l.Screen(f)) == f {
+		t.Error("the entry itself, replayed from the disk, passed")
+	}
+	l.Died(One(shard, at(5)))
+	bad := One(shard, controlplane.Point{Epoch: later, Seq: 5})
+	if s := l.Died(bad); s.Deaths != 1 {
+		t.Errorf("a death on another entry counts: %+v", s)
+	}
+	if s := l.Died(bad); s.Deaths != 2 || len(l.Suspects) != 1 {
+		t.Errorf("%+v of %+v", s, l.Suspects)
+	}
+	if !l.Isolate(Isolated{Span: bad, Own: true}) {
+		t.Error("what the new history holds there cannot be left out")
+	}
+	if f := next(5); must(l.Screen(f)) == f {
+		t.Error("and is not")
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
 // A second bad version of a record is not replaced by the first one.
 func TestTwoBadVersions(t *testing.T) {
 	for _, order := range [][]uint64{{5, 7}, {7, 5}} {
@@ -261,6 +303,16 @@ func TestScreeningWaitsForNoDisk(t *testing.T) {
 		}
 	case <-time.After(10 * time.Second):
 		t.Fatal("a frame waits for the ledger's disk")
+	}
+}
+
+// The epoch of a record in a snapshot is known only if the state had it before.
+func TestARecordOfAnUnknownEpoch(t *testing.T) {
+	f := &feed.Frame{Type: feed.FrameRecord, Shard: shard, Record: project(t, "prj_a", "bad", 5)}
+	for seq, want := range map[uint64]controlplane.Epoch{4: {}, 5: epoch} {
+		if s, ok := SpanOf(f, nil, controlplane.Position{shard: at(seq)}); !ok || s.Epoch != want || s.To != 5 {
+			t.Errorf("on the way to %d: %+v", seq, s)
+		}
 	}
 }
 
