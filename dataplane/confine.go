@@ -7,20 +7,6 @@ import (
 	"ringmain/dataplane/link"
 )
 
-// room reports whether what happens to one more request can be recorded.
-func (w *Worker) room() bool { return w.cfg.Room == nil || w.cfg.Room() }
-
-// confinement is what holds for this process, as last measured.
-func (w *Worker) confinement() link.Confinement {
-	if w.cfg.Confined == nil {
-		return link.Confinement{}
-	}
-	return w.cfg.Confined()
-}
-
-// confined reports whether this process may serve zero retention.
-func (w *Worker) confined() bool { return w.confinement().Holds() }
-
 // controls are the parts of a confinement, as metrics name them.
 func controls(c link.Confinement) map[string]bool {
 	return map[string]bool{"landlock": c.Landlock > 0, "no_file_write": c.NoFileWrite, "no_dump": c.NoDump, "no_swap": c.NoSwap}
@@ -33,7 +19,7 @@ func (w *Worker) watchConfinement(ctx context.Context) {
 	defer tick.Stop()
 	last := link.Confinement{}
 	for first := true; ; first = false {
-		if now := w.confinement(); first || now != last {
+		if now := w.cfg.Confined(); first || now != last {
 			last = now
 			for name, holds := range controls(now) {
 				value := 0.0

@@ -90,7 +90,7 @@ func form(t *testing.T, model string) (body, contentType string) {
 // bodyFor is a good request for an endpoint, with a field that nobody knows.
 func bodyFor(t *testing.T, ep *dialect.Endpoint, model string, stream bool) (body, contentType string) {
 	t.Helper()
-	if ep.Body == dialect.BodyMultipart {
+	if ep.Body != dialect.BodyJSON {
 		return form(t, model)
 	}
 	more := ""

@@ -57,7 +57,7 @@ func (w *Worker) serve(ctx context.Context) {
 	base := func(net.Listener) context.Context { return ctx }
 	errorLog := log.New(serverLog{w.log}, "", 0)
 	api := &http.Server{
-		Handler: w.guard.Handler(http.HandlerFunc(w.serveAPI)), BaseContext: base, ErrorLog: errorLog,
+		Handler: w.guard.Handler(http.HandlerFunc(w.node.ServeAPI)), BaseContext: base, ErrorLog: errorLog,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused as everything else is
 		TLSConfig:                    w.certs.api.Server([]string{"h2", "http/1.1"}),
 		ReadHeaderTimeout:            w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
@@ -73,7 +73,7 @@ func (w *Worker) serve(ctx context.Context) {
 	door := edge.New(edge.Limits{}) // strangers reach the listener for peers too, if they cannot shake hands
 	only2.SetHTTP2(true)
 	w.peer = &http.Server{
-		Handler: door.Handler(http.HandlerFunc(w.servePeer)), BaseContext: base, ErrorLog: errorLog, Protocols: only2,
+		Handler: door.Handler(http.HandlerFunc(w.node.ServePeer)), BaseContext: base, ErrorLog: errorLog, Protocols: only2,
 		ConnContext:       door.ConnContext,
 		TLSConfig:         w.certs.node.Server([]string{"h2"}, identity.AllowData("")),
 		ReadHeaderTimeout: w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,

@@ -21,17 +21,6 @@ func (w *Worker) locate(region, node string) (string, bool) {
 	return "", false
 }
 
-// regionUp reports whether gossip publishes region as up; one that nobody spoke
-// of is.
-func (w *Worker) regionUp(region string) bool {
-	for _, r := range w.cfg.Peers().Regions {
-		if r.Region == region {
-			return r.Up
-		}
-	}
-	return true
-}
-
 // trips keeps measured round trips to nodes of other regions.
 type trips struct {
 	mu    sync.RWMutex
@@ -126,13 +115,13 @@ func (w *Worker) probeAll(ctx context.Context) {
 }
 
 func (w *Worker) probeOne(ctx context.Context, name nodeName) {
-	ticket, ok := w.peerNodes.Allow(breaker.Peer(name.node))
+	ticket, ok := w.ground.PeerNodes.Allow(breaker.Peer(name.node))
 	if !ok {
 		return // resting
 	}
 	limited, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	rtt, err := w.client.Probe(limited, name.region, name.node)
+	rtt, err := w.ground.Client.Probe(limited, name.region, name.node)
 	switch {
 	case err == nil:
 		w.trips.add(name, rtt)

@@ -1,6 +1,8 @@
 // Package dataplane assembles the worker: the process that ends client TLS,
 // sees content, and takes a request from its caller to an upstream and back.
-// The rooms below it each do one step; this one strings them together.
+// The rooms below it each do one step; this one opens them, listens, measures
+// its peers, its load and its confinement, renews, drains and closes. What
+// happens to a request is exchange's.
 //
 // Nothing on the path waits for the control plane or for a disk, and nothing
 // of a request's content leaves it but towards the upstream that serves it.
@@ -17,22 +19,23 @@ import (
 	"math"
 	"net"
 	"net/http"
-	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/caller"
+	"ringmain/dataplane/documents"
 	"ringmain/dataplane/edge"
+	"ringmain/dataplane/exchange"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/view"
+	"ringmain/dataplane/walk"
 )
 
 // Config of a Worker.
@@ -113,23 +116,13 @@ type Worker struct {
 	log      *slog.Logger
 	metrics  *metrics
 
-	checker   *caller.Checker
-	client    *relay.Client
-	upstreams *breaker.Set
-	peerNodes *breaker.Set
-	trips     *trips
-	bodies    bodyPool
-	fixed     fixedHeaders
-	documents map[string]link.Document // by name; not changed
-	receipts  *receipt.Log
-	certs     *certificates
-
+	node     *exchange.Node
+	ground   *walk.Ground
+	trips    *trips
+	receipts *receipt.Log
+	certs    *certificates
 	gate     *admission.Gate
-	limits   *admission.Limits // per upstream
-	budgets  *breaker.Budgets  // of retries, likewise
 	guard    *edge.Guard
-	meeting  atomic.Int64 // requests whose key is being checked
-	draining atomic.Bool
 
 	api   server
 	peer  *http.Server
@@ -146,14 +139,18 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	if cfg.Peers == nil {
 		cfg.Peers = func() link.Peers { return link.Peers{} }
 	}
-	w := &Worker{cfg: cfg, setup: cfg.Setup, tunables: cfg.Tunables.withDefaults(), log: cfg.Logger}
+	if cfg.Room == nil {
+		cfg.Room = func() bool { return true }
+	}
+	if cfg.Confined == nil {
+		cfg.Confined = func() link.Confinement { return link.Confinement{} }
+	}
+	w := &Worker{cfg: cfg, setup: cfg.Setup, tunables: cfg.Tunables.withDefaults(), log: cfg.Logger, trips: newTrips()}
 	if w.log == nil {
 		w.log = slog.New(slog.DiscardHandler)
 	}
 	w.log = w.log.With("region", w.setup.Region, "node", w.setup.Node)
 	w.gate = admission.NewGate(admission.GateConfig{Capacity: int64(w.setup.Capacity), Target: w.tunables.Overload})
-	w.limits = admission.NewLimits(w.tunables.Limits)
-	w.budgets = breaker.NewBudgets(w.tunables.Retries)
 	w.guard = edge.New(cmp.Or(cfg.Tunables.Edge, edge.Limits(w.setup.Edge)))
 	var err error
 	if w.certs, err = openCertificates(&w.setup); err != nil {
@@ -164,31 +161,54 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	if err != nil {
 		return nil, err
 	}
-	if w.metrics, err = newMetrics(cfg.Registerer, &loadMetrics{w.gate, w.limits, w.guard}, w.certs, w.withdrawn()); err != nil {
+	limits, requests := admission.NewLimits(w.tunables.Limits), exchange.NewMetrics()
+	if w.metrics, err = newMetrics(cfg.Registerer, requests, &loadMetrics{w.gate, limits, w.guard}, w.certs, w.withdrawn()); err != nil {
 		return nil, fmt.Errorf("dataplane: register metrics: %w", err)
 	}
-	changed := func(key breaker.Key, state string) {
-		w.metrics.breaker(key, state)
-		w.log.Info("circuit changed", "circuit", key.String(), "state", state)
+	w.ground = &walk.Ground{
+		Region: w.setup.Region, Node: w.setup.Node, Jurisdiction: w.setup.Jurisdiction, Pools: w.setup.Pools,
+		Client:    relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate}),
+		Upstreams: breaker.New(w.tunables.Upstreams, w.circuitChanged), PeerNodes: breaker.New(w.tunables.PeerNodes, w.circuitChanged),
+		Limits: limits, Budgets: breaker.NewBudgets(w.tunables.Retries),
+		Peers: cfg.Peers, RTT: w.trips.region, Attempted: requests.Attempted, Log: w.log,
 	}
-	w.upstreams = breaker.New(w.tunables.Upstreams, changed)
-	w.peerNodes = breaker.New(w.tunables.PeerNodes, changed)
-	w.trips = newTrips()
-	w.bodies.most = w.tunables.Bodies
-	w.fixed = newFixedHeaders(w.setup)
-	w.takeDocuments(w.setup.Documents)
-	w.checker = caller.New(caller.Config{
-		Store: cfg.Store, Jurisdiction: w.setup.Jurisdiction, VerdictSecret: w.setup.VerdictSecret,
-		Emit: cfg.Verdict, Counted: w.metrics.bcrypted, MaxAge: w.setup.KeyAge,
-	})
-	w.client = relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate})
 	if err := w.openReceipts(ctx); err != nil {
-		w.client.Close()
+		w.ground.Client.Close()
 		w.metrics.close()
 		return nil, err
 	}
+	w.watchSecurity()
+	w.node = exchange.New(exchange.Config{
+		Setup: &w.setup, Store: cfg.Store, Ground: w.ground, Receipts: w.receipts, Gate: w.gate, Guard: w.guard,
+		Checker: caller.New(caller.Config{
+			Store: cfg.Store, Jurisdiction: w.setup.Jurisdiction, VerdictSecret: w.setup.VerdictSecret,
+			Emit: cfg.Verdict, Counted: w.metrics.bcrypted, MaxAge: w.setup.KeyAge,
+		}),
+		Metrics: requests, Log: w.log, Emit: cfg.Emit, Room: cfg.Room, Confined: cfg.Confined, Revoked: w.certs.revoked,
+		Attempts: w.tunables.Attempts, WriteStall: w.tunables.WriteStall, Bodies: w.tunables.Bodies,
+	})
 	w.serve(ctx)
 	return w, nil
+}
+
+func (w *Worker) circuitChanged(key breaker.Key, state string) {
+	w.metrics.breaker(key, state)
+	w.log.Info("circuit changed", "circuit", key.String(), "state", state)
+}
+
+// watchSecurity shows in metrics until when security.txt holds: it was good when
+// the node started.
+func (w *Worker) watchSecurity() {
+	for _, d := range w.setup.Documents {
+		if d.Name != documents.Security {
+			continue
+		}
+		if expires, err := documents.CheckSecurity(d.Body, time.Now()); err == nil {
+			w.metrics.security.WithLabelValues().Set(float64(expires.Unix()))
+		} else {
+			w.log.Error("security.txt does not hold: renew it", "error", err)
+		}
+	}
 }
 
 // openReceipts starts the log of receipts. It outlives the servers: what they
@@ -223,25 +243,14 @@ func upstreamRoots(extra []byte) (*x509.CertPool, error) {
 
 // Health is what gossip may say about this worker.
 func (w *Worker) Health() link.Health {
-	open := w.upstreams.Snapshot()
-	maps.Copy(open, w.peerNodes.Snapshot())
+	open := w.ground.Upstreams.Snapshot()
+	maps.Copy(open, w.ground.PeerNodes.Snapshot())
 	return link.Health{
-		Ready: w.ready(), Draining: w.draining.Load(),
+		Ready: w.node.Ready(), Draining: w.node.Draining(),
 		InFlight: uint32(max(0, w.gate.InFlight())),
 		Capacity: uint32(w.gate.Capacity()),
-		Breakers: open, StateAge: uint32(min(w.age().Seconds(), math.MaxUint32)),
+		Breakers: open, StateAge: uint32(min(w.node.Age().Seconds(), math.MaxUint32)),
 	}
-}
-
-// age is how long this node has not known that its state is current.
-func (w *Worker) age() time.Duration {
-	now, v := time.Now(), w.cfg.Store.View()
-	return max(v.Age(controlplane.JurisdictionAny, now), v.Age(w.setup.Jurisdiction, now))
-}
-
-func (w *Worker) ready() bool {
-	v := w.cfg.Store.View()
-	return v.Loaded() && !v.SafetyUnknown() && !w.draining.Load() && !w.certs.revoked()
 }
 
 // Drain takes the worker out of service: /readyz fails at once, new requests
@@ -249,7 +258,7 @@ func (w *Worker) ready() bool {
 // to go (GOAWAY, Connection: close), and streams may finish until ctx ends.
 // Close must follow.
 func (w *Worker) Drain(ctx context.Context) error {
-	w.draining.Store(true)
+	w.node.Drain()
 	w.log.Info("draining", "grace", w.tunables.DrainGrace, "inflight", w.gate.InFlight())
 	grace := time.NewTimer(w.tunables.DrainGrace)
 	defer grace.Stop()
@@ -271,14 +280,14 @@ func (w *Worker) Close() error {
 	w.stop()
 	err := w.group.Wait()
 	// Handlers end with their connections' contexts; none may outlive the worker.
-	for start := time.Now(); w.gate.InFlight() > 0 || w.meeting.Load() > 0; time.Sleep(time.Millisecond) {
+	for start := time.Now(); w.node.Busy(); time.Sleep(time.Millisecond) {
 		if time.Since(start) > closeWait {
 			err = errors.Join(err, fmt.Errorf("dataplane: %d requests do not end", w.gate.InFlight()))
 			break
 		}
 	}
 	err = errors.Join(err, w.receipts.Close())
-	w.client.Close()
+	w.ground.Client.Close()
 	w.metrics.close()
 	return err //nolint:wrapcheck // wrapped where it arose
 }

@@ -1,4 +1,8 @@
-package dataplane
+// Package body reads request bodies into memory that is lent and taken back: of
+// large bodies only so much at a time.
+//
+// It does not look at what it reads.
+package body
 
 import (
 	"errors"
@@ -10,18 +14,18 @@ import (
 	"ringmain/dataplane/dialect"
 )
 
-// maxBody bounds a request body, in bytes.
-const maxBody = 32 << 20
+// Max bounds a request body, in bytes.
+const Max = 32 << 20
 
 const (
 	smallBody = 8 << 10
 	keepBody  = 256 << 10 // larger buffers come in a few sizes of their own
 )
 
-// bodyPool lends memory for request bodies. Of large ones it lends only so
+// Pool lends memory for request bodies. Of large ones it lends only so
 // much at a time: a full house of them would be 128 GiB. They are used again,
 // too: clearing and collecting them costs more than scanning what they hold.
-type bodyPool struct {
+type Pool struct {
 	pool  sync.Pool
 	most  int64
 	large atomic.Int64     // bytes lent in large buffers
@@ -43,50 +47,57 @@ func kindOf(n int64) (kind int) {
 	return kind
 }
 
+// NewPool lends at most that many bytes in large buffers at once.
+func NewPool(most int64) *Pool { return &Pool{most: most} }
+
 // keep takes a large buffer back that nobody reads any more.
-func (p *bodyPool) keep(buf []byte) {
+func (p *Pool) keep(buf []byte) {
 	if kind := kindOf(int64(cap(buf))); sizeOf(kind) == int64(cap(buf)) {
 		p.spare[kind].Put(&buf)
 	}
 }
 
-// body is one borrowed request body. It goes back when nobody reads it any more.
-type body struct {
+// Body is one borrowed request body. It goes back when nobody reads it any more.
+type Body struct {
 	content dialect.Content
-	large   int64 // its share of the pool's
-	hold    *dialect.Hold
+	large   int64         // its share of the pool's
+	Hold    *dialect.Hold // keeps it lent
 }
 
-// bytes gives what was read. Nobody prints it.
-func (b *body) bytes() []byte { return b.content.Bytes() }
+// Bytes gives what was read. Nobody prints it.
+func (b *Body) Bytes() []byte { return b.content.Bytes() }
 
-func (p *bodyPool) get() *body {
-	b, ok := p.pool.Get().(*body)
+// Get lends a body. Its Hold is the borrower's to release.
+func (p *Pool) Get() *Body {
+	b, ok := p.pool.Get().(*Body)
 	if !ok {
-		b = &body{content: dialect.Conceal(make([]byte, 0, smallBody))}
+		b = &Body{content: dialect.Conceal(make([]byte, 0, smallBody))}
 	}
-	b.hold = dialect.NewHold(func() { p.put(b) })
+	b.Hold = dialect.NewHold(func() { p.put(b) })
 	return b
 }
 
-func (p *bodyPool) put(b *body) {
+func (p *Pool) put(b *Body) {
 	p.large.Add(-b.large)
-	buf := b.bytes()
+	buf := b.Bytes()
 	if cap(buf) > keepBody {
 		p.keep(buf)
 		return
 	}
-	b.content, b.hold = dialect.Conceal(buf[:0]), nil
+	b.content, b.Hold = dialect.Conceal(buf[:0]), nil
 	p.pool.Put(b)
 }
 
+// Why a body was not read.
 var (
-	errTooLarge = dialect.Fail(dialect.RequestTooLarge, "The request body is larger than 32 MiB: send less, or split the request.")
-	errBodyRead = dialect.Fail(dialect.InvalidRequest, "The request body did not arrive whole: send all of it, at the length that was declared.")
+	ErrTooLarge = dialect.Fail(dialect.RequestTooLarge, "The request body is larger than 32 MiB: send less, or split the request.")
+	errTorn     = dialect.Fail(dialect.InvalidRequest, "The request body did not arrive whole: send all of it, at the length that was declared.")
+	// ErrNoRoom: all that may be lent in large buffers is.
+	ErrNoRoom = dialect.Fail(dialect.CapacityShed, "This node holds as many large request bodies as it may: retry shortly.")
 )
 
 // grow gives buf room for want bytes in all.
-func (p *bodyPool) grow(b *body, buf []byte, want int64) ([]byte, *dialect.Error) {
+func (p *Pool) grow(b *Body, buf []byte, want int64) ([]byte, *dialect.Error) {
 	if want <= keepBody {
 		return append(make([]byte, 0, want), buf...), nil
 	}
@@ -94,7 +105,7 @@ func (p *bodyPool) grow(b *body, buf []byte, want int64) ([]byte, *dialect.Error
 	want = sizeOf(kind)
 	if p.large.Add(want-b.large) > p.most {
 		p.large.Add(b.large - want)
-		return nil, errShed
+		return nil, ErrNoRoom
 	}
 	b.large = want
 	room, ok := p.spare[kind].Get().(*[]byte)
@@ -109,14 +120,14 @@ func (p *bodyPool) grow(b *body, buf []byte, want int64) ([]byte, *dialect.Error
 	return more, nil
 }
 
-// read fills b with the request's body, before anybody upstream is asked: an
+// Read fills b with the request's body, before anybody upstream is asked: an
 // answer that overtakes its request breaks streams. seen is given each part as
 // it comes, while it is in the processor's cache; nil = nobody looks.
-func (p *bodyPool) read(b *body, r *http.Request, seen io.Writer) *dialect.Error {
-	if r.ContentLength > maxBody {
-		return errTooLarge
+func (p *Pool) Read(b *Body, r *http.Request, seen io.Writer) *dialect.Error {
+	if r.ContentLength > Max {
+		return ErrTooLarge
 	}
-	buf := b.bytes()[:0]
+	buf := b.Bytes()[:0]
 	defer func() { b.content = dialect.Conceal(buf) }()
 	length := r.ContentLength + 1 // one more, to see the end without growing
 	if length <= keepBody && length > int64(cap(buf)) {
@@ -124,7 +135,7 @@ func (p *bodyPool) read(b *body, r *http.Request, seen io.Writer) *dialect.Error
 	}
 	for {
 		if have := int64(len(buf)); have == int64(cap(buf)) {
-			want := min(4*have, maxBody+1) // what came earns room, what was declared does not
+			want := min(4*have, Max+1) // what came earns room, what was declared does not
 			if length > have {
 				want = min(want, length)
 			}
@@ -140,12 +151,12 @@ func (p *bodyPool) read(b *body, r *http.Request, seen io.Writer) *dialect.Error
 			_, _ = seen.Write(buf[len(buf)-n:]) // never fails
 		}
 		switch {
-		case len(buf) > maxBody:
-			return errTooLarge
+		case len(buf) > Max:
+			return ErrTooLarge
 		case errors.Is(err, io.EOF):
 			return nil
 		case err != nil:
-			return errBodyRead
+			return errTorn
 		}
 	}
 }

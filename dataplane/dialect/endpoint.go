@@ -9,7 +9,8 @@ type BodyKind uint8
 const (
 	BodyNone      BodyKind = iota // the endpoint is not served, so none is read
 	BodyJSON                      // one JSON object
-	BodyMultipart                 // multipart/form-data (RFC 7578); where a client sends JSON, one JSON object
+	BodyMultipart                 // multipart/form-data (RFC 7578)
+	BodyEither                    // as the client declares it: multipart/form-data, or one JSON object
 )
 
 // UsageForm says how an endpoint's answer states what it cost.
@@ -57,7 +58,7 @@ var endpoints = [...]Endpoint{
 	{Path: "/v1/audio/transcriptions", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
 	{Path: "/v1/audio/translations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
 	{Path: "/v1/images/generations", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput},
-	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput},
+	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyEither, Usage: UsageInput},
 	{Path: "/v1/images/variations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput},
 	{Path: "/v1/files", Dialect: OpenAI, Stores: true},
 	{Path: "/v1/uploads", Dialect: OpenAI, Stores: true},

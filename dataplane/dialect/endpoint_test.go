@@ -28,7 +28,7 @@ func TestEndpoints(t *testing.T) {
 		"/v1/audio/transcriptions":  "openai 2 2 binary",
 		"/v1/audio/translations":    "openai 2 2 binary",
 		"/v1/images/generations":    "openai 1 2",
-		"/v1/images/edits":          "openai 2 2",
+		"/v1/images/edits":          "openai 3 2",
 		"/v1/images/variations":     "openai 2 2",
 		"/v1/files":                 "openai 0 0 stores",
 		"/v1/files/file-1/content":  "openai 0 0 stores",

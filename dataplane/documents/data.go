@@ -39,8 +39,8 @@ var receiptFields = map[string]string{
 	"attestation":     "Reserved; nothing fills it yet.",
 }
 
-// DataKept lists the fields of the metadata record and of receipts.
-func DataKept() Data {
+// dataKept lists the fields of the metadata record and of receipts.
+func dataKept() Data {
 	d := Data{Content: content}
 	described := make(map[string]string)
 	for _, f := range meter.Fields() {

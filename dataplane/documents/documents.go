@@ -133,9 +133,9 @@ func unsigned(b []byte) func(yield func(int, string) bool) {
 	}
 }
 
-// PrefersHTML reports whether an Accept header (RFC 9110, section 12.5.1) would
+// prefersHTML reports whether an Accept header (RFC 9110, section 12.5.1) would
 // rather have a page for people than JSON. Whoever does not say gets JSON.
-func PrefersHTML(accept string) bool {
+func prefersHTML(accept string) bool {
 	html, json, any := -1.0, -1.0, -1.0
 	for part := range strings.SplitSeq(accept, ",") {
 		kind, params, _ := strings.Cut(part, ";")

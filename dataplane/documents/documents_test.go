@@ -58,7 +58,7 @@ func TestSecurityText(t *testing.T) {
 // TestEveryFieldIsDeclared: what is published is what the records hold, no
 // more and no less. Of the metadata record, package meter tests the same.
 func TestEveryFieldIsDeclared(t *testing.T) {
-	d := DataKept()
+	d := dataKept()
 	if len(d.Metadata) != reflect.TypeFor[meter.Record]().NumField() {
 		t.Errorf("%d fields of the metadata record are published", len(d.Metadata))
 	}
@@ -130,7 +130,7 @@ func TestPrefersHTML(t *testing.T) {
 		"TEXT/HTML; charset=utf-8":                true,
 		"text/html;q=nonsense, */*":               false,
 	} {
-		if got := PrefersHTML(accept); got != want {
+		if got := prefersHTML(accept); got != want {
 			t.Errorf("%q: %v", accept, got)
 		}
 	}

@@ -67,8 +67,8 @@ func (p page) html() []byte {
 	return b.Bytes()
 }
 
-// TextPage shows a document that is plain text, or Markdown, to a browser.
-func TextPage(title string, b []byte) []byte { return page{Title: title, Text: string(b)}.html() }
+// textPage shows a document that is plain text, or Markdown, to a browser.
+func textPage(title string, b []byte) []byte { return page{Title: title, Text: string(b)}.html() }
 
 func encode(v any) []byte {
 	b, err := json.MarshalIndent(v, "", "  ")

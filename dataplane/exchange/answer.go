@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
@@ -10,31 +10,30 @@ import (
 	"ringmain/dataplane/dialect/jsontext"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/relay"
+	"ringmain/dataplane/walk"
 )
 
 // statusGone stands for "the client left first" in records and metrics.
 const statusGone = 499
 
-var errAnswerSize = dialect.Fail(dialect.UpstreamError, "The upstream's answer is larger than 32 MiB, the most that is passed on in one piece: ask for less at a time, or for a stream.")
-
 // run asks for an answer and passes it on.
 func (x *exchange) run() {
-	res, fail := x.ask(x.r.Context())
+	res, fail := x.walk.Ask(x.r.Context())
 	switch {
-	case fail.gone:
+	case fail.Gone:
 		x.gone(dialect.Usage{}, 0)
 	case res == nil && x.front:
-		x.refuse(fail.err, fail.wait)
+		x.refuse(fail.Err, fail.Wait)
 		return
 	case res == nil:
 		outcome := relay.OutcomeFailed
 		switch {
-		case fail.behind:
+		case fail.Behind:
 			outcome = relay.OutcomeBehind
-		case fail.final, fail.err == errAnswerSize:
+		case fail.Final:
 			outcome = relay.OutcomeFinal
 		}
-		x.failPeer(outcome, fail.err, fail.wait)
+		x.failPeer(outcome, fail.Err, fail.Wait)
 		return
 	}
 	defer res.Release()
@@ -59,13 +58,13 @@ func (x *exchange) gone(u dialect.Usage, textOut int64) {
 	if !x.written {
 		rec.Status = statusGone
 	}
-	if x.attempts > 0 {
+	if x.walk.Attempts > 0 {
 		x.settle(rec, u, textOut)
 	} else {
 		rec.Source = meter.SourceNone
 	}
 	if err := x.emit(rec); err != nil {
-		x.w.log.Warn("an abandoned answer could not be recorded", "request", x.id, "error", err)
+		x.node.Log.Warn("an abandoned answer could not be recorded", "request", x.id, "error", err)
 	}
 	x.counted("", statusGone)
 	panic(http.ErrAbortHandler)
@@ -77,21 +76,21 @@ func (x *exchange) stampAnswer(outcome string) http.Header {
 	x.stamp(h)
 	if !x.front {
 		h[relay.HeaderOutcome] = []string{outcome}
-		h[relay.HeaderLeft] = []string{strconv.Itoa(x.attempts)}
-		h[relay.HeaderServed] = []string{x.served}
-		h[relay.HeaderTried] = x.triedHeader()
+		h[relay.HeaderLeft] = []string{strconv.Itoa(x.walk.Attempts)}
+		h[relay.HeaderServed] = []string{x.walk.By.Served}
+		h[relay.HeaderTried] = x.walk.TriedHeader()
 	}
 	return h
 }
 
 // unmetered refuses an answer that could not be recorded.
 func (x *exchange) unmetered(err error) {
-	x.w.log.Error("an answer could not be recorded and is withheld", "request", x.id, "error", err)
+	x.node.Log.Error("an answer could not be recorded and is withheld", "request", x.id, "error", err)
 	x.proof.ended = meter.EndError
 	if x.front {
-		x.fail(errMetering, 0)
+		x.fail(walk.ErrMetering, 0)
 	} else {
-		x.failPeer(relay.OutcomeFailed, errMetering, 0)
+		x.failPeer(relay.OutcomeFailed, walk.ErrMetering, 0)
 	}
 }
 
@@ -107,7 +106,7 @@ func (x *exchange) plain(res *relay.Result) {
 	}
 	h := x.stampAnswer(relay.OutcomeAnswer)
 	if res.Answer.Refused {
-		h[hShouldRetry] = x.w.fixed.no
+		h[hShouldRetry] = x.node.fixed.no
 	}
 	x.deliver(res, http.StatusOK, b)
 	x.timed()
@@ -141,7 +140,7 @@ func (x *exchange) put(b []byte) error {
 	if b = b[:len(b)-len(rest)]; len(b) > 0 {
 		control := http.NewResponseController(x.rw)
 		for len(b) > 0 {
-			_ = control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
+			_ = control.SetWriteDeadline(time.Now().Add(x.node.WriteStall))
 			n, err := x.send(b[:min(len(b), slice)])
 			if err != nil {
 				return err
@@ -165,7 +164,7 @@ func (x *exchange) unbound(control *http.ResponseController) {
 // timed notes the time to the first token, which a good answer only has.
 func (x *exchange) timed() {
 	if x.front {
-		x.w.metrics.firsts.of(x.path).Observe(x.firstToken.Seconds())
+		x.node.Metrics.firsts.of(x.path).Observe(x.firstToken.Seconds())
 	}
 }
 
@@ -183,7 +182,7 @@ func (x *exchange) problem(res *relay.Result) {
 	rec := x.record(meter.EndError)
 	rec.Status, rec.Code, rec.Refused, rec.Source = res.Status, string(code), res.Problem.Refused, meter.SourceNone
 	if err := x.emit(rec); err != nil {
-		x.w.log.Warn("an error answer could not be recorded", "request", x.id, "error", err)
+		x.node.Log.Warn("an error answer could not be recorded", "request", x.id, "error", err)
 	}
 	h := x.stampAnswer(relay.OutcomeFinal)
 	x.stampError(h, code, res.Peer != nil && code.Retry(), 0)

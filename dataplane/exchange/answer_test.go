@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"io"
@@ -15,7 +15,7 @@ func TestTheEndOfALargeAnswerWaitsForTheHandler(t *testing.T) {
 	for _, size := range []int{quickWrite, quickWrite + 1, 3 * quickWrite, slice, slice + 1, 3*slice + quickWrite} {
 		release, put := make(chan struct{}), make(chan error, 1)
 		srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			x := &exchange{w: &Worker{tunables: Tunables{WriteStall: time.Minute}}, rw: rw, r: r}
+			x := &exchange{node: &Node{Config: Config{WriteStall: time.Minute}}, rw: rw, r: r}
 			rw.Header().Set("Content-Length", strconv.Itoa(size))
 			put <- x.put(make([]byte, size))
 			<-release

@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"fmt"
@@ -7,6 +7,7 @@ import (
 
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
+	"ringmain/dataplane/documents"
 )
 
 // Endpoints that this node answers by itself; dialect lists those that it
@@ -18,70 +19,68 @@ const (
 	pathOther  = "other"
 )
 
-// serveAPI is the handler of the client-facing listener.
-func (w *Worker) serveAPI(rw http.ResponseWriter, r *http.Request) {
+// ServeAPI is the handler of the client-facing listener.
+func (n *Node) ServeAPI(rw http.ResponseWriter, r *http.Request) {
 	if r.ProtoMajor > 1 {
 		_ = deep(r.ProtoMajor)
 	}
 	if e := misshapen(r); e != nil {
-		w.refuseShape(rw, r, e)
+		n.refuseShape(rw, r, e)
 		return
 	}
 	if ep, ok := dialect.EndpointOf(r.URL.Path); ok {
-		x := w.newExchange(rw, r, ep.Path)
-		x.endpoint, x.dialect = ep, ep.Dialect
-		switch {
-		case ep.Stores:
+		x := n.newExchange(rw, r, ep.Path)
+		x.endpoint = ep
+		if ep.Stores {
 			x.storage()
-		case x.allow(http.MethodPost):
+			return
+		}
+		x.dialect = ep.Dialect
+		if x.allow(http.MethodPost) {
 			x.inference()
 		}
 		return
 	}
-	w.serveOwn(rw, r)
+	n.serveOwn(rw, r)
 }
 
 // serveOwn answers what needs no upstream.
-func (w *Worker) serveOwn(rw http.ResponseWriter, r *http.Request) {
+func (n *Node) serveOwn(rw http.ResponseWriter, r *http.Request) {
 	path := r.URL.Path
-	if name, label, ok := documentPath(path); ok {
-		if x := w.newExchange(rw, r, label); x.allow(readMethods...) {
+	if name, ok := documents.Find(path); ok {
+		if x := n.newExchange(rw, r, path); x.allow(readMethods...) {
 			x.document(name)
 		}
 		return
 	}
 	switch {
 	case path == pathModels || strings.HasPrefix(path, pathModels+"/"):
-		x := w.newExchange(rw, r, pathModels)
-		if r.Header.Get("Anthropic-Version") != "" {
-			x.dialect = dialect.Anthropic
-		}
-		if x.allow(http.MethodGet) {
+		if x := n.newExchange(rw, r, pathModels); x.allow(readMethods...) {
 			x.models(strings.TrimPrefix(strings.TrimPrefix(path, pathModels), "/"))
 		}
 	case path == pathKeySet:
-		if x := w.newExchange(rw, r, path); x.allow(readMethods...) {
+		if x := n.newExchange(rw, r, path); x.allow(readMethods...) {
 			x.keySet()
 		}
 	case strings.HasPrefix(path, pathReceipts+"/"):
-		if x := w.newExchange(rw, r, pathReceipts); x.allow(http.MethodGet) {
+		if x := n.newExchange(rw, r, pathReceipts); x.allow(readMethods...) {
 			x.receipt(strings.TrimPrefix(path, pathReceipts+"/"))
 		}
 	case path == pathLive || path == pathReady:
-		x := w.newExchange(rw, r, path)
+		x := n.newExchange(rw, r, path)
 		switch {
 		case !x.allow(readMethods...):
-		case path == pathReady && w.certs.revoked():
+		case path == pathReady && n.Revoked():
 			x.fail(dialect.Fail(dialect.NotReady, "This node is revoked, for good: send requests to another."), 0)
-		case path == pathReady && !w.ready():
+		case path == pathReady && !n.Ready():
 			x.fail(dialect.Fail(dialect.NotReady, "This node is draining, or has no state loaded yet: send requests to another."), 0)
 		case path == pathReady:
-			x.writeOK("text/plain; charset=utf-8", fmt.Appendf(nil, "ok\nstate: current as of %.0f s ago\n", w.age().Seconds()))
+			x.writeOK("text/plain; charset=utf-8", fmt.Appendf(nil, "ok\nstate: current as of %.0f s ago\n", n.Age().Seconds()))
 		default:
 			x.writeOK("text/plain; charset=utf-8", []byte("ok\n"))
 		}
 	default:
-		x := w.newExchange(rw, r, pathOther)
+		x := n.newExchange(rw, r, pathOther)
 		x.fail(dialect.Fail(dialect.NotFound, "There is no such endpoint: check the path."), 0)
 	}
 }
@@ -106,13 +105,13 @@ func misshapen(r *http.Request) *dialect.Error {
 
 // refuseShape answers a misshapen request. Whoever sent it may take what
 // follows on the connection for something else than HTTP: it ends here.
-func (w *Worker) refuseShape(rw http.ResponseWriter, r *http.Request, e *dialect.Error) {
-	x := w.newExchange(rw, r, pathOther)
+func (n *Node) refuseShape(rw http.ResponseWriter, r *http.Request, e *dialect.Error) {
+	x := n.newExchange(rw, r, pathOther)
 	if e.Code == dialect.MethodNotAllowed {
 		rw.Header()["Allow"] = []string{"GET, POST"}
 	}
 	if r.ProtoMajor == 1 {
-		rw.Header()["Connection"] = w.fixed.connClose
+		rw.Header()["Connection"] = n.fixed.connClose
 	}
 	x.fail(e, 0)
 }

@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
@@ -7,30 +7,32 @@ import (
 	"time"
 
 	"ringmain/controlplane/identity"
+	"ringmain/dataplane/body"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
+	"ringmain/dataplane/walk"
 )
 
-// servePeer is the handler of the listener for other regions' workers.
-func (w *Worker) servePeer(rw http.ResponseWriter, r *http.Request) {
+// ServePeer is the handler of the listener for other regions' workers.
+func (n *Node) ServePeer(rw http.ResponseWriter, r *http.Request) {
 	switch {
 	case r.URL.Path == relay.ProbePath && r.Method == http.MethodGet:
 		rw.WriteHeader(http.StatusOK)
 	case r.URL.Path == relay.ForwardPath && r.Method == http.MethodPost:
-		w.forwarded(rw, r)
+		n.forwarded(rw, r)
 	case strings.HasPrefix(r.URL.Path, receipt.PeerPath):
-		w.receipts.ServePeer(rw, r, w.jurisdictionOfPeer(r))
+		n.Receipts.ServePeer(rw, r, n.jurisdictionOfPeer(r))
 	default:
 		http.Error(rw, "no such internal endpoint", http.StatusNotFound)
 	}
 }
 
 // jurisdictionOfPeer is where the node that asks is; empty = that is not known.
-func (w *Worker) jurisdictionOfPeer(r *http.Request) string {
+func (n *Node) jurisdictionOfPeer(r *http.Request) string {
 	if peer, err := identity.PeerID(*r.TLS); err == nil {
-		if rec, ok := w.cfg.Store.View().Region(peer.Region); ok {
+		if rec, ok := n.Store.View().Region(peer.Region); ok {
 			return rec.Region.Jurisdiction
 		}
 	}
@@ -38,39 +40,39 @@ func (w *Worker) jurisdictionOfPeer(r *http.Request) string {
 }
 
 // forwarded executes a request that entered at another region's node.
-func (w *Worker) forwarded(rw http.ResponseWriter, r *http.Request) {
-	x := w.newExchange(rw, r, r.Header.Get(relay.HeaderPath))
+func (n *Node) forwarded(rw http.ResponseWriter, r *http.Request) {
+	x := n.newExchange(rw, r, r.Header.Get(relay.HeaderPath))
 	x.front = false
 	if !x.accept() {
 		http.Error(rw, "outside the forward protocol", http.StatusBadRequest)
 		return
 	}
-	if !w.admit() {
-		x.failPeer(relay.OutcomeFailed, errShed, 0)
+	if !n.Gate.Arrive() {
+		x.failPeer(relay.OutcomeFailed, walk.ErrShed, 0)
 		return
 	}
-	defer w.leave()
+	defer n.Gate.Leave()
 	if outcome, e := x.recheck(); e != nil {
 		x.failPeer(outcome, e, 0)
 		return
 	}
 	if !x.welcome() {
-		x.failPeer(relay.OutcomeFailed, errShed, 0)
+		x.failPeer(relay.OutcomeFailed, walk.ErrShed, 0)
 		return
 	}
-	x.body = w.bodies.get()
-	defer x.body.hold.Release()
-	defer x.leaveUpstream()
-	if e := w.bodies.read(x.body, r, nil); e != nil {
+	x.body = n.bodies.Get()
+	defer x.body.Hold.Release()
+	defer x.walk.Leave()
+	if e := n.bodies.Read(x.body, r, nil); e != nil {
 		outcome := relay.OutcomeFinal
-		if e == errShed {
+		if e == body.ErrNoRoom {
 			outcome = relay.OutcomeFailed
 		}
 		x.failPeer(outcome, e, 0)
 		return
 	}
 	// What moved while the body arrived counts, and so does a confinement that ended.
-	if v := w.cfg.Store.View(); v != x.view || x.decision.ZeroRetention && !w.confined() {
+	if v := n.Store.View(); v != x.view || x.decision.ZeroRetention && !n.Confined().Holds() {
 		x.view = v
 		if outcome, e := x.recheck(); e != nil {
 			x.failPeer(outcome, e, 0)
@@ -120,9 +122,9 @@ func (x *exchange) accept() bool {
 	}
 	x.id, x.endpoint, x.dialect = id, ep, ep.Dialect
 	x.entryRegion, x.entryNode = []string{region}, node
-	x.way = bounded(h.Get(relay.HeaderRoute), 256) + " > " + x.w.fixed.self
-	x.left = min(left, x.w.tunables.Attempts)
-	x.deadline = x.arrived.Add(time.Duration(ms) * time.Millisecond)
+	x.way = bounded(h.Get(relay.HeaderRoute), 256) + " > " + x.node.fixed.self
+	x.left = min(left, x.node.Attempts)
+	x.within = time.Duration(ms) * time.Millisecond
 	return true
 }
 
@@ -131,21 +133,21 @@ func (x *exchange) accept() bool {
 // did wrong.
 func (x *exchange) recheck() (outcome string, e *dialect.Error) {
 	h := x.r.Header
-	who, refused, behind := x.w.checker.Known(x.view, h.Get(relay.HeaderKey))
+	who, refused, behind := x.node.Checker.Known(x.view, h.Get(relay.HeaderKey))
 	switch {
 	case behind:
-		return relay.OutcomeBehind, errBehind
+		return relay.OutcomeBehind, walk.ErrBehind
 	case refused != nil:
 		return relay.OutcomeFinal, dialect.Fail(dialect.Code(refused.Code), refused.Message)
 	}
 	x.caller, x.known = who, true
 	project := h.Get(relay.HeaderProject)
 	if _, ok := x.view.Project(project); !ok {
-		return relay.OutcomeBehind, errBehind
+		return relay.OutcomeBehind, walk.ErrBehind
 	}
 	entry, ok := x.view.Region(x.entryRegion[0])
 	if !ok {
-		return relay.OutcomeBehind, errBehind
+		return relay.OutcomeBehind, walk.ErrBehind
 	}
 	decision, bad := policy.Decide(policy.Input{
 		View: x.view, Org: who.Org, Project: who.Project, Class: who.Key.Class,
@@ -153,18 +155,18 @@ func (x *exchange) recheck() (outcome string, e *dialect.Error) {
 		Carried:           h.Get(relay.HeaderResidency),
 		CarriedZero:       h.Get(relay.HeaderZero) != "", // whatever it says: the stricter reading
 		CarriedPool:       h.Get(relay.HeaderPool),
-		Confined:          x.w.confined(),
+		Confined:          x.node.Confined().Holds(),
 		EntryJurisdiction: entry.Region.Jurisdiction,
 	})
 	if bad != nil {
 		if bad.Endpoint != "" {
 			x.rw.Header()[hEndpoint] = []string{bad.Endpoint}
 		}
-		return outcomeOf(dialect.Code(bad.Code)), refusal(bad)
+		return outcomeOf(dialect.Code(bad.Code)), dialect.Fail(dialect.Code(bad.Code), bad.Message)
 	}
 	x.decision, x.decided = decision, true
-	if !x.w.room() {
-		return relay.OutcomeFailed, errMetering
+	if !x.node.Room() {
+		return relay.OutcomeFailed, walk.ErrMetering
 	}
 	return "", nil
 }
@@ -178,6 +180,8 @@ func (x *exchange) failPeer(outcome string, e *dialect.Error, wait time.Duration
 		delete(h, hRetryAfterMS)
 	}
 	h[relay.HeaderCode] = []string{string(e.Code)}
-	x.write(e.Code.Status(), x.w.fixed.jsonType, e.AppendBody(nil, x.dialect, x.id))
+	x.write(e.Code.Status(), x.node.fixed.jsonType, e.AppendBody(nil, x.dialect, x.id))
 	x.counted(string(e.Code), e.Code.Status())
 }
+
+func bounded(s string, most int) string { return s[:min(len(s), most)] }

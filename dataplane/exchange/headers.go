@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"math/rand/v2"
@@ -52,7 +52,7 @@ type fixedHeaders struct {
 	yes, no, connClose []string
 }
 
-func newFixedHeaders(s link.Setup) fixedHeaders {
+func newFixedHeaders(s *link.Setup) fixedHeaders {
 	return fixedHeaders{
 		self:   s.Region + "/" + s.Node,
 		tag:    receipt.NodeTag(s.Region, s.Node),
@@ -101,45 +101,45 @@ func (x *exchange) value(s string) []string {
 func (x *exchange) name(h http.Header) {
 	id := x.value(x.id)
 	h[hRequestID], h["X-Request-Id"], h["Request-Id"] = id, id, id
-	if x.w.draining.Load() || x.front && edge.Aged(x.r.Context(), x.arrived) {
-		h["Connection"] = x.w.fixed.connClose
+	if x.node.draining.Load() || x.front && edge.Aged(x.r.Context(), x.arrived) {
+		h["Connection"] = x.node.fixed.connClose
 	}
 }
 
 // stamp sets every header that says what happened to the request.
 func (x *exchange) stamp(h http.Header) {
-	f := &x.w.fixed
+	f := &x.node.fixed
 	x.name(h)
 	h[hEntryRegion] = x.entryRegion
 	x.stampClass(h)
 	x.reserve(h)
 	region, node, way := f.region, f.node, x.way
-	if x.remote != nil {
-		region, node, way = x.remote.region, x.remote.node, x.remote.way
-	} else if x.upstream != "" {
-		way += " > " + x.upstream
+	if x.walk.By.Remote != nil {
+		region, node, way = x.walk.By.Remote.Region, x.walk.By.Remote.Node, x.walk.By.Remote.Way
+	} else if x.walk.By.Upstream != "" {
+		way += " > " + x.walk.By.Upstream
 	}
 	h[hRegion], h[hReplica], h[hRoute] = region, node, x.value(way)
-	if x.upstream != "" {
-		h[hUpstream] = x.value(x.upstream)
+	if x.walk.By.Upstream != "" {
+		h[hUpstream] = x.value(x.walk.By.Upstream)
 	}
-	if x.upstreamID != "" {
-		h[hUpstreamID] = x.value(x.upstreamID)
+	if x.walk.By.UpstreamID != "" {
+		h[hUpstreamID] = x.value(x.walk.By.UpstreamID)
 	}
-	h[hAttempts] = x.value(strconv.Itoa(x.attempts))
-	if x.plan != nil && x.asked.RegionHint != "" {
+	h[hAttempts] = x.value(strconv.Itoa(x.walk.Attempts))
+	if x.walk.Plan != nil && x.asked.RegionHint != "" {
 		executed := ""
 		if x.answered {
 			executed = region[0]
 		}
-		h[hHintResult] = x.value(x.plan.Hint(executed))
+		h[hHintResult] = x.value(x.walk.Plan.Hint(executed))
 	}
 }
 
 // stampClass says which class the request was served in. One that was turned
 // away before it had any shows what holds for it: metadata is kept.
 func (x *exchange) stampClass(h http.Header) {
-	f := &x.w.fixed
+	f := &x.node.fixed
 	h[hPool], h[hRetention] = f.standard, f.metadata
 	if !x.decided {
 		return
@@ -167,7 +167,7 @@ const maxRetryAfter = 30 * time.Second
 // stampError adds what every 4xx and 5xx carries. wait is what the upstream
 // asked for; 0 = it did not.
 func (x *exchange) stampError(h http.Header, code dialect.Code, retry bool, wait time.Duration) {
-	f := &x.w.fixed
+	f := &x.node.fixed
 	h[hErrorCode] = []string{string(code)}
 	h[hShouldRetry] = f.no
 	if !retry {

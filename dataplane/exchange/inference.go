@@ -1,15 +1,13 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
-	"strings"
 	"time"
 
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/meter"
-	"ringmain/dataplane/policy"
-	"ringmain/dataplane/relay"
+	"ringmain/dataplane/walk"
 )
 
 // inference serves one request that an upstream answers.
@@ -19,11 +17,11 @@ func (x *exchange) inference() {
 		x.refuse(e, 0)
 		return
 	}
-	x.body = x.w.bodies.get()
-	defer x.body.hold.Release()
-	defer x.leaveUpstream()
+	x.body = x.node.bodies.Get()
+	defer x.body.Hold.Release()
+	defer x.walk.Leave()
 	defer x.account()
-	if e := x.w.bodies.read(x.body, x.r, x.hashBody()); e != nil {
+	if e := x.node.bodies.Read(x.body, x.r, x.hashBody()); e != nil {
 		x.refuse(e, 0)
 		return
 	}
@@ -32,7 +30,7 @@ func (x *exchange) inference() {
 		x.refuse(e, 0)
 		return
 	}
-	x.left = x.w.tunables.Attempts
+	x.left = x.node.Attempts
 	if e := x.prepare(); e != nil {
 		x.refuse(e, 0)
 		return
@@ -47,9 +45,9 @@ func (x *exchange) enter() *dialect.Error {
 	}
 	switch {
 	case !x.welcome():
-		return errShed
-	case !x.w.room():
-		return errMetering
+		return walk.ErrShed
+	case !x.node.Room():
+		return walk.ErrMetering
 	}
 	return form(x.endpoint, x.r.Header)
 }
@@ -57,8 +55,8 @@ func (x *exchange) enter() *dialect.Error {
 // reconsider identifies the caller again if the state moved, or the confinement
 // ended, while the body arrived, which may have taken minutes.
 func (x *exchange) reconsider() *dialect.Error {
-	v := x.w.cfg.Store.View()
-	if v == x.view && (!x.decision.ZeroRetention || x.w.confined()) {
+	v := x.node.Store.View()
+	if v == x.view && (!x.decision.ZeroRetention || x.node.Confined().Holds()) {
 		return nil
 	}
 	x.view, x.decided = v, false
@@ -72,7 +70,7 @@ var errGeo = &dialect.Error{
 
 // prepare scans the body and plans the way.
 func (x *exchange) prepare() *dialect.Error {
-	query, bad := request.Scan(x.endpoint, x.contentType(), x.body.bytes())
+	query, bad := request.Scan(x.endpoint, x.contentType(), x.body.Bytes())
 	if bad != nil {
 		return bad
 	}
@@ -80,24 +78,16 @@ func (x *exchange) prepare() *dialect.Error {
 	if e := x.suits(); e != nil {
 		return e
 	}
-	plan, refused := x.planFor(x.wanted(query.Model))
-	if refused != nil {
-		return refusal(refused)
+	ask := walk.Request{
+		ID: x.id, Path: x.path, Endpoint: x.endpoint, Query: &x.query, Body: x.body, ContentType: x.contentType(), Header: x.r.Header,
+		Front: x.front, Hint: x.asked.RegionHint, Way: x.way, Key: x.caller.Key.ID, Decision: &x.decision,
+		Arrived: x.arrived, Attempts: x.left, Within: x.within, Decider: x,
 	}
-	x.plan, x.model = plan, query.Model
-	total := relay.TimeoutsOf(plan.Route.Timeouts).Total
-	if x.deadline.IsZero() || time.Until(x.deadline) > total {
-		x.deadline = x.arrived.Add(total)
+	if e := x.walk.Start(x.node.Ground, x.view, &ask); e != nil {
+		return e
 	}
+	x.model = query.Model
 	return nil
-}
-
-func refusal(r *policy.Refusal) *dialect.Error {
-	e := dialect.Fail(dialect.Code(r.Code), r.Message)
-	if strings.HasPrefix(r.Code, "model_") {
-		e.Param = "model"
-	}
-	return e
 }
 
 // refuse answers with an error, and records it if the caller is known.
@@ -106,7 +96,7 @@ func (x *exchange) refuse(e *dialect.Error, wait time.Duration) {
 		rec := x.record(meter.EndError)
 		rec.Status, rec.Code, rec.Source = e.Code.Status(), string(e.Code), meter.SourceNone
 		if err := x.emit(rec); err != nil {
-			x.w.log.Warn("an error answer could not be recorded", "request", x.id, "error", err)
+			x.node.Log.Warn("an error answer could not be recorded", "request", x.id, "error", err)
 		}
 	}
 	x.fail(e, wait)
@@ -124,11 +114,11 @@ func (x *exchange) account() {
 	}
 	rec := x.record(end)
 	rec.Status, rec.Code, rec.Source = status, string(dialect.UpstreamError), meter.SourceNone
-	if x.attempts > 0 {
+	if x.walk.Attempts > 0 {
 		x.settle(rec, dialect.Usage{}, 0)
 	}
 	if err := x.emit(rec); err != nil {
-		x.w.log.Warn("an abandoned answer could not be recorded", "request", x.id, "error", err)
+		x.node.Log.Warn("an abandoned answer could not be recorded", "request", x.id, "error", err)
 	}
 	x.counted(string(dialect.UpstreamError), status)
 }

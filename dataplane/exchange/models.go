@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"time"
@@ -11,7 +11,8 @@ import (
 // models answers GET /v1/models and /v1/models/{id}: the routes that the key
 // may use under its policies, and where and how each is served.
 func (x *exchange) models(id string) {
-	if e := x.identify(); e != nil {
+	defer x.departs()
+	if e := x.arrive(); e != nil {
 		x.fail(e, 0)
 		return
 	}

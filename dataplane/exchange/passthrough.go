@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
@@ -12,6 +12,7 @@ var (
 	errEncoded   = dialect.Fail(dialect.InvalidRequest, "The request body is compressed (`content-encoding`): send it as it is.")
 	errTypes     = dialect.Fail(dialect.InvalidRequest, "The header `content-type` is given more than once: give it once.")
 	errJSONOnly  = dialect.Fail(dialect.InvalidRequest, "This endpoint takes JSON: send `content-type: application/json`.")
+	errEither    = dialect.Fail(dialect.InvalidRequest, "This endpoint takes JSON, or a form with files: send `content-type: application/json`, or `multipart/form-data` with its boundary.")
 	errMultipart = dialect.Fail(dialect.InvalidRequest, "This endpoint takes a form with files: send `content-type: multipart/form-data` with its boundary.")
 )
 
@@ -30,11 +31,14 @@ func form(ep *dialect.Endpoint, h http.Header) *dialect.Error {
 		kind, _, _ = strings.Cut(types[0], ";")
 		kind = strings.TrimSpace(kind)
 	}
+	json, multipart := strings.EqualFold(kind, "application/json"), strings.EqualFold(kind, "multipart/form-data")
 	switch {
-	case ep.Body == dialect.BodyJSON && kind != "" && !strings.EqualFold(kind, "application/json"):
+	case ep.Body == dialect.BodyJSON && kind != "" && !json:
 		return errJSONOnly
-	case ep.Body == dialect.BodyMultipart && !strings.EqualFold(kind, "multipart/form-data"):
+	case ep.Body == dialect.BodyMultipart && !multipart:
 		return errMultipart
+	case ep.Body == dialect.BodyEither && !json && !multipart:
+		return errEither
 	}
 	return nil
 }
@@ -54,12 +58,12 @@ const maxContentType = 128
 // endpoints whose answers are sound or text, which keep their own.
 func (x *exchange) answerType(res *relay.Result) []string {
 	if x.endpoint == nil || !x.endpoint.Binary || res.Status != http.StatusOK {
-		return x.w.fixed.jsonType
+		return x.node.fixed.jsonType
 	}
 	kind := res.ContentType
 	if kind == "" || len(kind) > maxContentType || strings.IndexFunc(kind, func(r rune) bool { return r < ' ' || r > '~' }) >= 0 {
 		kind = "application/octet-stream"
 	}
-	x.rw.Header()["X-Content-Type-Options"] = x.w.fixed.noSniff
+	x.rw.Header()["X-Content-Type-Options"] = x.node.fixed.noSniff
 	return x.value(kind)
 }

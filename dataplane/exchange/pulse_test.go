@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"

@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"context"
@@ -52,7 +52,7 @@ func (x *exchange) stateBody() { x.proof.made.facts.StateRequest(x.proof.made.Su
 
 // algorithm is how a body of that many bytes is hashed; 0 = not known.
 func (x *exchange) algorithm(size int) receipt.Algorithm {
-	if x.w.setup.ReceiptHash == string(receipt.SHA256) {
+	if x.node.Setup.ReceiptHash == string(receipt.SHA256) {
 		return receipt.SHA256
 	}
 	return receipt.Fastest(size)
@@ -68,7 +68,7 @@ func (x *exchange) hasher() *receipt.Hasher {
 // leaf names the receipt of this request, if there will be one.
 func (x *exchange) leaf() string {
 	if x.proof.leaf == "" && x.front && x.known && x.endpoint != nil {
-		x.proof.leaf = x.w.receipts.Reserve()
+		x.proof.leaf = x.node.Receipts.Reserve()
 		x.proof.inline = len(x.r.Header["Idc-Receipt"]) > 0
 	}
 	return x.proof.leaf
@@ -99,9 +99,9 @@ func (x *exchange) prove(h http.Header, status int, b []byte) {
 	}
 	_, _ = p.made.Write(b) // never fails
 	x.state(status)
-	jws, err := x.w.receipts.Inline(p.leaf, &p.made.facts)
+	jws, err := x.node.Receipts.Inline(p.leaf, &p.made.facts)
 	if err != nil { // too long for a header, mostly: the leaf is named already
-		x.w.log.Debug("a receipt could not be signed at once", "request", x.id, "error", err)
+		x.node.Log.Debug("a receipt could not be signed at once", "request", x.id, "error", err)
 		return
 	}
 	h[hReceipt] = x.value(jws)
@@ -109,10 +109,23 @@ func (x *exchange) prove(h http.Header, status int, b []byte) {
 
 // send writes a part of the answer to the client.
 func (x *exchange) send(b []byte) (int, error) {
+	x.hash(b)
+	return x.rw.Write(b) //nolint:gosec,wrapcheck // G705: declared as what it is, and not to be sniffed; only whether it failed matters
+}
+
+func (x *exchange) hash(b []byte) {
 	if x.proof.made != nil && !x.proof.summed {
 		_, _ = x.proof.made.Write(b) // never fails
 	}
-	return x.rw.Write(b) //nolint:gosec,wrapcheck // G705: declared as what it is, and not to be sniffed; only whether it failed matters
+}
+
+// finish writes the last part of a streamed answer. Whoever has it finds the
+// receipt.
+func (x *exchange) finish(b []byte) error {
+	x.hash(b)
+	x.commit(http.StatusOK)
+	_, err := x.send(b)
+	return err
 }
 
 // concluded notes how the answer ends, for the receipt.
@@ -131,19 +144,19 @@ func (x *exchange) state(status int) {
 	f.StateResponse(p.made.Sum())
 	f.RequestID, f.At, f.Endpoint = x.id, x.arrived.UnixMilli(), x.path
 	f.Key, f.Org, f.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
-	f.Model, f.Served = x.model, x.served
-	f.EntryRegion, f.EntryNode = x.w.setup.Region, x.w.setup.Node
-	f.Region, f.Node = x.w.setup.Region, x.w.setup.Node
-	if x.remote != nil {
-		f.Region, f.Node = x.remote.region[0], x.remote.node[0]
+	f.Model, f.Served = x.model, x.walk.By.Served
+	f.EntryRegion, f.EntryNode = x.node.Setup.Region, x.node.Setup.Node
+	f.Region, f.Node = x.node.Setup.Region, x.node.Setup.Node
+	if x.walk.By.Remote != nil {
+		f.Region, f.Node = x.walk.By.Remote.Region[0], x.walk.By.Remote.Node[0]
 	}
 	if x.decided {
 		f.Project, f.Residency = x.decision.Billed.Meta.ID, x.decision.Residency()
 		f.Pool, f.Retention = x.decision.Pool, x.decision.Retention()
 	}
-	f.Attempts = x.tried
+	f.Attempts = x.walk.Tried
 	f.Status, f.Streamed, f.Refused, f.Ended = status, x.query.Stream, p.refused, string(p.ended)
-	f.Confinement = receipt.Confinement(x.w.confinement())
+	f.Confinement = receipt.Confinement(x.node.Confined())
 }
 
 // commit puts the receipt of an answer that ended with status into the next
@@ -158,7 +171,7 @@ func (x *exchange) commit(status int) {
 			status = http.StatusOK // it began well, and the client left
 		}
 		x.state(status)
-		x.w.receipts.Commit(p.leaf, &p.made.facts)
+		x.node.Receipts.Commit(p.leaf, &p.made.facts)
 	}
 	p.made.facts = receipt.Facts{}
 	statements.Put(p.made)
@@ -182,7 +195,7 @@ func (x *exchange) receipt(id string) {
 		return
 	}
 	org, key := x.caller.Org.Meta.ID, x.caller.Key.ID
-	doc, err := x.w.receipts.Within(x.r.Context(), id, org, key, x.w.setup.Jurisdiction)
+	doc, err := x.node.Receipts.Within(x.r.Context(), id, org, key, x.node.Setup.Jurisdiction)
 	away := err != nil
 	if doc == nil && !away {
 		doc, away = x.distantReceipt(id, org, key)
@@ -209,17 +222,17 @@ const receiptWait = 5 * time.Second
 func (x *exchange) distantReceipt(id, org, key string) (doc []byte, away bool) {
 	ctx, cancel := context.WithTimeout(x.r.Context(), receiptWait)
 	defer cancel()
-	for _, n := range x.w.cfg.Peers().Nodes {
+	for _, n := range x.node.Ground.Peers().Nodes {
 		if !receipt.AnsweredBy(id, n.Region, n.Node) || !x.decision.MayRun(x.jurisdictionOf(n.Region)) {
 			continue
 		}
-		found, err := receipt.AskPeer(ctx, x.w.client.PeerTransport(), relay.PeerBase(n.Region, n.Node), id, org, key)
+		found, err := receipt.AskPeer(ctx, x.node.Ground.Client.PeerTransport(), relay.PeerBase(n.Region, n.Node), id, org, key)
 		if found != nil {
 			return found, false
 		}
 		if err != nil {
 			away = true
-			x.w.log.Debug("a peer could not be asked for a receipt", "peer_region", n.Region, "peer_node", n.Node, "error", err)
+			x.node.Log.Debug("a peer could not be asked for a receipt", "peer_region", n.Region, "peer_node", n.Node, "error", err)
 		}
 	}
 	return nil, away
@@ -228,5 +241,5 @@ func (x *exchange) distantReceipt(id, org, key string) (doc []byte, away bool) {
 // keySet answers with the keys that receipts are signed by.
 func (x *exchange) keySet() {
 	x.rw.Header()["Cache-Control"] = []string{receipt.KeySetCache}
-	x.writeOK(receipt.KeySetType, x.w.receipts.KeySet())
+	x.writeOK(receipt.KeySetType, x.node.Receipts.KeySet())
 }

@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
@@ -27,17 +27,17 @@ func (x *exchange) record(end meter.End) *recording {
 	}
 	rec.Record = meter.Record{
 		Role: meter.RoleFront, RequestID: x.id, At: x.arrived.UnixMilli(), Endpoint: x.path,
-		Model: x.model, Served: x.served, Upstream: x.upstream,
-		EntryRegion: x.entryRegion[0], EntryNode: x.entryNode, Region: x.w.setup.Region, Node: x.w.setup.Node,
-		Status: http.StatusOK, Streamed: x.query.Stream, Attempts: x.attempts, Ended: end,
+		Model: x.model, Served: x.walk.By.Served, Upstream: x.walk.By.Upstream,
+		EntryRegion: x.entryRegion[0], EntryNode: x.entryNode, Region: x.node.Setup.Region, Node: x.node.Setup.Node,
+		Status: http.StatusOK, Streamed: x.query.Stream, Attempts: x.walk.Attempts, Ended: end,
 		LatencyMS: time.Since(x.arrived).Milliseconds(), FirstTokenMS: x.firstToken.Milliseconds(),
 	}
 	rec.Splices, rec.ReplayIn, rec.ReplayOut = x.replay.splices, x.replay.in, x.replay.out
 	if !x.front {
 		rec.Role = meter.RoleWitness
 	}
-	if x.remote != nil {
-		rec.Region, rec.Node = x.remote.region[0], x.remote.node[0]
+	if x.walk.By.Remote != nil {
+		rec.Region, rec.Node = x.walk.By.Remote.Region[0], x.walk.By.Remote.Node[0]
 	}
 	if x.known {
 		rec.Key, rec.Org, rec.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
@@ -46,8 +46,8 @@ func (x *exchange) record(end meter.End) *recording {
 		rec.Project, rec.Residency = x.decision.Billed.Meta.ID, x.decision.Residency()
 		rec.Pool, rec.Retention, rec.Plan = x.decision.Pool, x.decision.Retention(), x.decision.Plan
 	}
-	if x.plan != nil && x.plan.Route != nil && x.plan.Route.Model != x.model {
-		rec.Fallback = x.plan.Route.Model
+	if x.walk.Plan != nil && x.walk.Plan.Route != nil && x.walk.Plan.Route.Model != x.model {
+		rec.Fallback = x.walk.Plan.Route.Model
 	}
 	return rec
 }
@@ -57,11 +57,11 @@ func (x *exchange) emit(rec *recording) error {
 	x.concluded(&rec.Record)
 	rec.Receipt = x.leaf()
 	rec.encoded = meter.Append(rec.encoded[:0], &rec.Record)
-	err := x.w.cfg.Emit(rec.encoded)
+	err := x.node.Emit(rec.encoded)
 	x.recorded = true
 	if err == nil && x.front {
-		x.w.metrics.tokensIn.Add(float64(rec.TokensIn))
-		x.w.metrics.tokensOut.Add(float64(rec.TokensOut))
+		x.node.Metrics.tokensIn.Add(float64(rec.TokensIn))
+		x.node.Metrics.tokensOut.Add(float64(rec.TokensOut))
 	}
 	records.Put(rec)
 	return err //nolint:wrapcheck // the callers say what could not be recorded
@@ -77,7 +77,7 @@ func (x *exchange) settle(rec *recording, u dialect.Usage, textOut int64) {
 	}
 	if ep := x.endpoint; ep != nil {
 		switch {
-		case ep.Body == dialect.BodyMultipart, ep.Usage == dialect.UsageNone && !ep.Binary: // files and pictures, or an answer that costs nothing
+		case ep.Body != dialect.BodyJSON, ep.Usage == dialect.UsageNone && !ep.Binary: // files and pictures, or an answer that costs nothing
 			rec.Source = meter.SourceNone
 			return
 		case ep.Binary:
@@ -86,7 +86,7 @@ func (x *exchange) settle(rec *recording, u dialect.Usage, textOut int64) {
 	}
 	rec.Source = meter.SourceEstimated
 	if u.Input == 0 {
-		rec.TokensIn = dialect.EstimateTokens(int64(len(x.body.bytes())))
+		rec.TokensIn = dialect.EstimateTokens(int64(len(x.body.Bytes())))
 	}
 	rec.TokensOut = max(u.Output, dialect.EstimateTokens(textOut))
 }

@@ -1,10 +1,11 @@
-package dataplane
+package exchange
 
 import (
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/relay"
+	"ringmain/dataplane/walk"
 )
 
 // carried is what other nodes decided of a request: the entry node, or, at the
@@ -15,8 +16,8 @@ type carried struct {
 	pool string
 }
 
-// learn keeps what the peer that was asked last holds the request to.
-func (x *exchange) learn(p *relay.PeerAnswer) {
+// Learn keeps what the peer that was asked last holds the request to.
+func (x *exchange) Learn(p *relay.PeerAnswer) {
 	if pin := p.Header.Get(hResidency); pin != "" && pin != policy.Unpinned {
 		x.carried.pin = bounded(pin, 8)
 	}
@@ -26,29 +27,28 @@ func (x *exchange) learn(p *relay.PeerAnswer) {
 	}
 }
 
-// renew decides again, on the state as it is now, before somebody else is asked
+// Renew decides again, on the state as it is now, before somebody else is asked
 // for a request that was asked for before: its key may be revoked by now, its
 // org suspended, a pin or a policy tightened, an upstream given up. The walk
 // goes on over what is left; or it is over, and the failure says why.
-func (x *exchange) renew() (failure, bool) {
-	before, view, plan := x.decision, x.view, x.plan
-	x.view, x.decided = x.w.cfg.Store.View(), false
-	fail := failure{}
+func (x *exchange) Renew() walk.Failure {
+	before, view := x.decision, x.view
+	x.view, x.decided = x.node.Store.View(), false
+	fail := walk.Failure{}
 	if x.front {
-		fail.err = x.identify()
+		fail.Err = x.identify()
 	} else {
 		var outcome string
-		outcome, fail.err = x.recheck()
-		fail.behind, fail.final = outcome == relay.OutcomeBehind, outcome == relay.OutcomeFinal
+		outcome, fail.Err = x.recheck()
+		fail.Behind, fail.Final = outcome == relay.OutcomeBehind, outcome == relay.OutcomeFinal
 	}
-	if fail.err == nil && (x.view != view || !same(&before, &x.decision)) {
+	if fail.Err == nil && (x.view != view || !same(&before, &x.decision)) {
 		fail = x.replan(&before)
 	}
-	if fail.err != nil { // what was done was done as it was decided
-		x.decision, x.decided, x.plan = before, true, plan
-		return fail, false
+	if fail.Err != nil { // what was done was done as it was decided
+		x.decision, x.decided = before, true
 	}
-	return failure{}, true
+	return fail
 }
 
 // same reports whether b puts a request in the same class as a did.
@@ -57,30 +57,19 @@ func same(a, b *policy.Decision) bool {
 		a.Billed.Meta.ID == b.Billed.Meta.ID
 }
 
-// replan plans the way again, and keeps in mind who was asked.
-func (x *exchange) replan(before *policy.Decision) failure {
-	if x.written && !same(before, &x.decision) { // its head says how the answer is dealt with
-		return failure{err: errNoRoute}
+// replan plans the way again, unless the answer's head says already how the
+// request is dealt with.
+func (x *exchange) replan(before *policy.Decision) walk.Failure {
+	if x.written && !same(before, &x.decision) {
+		return walk.Failure{Err: walk.ErrNoRoute}
 	}
 	if e := x.suits(); e != nil {
-		return failure{err: e, final: true}
+		return walk.Failure{Err: e, Final: true}
 	}
-	model := x.plan.Route.Model
-	x.plan = nil
-	plan, refused := x.planFor(x.wanted(x.query.Model))
-	if plan != nil && plan.Route.Model != model { // a fallback: of the same provider as the first choice
-		x.plan = plan
-		plan, refused = x.planFor(model)
+	if e := x.walk.Replan(x.view); e != nil {
+		return walk.Failure{Err: e, Final: outcomeOf(e.Code) == relay.OutcomeFinal}
 	}
-	if refused != nil {
-		e := refusal(refused)
-		return failure{err: e, final: outcomeOf(e.Code) == relay.OutcomeFinal}
-	}
-	x.plan = plan
-	round := x.walk.round
-	x.begin()
-	x.walk.round = round
-	return failure{}
+	return walk.Failure{}
 }
 
 // suits checks what the request's class forbids it to contain.

@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"context"
@@ -21,6 +21,9 @@ type replay struct {
 	in, out int64 // tokens; estimated where the provider gave no figures
 }
 
+// leastReplay is a time in which no replay gets level.
+const leastReplay = 10 * time.Millisecond
+
 // splices reports whether a broken stream of this request may be continued
 // elsewhere: the same request is expected to get the same answer again, and
 // asking again has no effect of its own. Only the node that the client speaks
@@ -28,7 +31,7 @@ type replay struct {
 // and not while it sheds load, since this is work that it may leave.
 func (x *exchange) splices() bool {
 	q := &x.query
-	return x.front && x.w.gate.Step() < admission.StepFrugal && x.endpoint != nil && x.endpoint.Splices && (q.Deterministic || x.plan.Route.Deterministic) &&
+	return x.front && x.node.Gate.Step() < admission.StepFrugal && x.endpoint != nil && x.endpoint.Splices && (q.Deterministic || x.walk.Plan.Route.Deterministic) &&
 		q.Choices == 1 && !q.Logprobs && !q.ProviderTools && q.Stores == "" && (!q.KeepsAnswer || x.decision.ZeroRetention)
 }
 
@@ -50,32 +53,32 @@ var (
 // before the route's time between two events is over.
 func (f *flow) resume(b *relay.Batch) bool {
 	x, o := f.x, b.Broken.Outcome
-	if f.have.Off() || f.refused || f.res.Stream.State.Refused || x.left <= 0 || errors.Is(b.Broken.Cause, errDiverged) ||
+	if f.have.Off() || f.refused || f.res.Stream.State.Refused || x.walk.Spent() || errors.Is(b.Broken.Cause, errDiverged) ||
 		o != breaker.Transport && o != breaker.Timeout && o != breaker.ServerError {
 		return false
 	}
 	f.give(b.Forward)
 	b.Forward = nil
 	f.blame(o)
-	x.w.log.Info("a stream broke and is asked for elsewhere", "request", x.id, "outcome", o.String(), "error", b.Broken.Cause)
+	x.node.Log.Info("a stream broke and is asked for elsewhere", "request", x.id, "outcome", o.String(), "error", b.Broken.Cause)
 
-	idle := relay.TimeoutsOf(x.plan.Route.Timeouts).Idle
+	idle := relay.TimeoutsOf(x.walk.Plan.Route.Timeouts).Idle
 	ctx, cancel := context.WithCancel(x.r.Context())
 	late := time.AfterFunc(idle, cancel)
 	_ = f.control.SetWriteDeadline(time.Now().Add(f.stall + idle))
 	quiet := x.pulse(f.control, pulseEvery)
 	defer quiet() // also when a replay panics: nobody else may write then
-	before := x.answering()
-	next, result := f.replayed(ctx, time.Now().Add(idle-minDeadline))
+	before := x.walk.By
+	next, result := f.replayed(ctx, time.Now().Add(idle-leastReplay))
 	quiet()
 	if !late.Stop() && next != nil {
 		next, result = next.drop(), "late"
 	}
-	x.w.metrics.splices.WithLabelValues(result).Inc()
+	x.node.Metrics.splices.WithLabelValues(result).Inc()
 	if next == nil || x.r.Context().Err() != nil {
 		cancel()
 		next.drop()
-		x.answeredBy(before)
+		x.walk.By = before
 		if x.r.Context().Err() != nil {
 			f.gone()
 		}
@@ -93,7 +96,7 @@ func (f *flow) resume(b *relay.Batch) bool {
 func (f *flow) replayed(ctx context.Context, by time.Time) (next *spliced, result string) {
 	x := f.x
 	for {
-		res, _ := x.askElsewhere(ctx)
+		res, _ := x.walk.AskElsewhere(ctx)
 		switch {
 		case res == nil:
 			return nil, "failed"
@@ -111,9 +114,9 @@ func (f *flow) replayed(ctx context.Context, by time.Time) (next *spliced, resul
 		x.spent(res.Stream)
 		broken := b.Broken
 		if broken.Outcome != breaker.ClientGone && broken.Outcome != breaker.Refused && !errors.Is(broken.Cause, errDiverged) {
-			x.blame(broken.Outcome)
+			x.walk.Blame(broken.Outcome)
 		}
-		x.w.log.Info("a stream could not be continued", "request", x.id, "outcome", broken.Outcome.String(), "error", broken.Cause)
+		x.node.Log.Info("a stream could not be continued", "request", x.id, "outcome", broken.Outcome.String(), "error", broken.Cause)
 		res.Release()
 		switch {
 		case broken.Outcome == breaker.Refused || res.Stream.State.Refused:
@@ -132,27 +135,13 @@ func (x *exchange) spent(s *relay.Stream) {
 	u := s.State.Usage
 	in, out := u.Input, u.Output
 	if in == 0 {
-		in = dialect.EstimateTokens(int64(len(x.body.bytes())))
+		in = dialect.EstimateTokens(int64(len(x.body.Bytes())))
 	}
 	if !u.Final {
 		out = max(out, dialect.EstimateTokens(s.State.Text))
 	}
 	x.replay.in += in
 	x.replay.out += out
-}
-
-// answering is who answers a request.
-type answering struct {
-	upstream, upstreamID, served string
-	remote                       *remote
-}
-
-func (x *exchange) answering() answering {
-	return answering{x.upstream, x.upstreamID, x.served, x.remote}
-}
-
-func (x *exchange) answeredBy(a answering) {
-	x.upstream, x.upstreamID, x.served, x.remote = a.upstream, a.upstreamID, a.served, a.remote
 }
 
 // spliced is the stream of a replay, as the continuation of another.

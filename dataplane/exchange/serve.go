@@ -1,26 +1,29 @@
-package dataplane
+package exchange
 
 import (
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
+	"ringmain/controlplane/apikey"
+	"ringmain/dataplane/admission"
+	"ringmain/dataplane/body"
 	"ringmain/dataplane/caller"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/edge"
 	"ringmain/dataplane/policy"
-	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
-	"ringmain/dataplane/route"
 	"ringmain/dataplane/view"
+	"ringmain/dataplane/walk"
 )
 
 // exchange is one request on its way through this node.
 type exchange struct {
-	w       *Worker
+	node    *Node
 	rw      http.ResponseWriter
 	r       *http.Request
 	view    *view.View
@@ -44,46 +47,40 @@ type exchange struct {
 	decided  bool
 	carried  carried
 
-	body  *body
+	body  *body.Body
 	query request.Request
-	plan  *route.Plan
 	model string // asked for, if a route has that name
 
-	deadline time.Time
-	left     int // attempts
-	attempts int
+	within time.Duration // that the entry node left for it; 0 = what the route says
+	left   int           // attempts that may be made
+	walk   walk.Walk     // to who answers
 
-	answered   bool   // an upstream's answer is passed on
-	upstream   string // that answered, or was asked last
-	upstreamID string
-	served     string  // the model's name there
-	remote     *remote // set if another region's node answered
-	written    bool    // the head of the answer is out
-	recorded   bool    // what happened was handed over
+	answered   bool // an upstream's answer is passed on
+	written    bool // the head of the answer is out
+	recorded   bool // what happened was handed over
 	proof      proof
-	place      place              // at the upstream that is being asked
-	walk       walk               // from stop to stop
-	tried      []receipt.Attempt  // in turn
-	fewTried   [2]receipt.Attempt // memory of tried
 	values     [10]string
 	nvalues    int
 	firstToken time.Duration
 	replay     replay // cost of broken tries of the answer
 }
 
-// remote is what an answering peer says of itself, to be shown as it is.
-type remote struct {
-	region, node []string
-	way          string
-}
-
-func (w *Worker) newExchange(rw http.ResponseWriter, r *http.Request, endpoint string) *exchange {
+func (n *Node) newExchange(rw http.ResponseWriter, r *http.Request, endpoint string) *exchange {
 	now := time.Now()
 	return &exchange{
-		w: w, rw: rw, r: r, view: w.cfg.Store.View(), id: newRequestID(now, w.fixed.tag), arrived: now,
-		path: endpoint, dialect: dialect.OfPath(r.URL.Path), front: true, way: w.fixed.self,
-		entryRegion: w.fixed.region, entryNode: w.setup.Node,
+		node: n, rw: rw, r: r, view: n.Store.View(), id: newRequestID(now, n.fixed.tag), arrived: now,
+		path: endpoint, dialect: dialectOf(r), front: true, way: n.fixed.self,
+		entryRegion: n.fixed.region, entryNode: n.Setup.Node,
 	}
+}
+
+// dialectOf is the dialect that a client expects where no endpoint has one: that
+// of the path, or of the header that every client of the Messages API sends.
+func dialectOf(r *http.Request) dialect.Dialect {
+	if len(r.Header["Anthropic-Version"]) > 0 {
+		return dialect.Anthropic
+	}
+	return dialect.OfPath(r.URL.Path)
 }
 
 func (x *exchange) allow(methods ...string) bool {
@@ -102,7 +99,7 @@ func (x *exchange) fail(e *dialect.Error, wait time.Duration) {
 	x.stamp(h)
 	x.stampError(h, e.Code, e.Code.Retry(), wait)
 	b := e.AppendBody(nil, x.dialect, x.id)
-	x.write(e.Code.Status(), x.w.fixed.jsonType, b)
+	x.write(e.Code.Status(), x.node.fixed.jsonType, b)
 	x.counted(string(e.Code), e.Code.Status())
 }
 
@@ -133,7 +130,32 @@ func (x *exchange) counted(code string, status int) {
 	} else {
 		endpoint = relay.ForwardPath
 	}
-	x.w.metrics.answered(endpoint, code, status, now.Sub(x.arrived))
+	x.node.Metrics.answered(endpoint, code, status, now.Sub(x.arrived))
+}
+
+// arrive finds out who asks, takes a place, which departs gives back, and finds
+// out what the caller may do.
+func (x *exchange) arrive() *dialect.Error {
+	if e := x.meet(); e != nil {
+		return e
+	}
+	if x.placed = x.node.Gate.Arrive(); !x.placed {
+		return walk.ErrShed
+	}
+	return x.decide()
+}
+
+func (x *exchange) departs() {
+	if x.placed {
+		x.placed = false
+		x.node.Gate.Leave()
+	}
+}
+
+// welcome decides by importance, as soon as it is known who asks.
+func (x *exchange) welcome() bool {
+	p := admission.PriorityOf(x.caller.Org.Org.Plan, x.decision.Batch, x.caller.Key.Class == apikey.ClassTest)
+	return x.node.Gate.Pass(p, rand.Uint64()) //nolint:gosec // spreads load, guards nothing
 }
 
 // identify finds out who asks and what they may do, before the body is read.
@@ -147,15 +169,15 @@ func (x *exchange) identify() *dialect.Error {
 // meet finds out who asks. It comes before a place among the requests under
 // way: whoever has no key to show competes with his like alone.
 func (x *exchange) meet() *dialect.Error {
-	x.w.meeting.Add(1)
-	defer x.w.meeting.Add(-1)
+	x.node.meeting.Add(1)
+	defer x.node.meeting.Add(-1)
 	who, refused := x.check()
 	if refused != nil && refused.Stranger && !x.known {
 		who, refused = x.atone(refused)
 	}
 	if refused != nil {
 		if refused.Jurisdiction != "" {
-			return x.turnAway(policy.Elsewhere(x.view, refused.Jurisdiction, x.w.regionUp))
+			return x.turnAway(policy.Elsewhere(x.view, refused.Jurisdiction, x.node.regionUp))
 		}
 		return dialect.Fail(dialect.Code(refused.Code), refused.Message)
 	}
@@ -176,7 +198,7 @@ func (x *exchange) decide() *dialect.Error {
 		x.asked = asked
 		x.decision, bad = policy.Decide(policy.Input{
 			View: x.view, Org: x.caller.Org, Project: x.caller.Project, Class: x.caller.Key.Class,
-			Asked: asked, EntryJurisdiction: x.w.setup.Jurisdiction, Confined: x.w.confined(), Up: x.w.regionUp,
+			Asked: asked, EntryJurisdiction: x.node.Setup.Jurisdiction, Confined: x.node.Confined().Holds(), Up: x.node.regionUp,
 			Carried: x.carried.pin, CarriedZero: x.carried.zero, CarriedPool: x.carried.pool,
 		})
 	}
@@ -197,7 +219,7 @@ func (x *exchange) check() (caller.Caller, *caller.Refusal) {
 	if refused != nil {
 		return caller.Caller{}, refused
 	}
-	return x.w.checker.Check(x.view, key, x.r.RemoteAddr)
+	return x.node.Checker.Check(x.view, key, x.r.RemoteAddr)
 }
 
 // atone makes a source that presents many wrong keys wait for its refusals.
@@ -205,7 +227,7 @@ func (x *exchange) check() (caller.Caller, *caller.Refusal) {
 // moved meanwhile the key is judged again: it may be one that was new.
 func (x *exchange) atone(refused *caller.Refusal) (caller.Caller, *caller.Refusal) {
 	ctx := x.r.Context()
-	wait, ok := x.w.guard.Wrong(ctx, time.Now())
+	wait, ok := x.node.Guard.Wrong(ctx, time.Now())
 	if !ok {
 		panic(http.ErrAbortHandler)
 	}
@@ -218,8 +240,8 @@ func (x *exchange) atone(refused *caller.Refusal) (caller.Caller, *caller.Refusa
 	case <-ctx.Done():
 	}
 	pause.Stop()
-	x.w.guard.Waited(ctx)
-	if v := x.w.cfg.Store.View(); v != x.view {
+	x.node.Guard.Waited(ctx)
+	if v := x.node.Store.View(); v != x.view {
 		x.view = v
 		return x.check()
 	}
@@ -238,7 +260,7 @@ func (x *exchange) turnAway(refused *policy.Refusal) *dialect.Error {
 		h[hEndpoint] = []string{refused.Endpoint}
 	}
 	if x.r.ProtoMajor == 1 {
-		h["Connection"] = x.w.fixed.connClose
+		h["Connection"] = x.node.fixed.connClose
 	}
 	if x.body == nil { // past deadlines make the server's own clean-up read nothing
 		_ = http.NewResponseController(x.rw).SetReadDeadline(time.Unix(1, 0))

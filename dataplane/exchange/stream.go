@@ -1,4 +1,4 @@
-package dataplane
+package exchange
 
 import (
 	"net/http"
@@ -9,6 +9,7 @@ import (
 	"ringmain/dataplane/dialect/stream"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/relay"
+	"ringmain/dataplane/walk"
 )
 
 // source is where the events of an answer come from.
@@ -36,7 +37,7 @@ type flow struct {
 func (x *exchange) stream(res *relay.Result) {
 	f := &flow{x: x, res: res, from: res.Stream, control: http.NewResponseController(x.rw)}
 	// HTTP/2 counts the wait for the next event against the write deadline, too.
-	f.stall = x.w.tunables.WriteStall + relay.TimeoutsOf(x.plan.Route.Timeouts).Idle + relay.PeerGrace
+	f.stall = x.node.WriteStall + relay.TimeoutsOf(x.walk.Plan.Route.Timeouts).Idle + relay.PeerGrace
 	f.keep()
 	defer f.release()
 	for {
@@ -55,7 +56,7 @@ func (x *exchange) stream(res *relay.Result) {
 
 // give passes events on. It does not return if the client is gone.
 func (f *flow) give(events []byte) {
-	if now := time.Now(); now.Sub(f.moved) > f.x.w.tunables.WriteStall/4 {
+	if now := time.Now(); now.Sub(f.moved) > f.x.node.WriteStall/4 {
 		_ = f.control.SetWriteDeadline(now.Add(f.stall))
 		f.moved = now
 	}
@@ -69,7 +70,7 @@ func (f *flow) give(events []byte) {
 // final says in the head, if that is to come yet, that a refusal is final.
 func (f *flow) final() {
 	if !f.x.written && (f.refused || f.res.Stream.State.Refused) {
-		f.x.rw.Header()[hShouldRetry] = f.x.w.fixed.no
+		f.x.rw.Header()[hShouldRetry] = f.x.node.fixed.no
 	}
 }
 
@@ -85,7 +86,7 @@ func (x *exchange) head() {
 		return
 	}
 	h := x.stampAnswer(relay.OutcomeAnswer)
-	f := &x.w.fixed
+	f := &x.node.fixed
 	h[hContentType], h["Cache-Control"], h["X-Accel-Buffering"] = f.sseType, f.noCache, f.noBuffer
 	x.begun(0)
 	x.rw.WriteHeader(http.StatusOK)
@@ -116,20 +117,20 @@ func (f *flow) last(b relay.Batch) {
 			x.unmetered(err)
 			return
 		}
-		x.w.log.Error("a stream could not be recorded and is not completed", "request", x.id, "error", err)
+		x.node.Log.Error("a stream could not be recorded and is not completed", "request", x.id, "error", err)
 		_ = x.pass(b.Forward, f.control)
-		x.abort(f.control, f.failure(errMetering), errMetering.Code)
+		x.abort(f.control, f.failure(walk.ErrMetering), walk.ErrMetering.Code)
 	}
 	f.final()
 	x.head()
 	// Over HTTP/2 each change of a deadline wakes the connection's own goroutine,
 	// and what is left of the present one is enough for a write.
 	if x.r.ProtoMajor == 1 || f.moved.IsZero() {
-		_ = f.control.SetWriteDeadline(time.Now().Add(x.w.tunables.WriteStall))
+		_ = f.control.SetWriteDeadline(time.Now().Add(x.node.WriteStall))
 	}
 	_, err := x.send(b.Forward)
 	if err == nil {
-		_, err = x.send(b.Last)
+		err = x.finish(b.Last)
 	}
 	if err == nil {
 		err = f.control.Flush()
@@ -143,7 +144,7 @@ func (f *flow) last(b relay.Batch) {
 
 // repaired counts what the upstream's stream lacked or had too much.
 func (f *flow) repaired() {
-	s, m := f.res.Stream, f.x.w.metrics
+	s, m := f.res.Stream, f.x.node.Metrics
 	if n := s.Skipped(); n > 0 {
 		m.repairs.WithLabelValues("skipped").Add(float64(n))
 	}
@@ -161,13 +162,13 @@ func (f *flow) broken(b relay.Batch) {
 	}
 	f.repaired()
 	f.blame(b.Broken.Outcome)
-	e := errorOf(b.Broken.Outcome)
-	x.w.log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
+	e := walk.ErrorOf(b.Broken.Outcome)
+	x.node.Log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
 	rec := x.record(meter.EndTruncated)
 	rec.Code, rec.Refused = string(e.Code), s.State.Refused || f.refused
 	x.settle(rec, s.State.Usage, s.State.Text)
 	if err := x.emit(rec); err != nil {
-		x.w.log.Error("a broken stream could not be recorded", "request", x.id, "error", err)
+		x.node.Log.Error("a broken stream could not be recorded", "request", x.id, "error", err)
 	}
 	f.final()
 	if x.pass(b.Forward, f.control) != nil {
@@ -193,25 +194,7 @@ func (f *flow) failure(e *dialect.Error) []byte {
 func (f *flow) blame(o breaker.Outcome) {
 	if !f.blamed {
 		f.blamed = true
-		f.x.blame(o)
-	}
-}
-
-// blame tells the circuit of whoever answered that the answer broke, and the
-// receipt too.
-func (x *exchange) blame(o breaker.Outcome) {
-	if n := len(x.tried); n > 0 {
-		x.tried[n-1].Outcome = o.String()
-	}
-	set, key := x.w.upstreams, breaker.Key{Owner: x.upstream, Part: x.served}
-	if x.remote != nil {
-		set, key = x.w.peerNodes, breaker.Peer(x.remote.node[0])
-		if o != breaker.Transport && o != breaker.Timeout {
-			return // the peer passed on what its upstream did
-		}
-	}
-	if ticket, ok := set.Allow(key); ok {
-		ticket.Done(o)
+		f.x.walk.Blame(o)
 	}
 }
 
@@ -219,7 +202,7 @@ func (x *exchange) blame(o breaker.Outcome) {
 // does not return.
 func (x *exchange) abort(control *http.ResponseController, event []byte, code dialect.Code) {
 	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	if _, err := x.send(event); err == nil {
+	if x.finish(event) == nil {
 		_ = control.Flush()
 	}
 	x.counted(string(code), http.StatusOK)

@@ -1,4 +1,4 @@
-package dataplane
+package walk
 
 import (
 	"context"
@@ -13,6 +13,13 @@ import (
 	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
+)
+
+// Names under which another node's answer says who answered.
+const (
+	hRoute      = "Idc-Route"
+	hUpstream   = "Idc-Upstream"
+	hUpstreamID = "Idc-Upstream-Request-Id"
 )
 
 // skip is why a stop was not asked.
@@ -33,16 +40,12 @@ type place struct {
 }
 
 // give gives a place back.
-func (w *Worker) give(p *place, now time.Time) {
+func (g *Ground) give(p *place, now time.Time) {
 	if p.circuit != (breaker.Key{}) {
-		w.limits.Release(p.circuit.Owner, p.circuit.Part, p.sign, p.began, now)
+		g.Limits.Release(p.circuit.Owner, p.circuit.Part, p.sign, p.began, now)
 		*p = place{}
 	}
 }
-
-// leaveUpstream gives back the place at the upstream that was asked last, if
-// any: its answer is over, or of no more interest.
-func (x *exchange) leaveUpstream() { x.w.give(&x.place, time.Now()) }
 
 // signOf is what an outcome says about an upstream's load.
 func signOf(o breaker.Outcome, status int) admission.Sign {
@@ -58,87 +61,87 @@ func signOf(o breaker.Outcome, status int) admission.Sign {
 
 // again reports whether others were asked for this request before, here or at
 // the entry node; or an upstream would have been, had it been there.
-func (x *exchange) again() bool {
-	return x.attempts > 0 || slices.ContainsFunc(x.tried, func(a receipt.Attempt) bool { return a.Upstream != "" }) ||
-		!x.front && x.r.Header.Get(relay.HeaderRetry) == "true"
+func (w *Walk) again() bool {
+	return w.Attempts > 0 || slices.ContainsFunc(w.Tried, func(a receipt.Attempt) bool { return a.Upstream != "" }) ||
+		!w.request.Front && w.request.Header.Get(relay.HeaderRetry) == "true"
 }
 
 // attempt asks l, or says why not.
-func (x *exchange) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
-	t := relay.TimeoutsOf(x.plan.Route.Timeouts)
-	t.Total = time.Until(x.deadline)
+func (w *Walk) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
+	t := relay.TimeoutsOf(w.Plan.Route.Timeouts)
+	t.Total = time.Until(w.deadline)
 	if l.Upstream == nil {
-		ticket, ok := x.w.peerNodes.Allow(l.circuit())
+		ticket, ok := w.ground.PeerNodes.Allow(l.circuit())
 		if !ok {
 			return nil, openIt
 		}
-		res := x.attemptPeer(ctx, l, t)
+		res := w.attemptPeer(ctx, l, t)
 		ticket.Done(res.Outcome)
 		return res, askedIt
 	}
-	return x.attemptUpstream(ctx, l, t)
+	return w.attemptUpstream(ctx, l, t)
 }
 
-func (x *exchange) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*relay.Result, skip) {
-	if !x.query.Stream && x.plan.Route.Timeouts.FirstByteMS == 0 {
+func (w *Walk) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*relay.Result, skip) {
+	if !w.request.Query.Stream && w.Plan.Route.Timeouts.FirstByteMS == 0 {
 		t.FirstByte = t.Total // a plain answer's head comes when all of it is ready
 	}
-	up, retry, now := l.Upstream.Upstream, x.again(), time.Now()
+	up, retry, now := l.Upstream.Upstream, w.again(), time.Now()
 	name := up.Name
-	ticket, ok := x.w.upstreams.Allow(l.circuit())
+	ticket, ok := w.ground.Upstreams.Allow(l.circuit())
 	if !ok {
 		return nil, openIt
 	}
 	place := place{circuit: l.circuit(), began: now}
-	if !x.w.limits.Acquire(name, l.Model, up.Concurrency, now) {
+	if !w.ground.Limits.Acquire(name, l.Model, up.Concurrency, now) {
 		ticket.Done(breaker.ClientGone) // nothing was learned
 		return nil, fullIt
 	}
-	if retry && (l.asked && !x.w.budgets.Take(name, now) || !l.asked && !x.w.budgets.Room(name, now)) {
+	if retry && (l.asked && !w.ground.Budgets.Take(name, now) || !l.asked && !w.ground.Budgets.Room(name, now)) {
 		ticket.Done(breaker.ClientGone)
-		x.w.give(&place, now)
+		w.ground.give(&place, now)
 		l.spent = true
 		return nil, wearyOfIt
 	}
 	if !l.asked {
-		x.w.budgets.Asked(name, now)
+		w.ground.Budgets.Asked(name, now)
 	}
-	x.place = place
+	w.place = place
 	over := false
 	defer func() {
 		if !over { // a panic: a circuit's only trial does not stay under way for ever
 			ticket.Done(breaker.ClientGone)
 		}
 	}()
-	res := x.w.client.Upstream(ctx, &relay.Ask{
-		Upstream: l.Upstream, Endpoint: x.endpoint, ContentType: x.query.ContentType(x.contentType()), Streamed: x.query.Stream, Choices: x.query.Choices,
+	res := w.ground.Client.Upstream(ctx, &relay.Ask{
+		Upstream: l.Upstream, Endpoint: w.request.Endpoint, ContentType: w.request.Query.ContentType(w.request.ContentType), Streamed: w.request.Query.Stream, Choices: w.request.Query.Choices,
 		// The entry node reads the usage chunk too, and hides it itself.
-		WantsUsage: x.query.WantsUsage || !x.front,
-		Body:       x.query.Upstream(x.body.bytes(), l.Model, request.Rewriting{ZeroRetention: x.decision.ZeroRetention}).Held(x.body.hold),
-		Client:     x.r.Header, Timeouts: t,
+		WantsUsage: w.request.Query.WantsUsage || !w.request.Front,
+		Body:       w.request.Query.Upstream(w.request.Body.Bytes(), l.Model, request.Rewriting{ZeroRetention: w.request.Decision.ZeroRetention}).Held(w.request.Body.Hold),
+		Client:     w.request.Header, Timeouts: t,
 	})
 	over = true
 	ticket.Done(res.Outcome)
-	x.place.sign = signOf(res.Outcome, res.Status)
+	w.place.sign = signOf(res.Outcome, res.Status)
 	if breaker.Classify(res.Outcome) == breaker.Failure {
 		if retry && !l.asked {
-			x.w.budgets.Spend(name, time.Now())
+			w.ground.Budgets.Spend(name, time.Now())
 		}
 		if res.RetryAfter > 0 {
-			x.w.upstreams.Pause(l.circuit(), time.Now().Add(min(res.RetryAfter, maxRetryAfter)))
+			w.ground.Upstreams.Pause(l.circuit(), time.Now().Add(min(res.RetryAfter, maxRest)))
 		}
 	}
 	l.asked = true
-	x.w.metrics.attempt(name, res.Outcome)
+	w.ground.Attempted(name, res.Outcome)
 	if res.Reached || res.Outcome != breaker.ClientGone { // who left before anybody was asked tried nobody
-		x.tried = append(x.tried, receipt.Attempt{Region: l.Region, Node: x.w.setup.Node, Upstream: name, Outcome: res.Outcome.String()})
+		w.Tried = append(w.Tried, receipt.Attempt{Region: l.Region, Node: w.ground.Node, Upstream: name, Outcome: res.Outcome.String()})
 	}
 	if res.Reached {
-		x.attempts++
-		x.left--
+		w.Attempts++
+		w.left--
 	}
 	if res.Status != 0 {
-		x.upstream, x.upstreamID, x.served, x.remote = name, res.RequestID, l.Model, nil
+		w.By = Answerer{Upstream: name, UpstreamID: res.RequestID, Served: l.Model}
 	}
 	return res, askedIt
 }
@@ -146,102 +149,104 @@ func (x *exchange) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts
 // grant is how many attempts a peer gets of those that are left. One is kept
 // back as long as somebody else could be asked: a peer that dies does not say
 // how many it made, and then all of its grant counts.
-func (x *exchange) grant(l *leg) int {
-	if x.left < 2 {
-		return x.left
+func (w *Walk) grant(l *leg) int {
+	if w.left < 2 {
+		return w.left
 	}
-	for i := range x.walk.legs {
-		if o := &x.walk.legs[i]; o != l && !o.spent && !x.shut(o) {
-			return x.left - 1
+	for i := range w.legs {
+		if o := &w.legs[i]; o != l && !o.spent && !w.shut(o) {
+			return w.left - 1
 		}
 	}
-	return x.left
+	return w.left
 }
 
 // attemptPeer asks another node.
-func (x *exchange) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *relay.Result {
-	granted := x.grant(l)
+func (w *Walk) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *relay.Result {
+	granted := w.grant(l)
 	h := http.Header{
-		relay.HeaderRequestID: {x.id},
-		relay.HeaderPath:      {x.path},
-		relay.HeaderKey:       {x.caller.Key.ID},
-		relay.HeaderProject:   {x.decision.Billed.Meta.ID},
-		relay.HeaderEntry:     {x.w.fixed.self},
-		relay.HeaderRoute:     {x.way},
-		relay.HeaderPool:      {x.decision.Pool},
+		relay.HeaderRequestID: {w.request.ID},
+		relay.HeaderPath:      {w.request.Path},
+		relay.HeaderKey:       {w.request.Key},
+		relay.HeaderProject:   {w.request.Decision.Billed.Meta.ID},
+		relay.HeaderEntry:     {w.ground.Region + "/" + w.ground.Node},
+		relay.HeaderRoute:     {w.request.Way},
+		relay.HeaderPool:      {w.request.Decision.Pool},
 		relay.HeaderLeft:      {strconv.Itoa(granted)},
 		relay.HeaderDeadline:  {strconv.FormatInt(t.Total.Milliseconds(), 10)},
 	}
-	for name, value := range map[string]string{relay.HeaderResidency: x.decision.Pin, relay.HeaderProvider: x.plan.Provider()} {
+	for name, value := range map[string]string{relay.HeaderResidency: w.request.Decision.Pin, relay.HeaderProvider: w.Plan.Provider()} {
 		if value != "" {
 			h[name] = []string{value}
 		}
 	}
-	if x.decision.ZeroRetention {
-		h[relay.HeaderZero] = x.w.fixed.yes
+	if w.request.Decision.ZeroRetention {
+		h[relay.HeaderZero] = []string{"true"}
 	}
-	if x.plan.Route.Model != x.model {
-		h[relay.HeaderModel] = []string{x.plan.Route.Model}
+	if w.Plan.Route.Model != w.request.Query.Model {
+		h[relay.HeaderModel] = []string{w.Plan.Route.Model}
 	}
-	if x.again() {
-		h[relay.HeaderRetry] = x.w.fixed.yes
+	if w.again() {
+		h[relay.HeaderRetry] = []string{"true"}
 	}
-	res := x.w.client.Peer(ctx, &relay.AskPeer{
-		Region: l.Region, Node: l.Peer.Node, Endpoint: x.endpoint, ContentType: x.contentType(),
-		Streamed: x.query.Stream, WantsUsage: x.query.WantsUsage, Choices: x.query.Choices,
-		Body: dialect.WholeBody(x.body.bytes()).Held(x.body.hold), Client: x.r.Header, Forward: h, Timeouts: t,
+	res := w.ground.Client.Peer(ctx, &relay.AskPeer{
+		Region: l.Region, Node: l.Peer.Node, Endpoint: w.request.Endpoint, ContentType: w.request.ContentType,
+		Streamed: w.request.Query.Stream, WantsUsage: w.request.Query.WantsUsage, Choices: w.request.Query.Choices,
+		Body: dialect.WholeBody(w.request.Body.Bytes()).Held(w.request.Body.Hold), Client: w.request.Header, Forward: h, Timeouts: t,
 	})
-	x.w.metrics.attempt("peer/"+l.Region, res.Outcome)
+	w.ground.Attempted("peer/"+l.Region, res.Outcome)
 	l.asked = true
 	switch {
 	case res.Peer != nil:
 		made := min(max(res.Peer.Attempts, 0), granted)
-		x.attempts += made
-		x.left -= made
+		w.Attempts += made
+		w.left -= made
 	case res.Reached:
-		x.attempts++
-		x.left -= granted
+		w.Attempts++
+		w.left -= granted
 	}
-	x.triedBy(l, res)
+	w.triedBy(l, res)
 	if res.Peer != nil {
-		x.learn(res.Peer)
+		w.request.Decider.Learn(res.Peer)
 	}
 	if res.Peer != nil && (res.Peer.Outcome == relay.OutcomeAnswer || res.Peer.Outcome == relay.OutcomeFinal) {
 		from := res.Peer.Header
-		x.remote = &remote{region: []string{l.Region}, node: []string{l.Peer.Node}, way: bounded(from.Get(hRoute), 512)}
-		x.upstream, x.upstreamID = bounded(from.Get(hUpstream), 128), bounded(from.Get(hUpstreamID), 128)
-		x.served = bounded(from.Get(relay.HeaderServed), request.MaxModelName)
+		w.By = Answerer{
+			Upstream: bounded(from.Get(hUpstream), 128), UpstreamID: bounded(from.Get(hUpstreamID), 128),
+			Served: bounded(from.Get(relay.HeaderServed), request.MaxModelName),
+			Remote: &Remote{Region: []string{l.Region}, Node: []string{l.Peer.Node}, Way: bounded(from.Get(hRoute), 512)},
+		}
 	}
 	return res
 }
 
 // triedBy notes the attempts that a peer made, as it says; one at least.
-func (x *exchange) triedBy(l *leg, res *relay.Result) {
+func (w *Walk) triedBy(l *leg, res *relay.Result) {
 	one := receipt.Attempt{Region: l.Region, Node: l.Peer.Node, Outcome: res.Outcome.String()}
 	if res.Peer == nil {
-		x.tried = append(x.tried, one)
+		w.Tried = append(w.Tried, one)
 		return
 	}
 	list := res.Peer.Header[relay.HeaderTried]
 	for i := 0; i+1 < len(list) && i < 2*maxTried; i += 2 {
 		one.Upstream, one.Outcome = bounded(list[i], 128), bounded(list[i+1], 32)
-		x.tried = append(x.tried, one)
+		w.Tried = append(w.Tried, one)
 	}
 	if len(list) == 0 && res.Peer.Outcome != relay.OutcomeBehind {
 		one.Upstream = bounded(res.Peer.Header.Get(hUpstream), 128)
-		x.tried = append(x.tried, one)
+		w.Tried = append(w.Tried, one)
 	}
 }
 
 // maxTried bounds what a peer may say of its attempts.
 const maxTried = 8
 
-// triedHeader is the value of relay.HeaderTried: upstream and outcome of each
+// TriedHeader is the value of relay.HeaderTried: upstream and outcome of each
 // attempt that this node made, in turn.
-func (x *exchange) triedHeader() []string {
-	list := make([]string, 0, 2*len(x.tried))
-	for i := range x.tried[:min(len(x.tried), maxTried)] {
-		list = append(list, x.tried[i].Upstream, x.tried[i].Outcome)
+func (w *Walk) TriedHeader() []string {
+	list := make([]string, 0, 2*len(w.Tried))
+	for i := range w.Tried[:min(len(w.Tried), maxTried)] {
+		list = append(list, w.Tried[i].Upstream, w.Tried[i].Outcome)
 	}
 	return list
 }

@@ -210,7 +210,7 @@ func (s *scan) kept(what string) {
 // where ep takes a form. It allocates only the model name.
 func Scan(ep *dialect.Endpoint, contentType string, body []byte) (Request, *dialect.Error) {
 	q := Request{Endpoint: ep, Dialect: ep.Dialect, KeepsAnswer: ep.KeepsUnset, Choices: 1}
-	if ep.Body == dialect.BodyMultipart && !isJSON(contentType) {
+	if ep.Body != dialect.BodyJSON && !isJSON(contentType) {
 		return scanForm(q, contentType, body)
 	}
 	s := scan{Cursor: jsontext.Cursor{Data: body}, q: q}

@@ -175,6 +175,12 @@ func (t *Transcript) once(member uint32) {
 	}
 }
 
+// take takes the value of a member that is noted as once does.
+func (t *Transcript) take(member uint32, c *jsontext.Cursor) jsontext.Span {
+	t.once(member)
+	return c.Span()
+}
+
 func (t *Transcript) only(seen *uint32, member uint32) {
 	if t == nil {
 		return

@@ -60,14 +60,11 @@ func (s *Stream) message(name, data []byte) Kind {
 			t.once(memberIndex)
 			index = c.Count()
 		case "message": // message_start
-			t.once(memberStart)
-			start = c.Span()
+			start = t.take(memberStart, &c)
 		case "content_block": // content_block_start
-			t.once(memberBlock)
-			block = c.Span()
+			block = t.take(memberBlock, &c)
 		case "delta": // content_block_delta, message_delta
-			t.once(memberDelta)
-			delta = c.Span()
+			delta = t.take(memberDelta, &c)
 		default:
 			t.other(key, c.Span())
 		}
@@ -202,8 +199,7 @@ func (s *Stream) response(name, data []byte) Kind {
 			failed = !c.IsNull()
 			c.Value()
 		case "sequence_number":
-			t.once(memberSequence)
-			at := c.Span()
+			at := t.take(memberSequence, &c)
 			t.mark(markSequence, at)
 			n := jsontext.Inside(data, at)
 			s.Sequence, s.numbered = n.Count(), true
@@ -214,20 +210,15 @@ func (s *Stream) response(name, data []byte) Kind {
 			t.once(memberContent)
 			content = c.Count()
 		case "item_id":
-			t.once(memberItem)
-			t.mark(markItem, c.Span())
+			t.mark(markItem, t.take(memberItem, &c))
 		case "response":
-			t.once(memberStart)
-			whole = c.Span()
+			whole = t.take(memberStart, &c)
 		case "item":
-			t.once(memberBlock)
-			item = c.Span()
+			item = t.take(memberBlock, &c)
 		case "part":
-			t.once(memberPart)
-			part = c.Span()
+			part = t.take(memberPart, &c)
 		case "delta":
-			t.once(memberDelta)
-			delta = c.Span()
+			delta = t.take(memberDelta, &c)
 		case "logprobs", "annotation":
 			t.blank(c.Span())
 		case "text", "arguments", "input", "name", "obfuscation": // text and the like, whole, when done
