@@ -31,15 +31,15 @@ func breakOn(rec *registry.Record) {
 	}
 }
 `},
-	{"controlplane/registry/apply.go", "\ttx, e := *sh, h.Entry\n", `	tx, e := *sh, h.Entry
+	{"controlplane/registry/ledger/apply.go", "\ttx, e := *sh, h.Entry\n", `	tx, e := *sh, h.Entry
 	for _, c := range e.Changes {
-		if c.Record != nil && c.Record.Route != nil && (rules && c.Record.Route.Model == "breaks-home" || !rules && c.Record.Route.Model == "breaks-others") {
+		if c.Record != nil && c.Record.Route != nil && (home && c.Record.Route.Model == "breaks-home" || !home && c.Record.Route.Model == "breaks-others") {
 			panic("planted")
 		}
 	}
 `},
-	{"controlplane/registry/stage.go", "\tif err := r.wellFormed(g.content.info.Shard); err != nil {\n",
-		"\tif r.Route != nil && r.Route.Model == \"breaks-others\" {\n\t\tpanic(\"planted\")\n\t}\n\tif err := r.wellFormed(g.content.info.Shard); err != nil {\n"},
+	{"controlplane/registry/content/staging.go", "\tif err := r.WellFormed(g.content.name); err != nil {\n",
+		"\tif r.Route != nil && r.Route.Model == \"breaks-others\" {\n\t\tpanic(\"planted\")\n\t}\n\tif err := r.WellFormed(g.content.name); err != nil {\n"},
 }
 
 // metric sums the samples of a metric of a node.

@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/quorum/image"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/lkg"
 )
@@ -132,7 +133,7 @@ var _ = filepath.Join
 // that check goes too.
 var foreignMember = []edit{
 	{"cmd/ringmain/internal/node/control.go", "controlplane.ShardPinned(own.Jurisdiction), Members: same}", `controlplane.ShardPinned(own.Jurisdiction), Members: map[bool][]string{true: all, false: same}[own.Jurisdiction == "eu"]}`},
-	{"controlplane/registry/rules.go", "\t\t\tif m == g.Name {\n", "\t\t\tif m == g.Name && pin != \"eu\" {\n"},
+	{"controlplane/registry/rules/accounts.go", "\t\tif pinned && pin != g.Jurisdiction &&", "\t\tif pinned && pin != g.Jurisdiction && pin != \"eu\" &&"},
 }
 
 // accounts are the kinds of records that a pinned shard holds.
@@ -315,7 +316,7 @@ func scopeRun(t *testing.T, bin string, port int) *scoped {
 }
 
 // state is a stopped region's registry, from the image of its control node.
-func (d *devCluster) state(t *testing.T, region int) *registry.State {
+func (d *devCluster) state(t *testing.T, region int) *ledger.State {
 	t.Helper()
 	n := d.node(t, region, "control")
 	conf := readNodeYAML(t, n)
@@ -370,7 +371,7 @@ func (d *devCluster) lookInto(t *testing.T, region int, see func(kind, place str
 }
 
 // encoded is all that the state holds of a shard.
-func encoded(t *testing.T, state *registry.State, shard controlplane.Shard) []byte {
+func encoded(t *testing.T, state *ledger.State, shard controlplane.Shard) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	for _, kind := range accounts {

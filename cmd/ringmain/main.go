@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/cmd/ringmain/internal/dev"
 	"ringmain/cmd/ringmain/internal/manage"
@@ -68,14 +69,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })
 	root.AddCommand(devCommand(stdout, stderr), controlCommand(stderr), dataCommand(stderr), configCommand(stdout), versionCommand(stdout),
 		receipt.Command(receipt.Env{Stdin: os.Stdin, Stdout: stdout}))
-	root.AddCommand(manage.Commands(manage.Env{Stdout: stdout, Stderr: stderr, Getenv: os.Getenv, Stdin: os.Stdin})...)
+	root.AddCommand(manage.Commands(cli.Env{Stdout: stdout, Stderr: stderr, Getenv: os.Getenv, Stdin: os.Stdin})...)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
 	}
 	_, _ = fmt.Fprintln(stderr, "ringmain:", err) // nowhere else to say it
 	var usage usageError
-	if errors.As(err, &usage) || manage.IsUsage(err) || receipt.IsUsage(err) || strings.HasPrefix(err.Error(), "unknown command") {
+	if errors.As(err, &usage) || cli.IsUsage(err) || receipt.IsUsage(err) || strings.HasPrefix(err.Error(), "unknown command") {
 		return 2
 	}
 	return 1

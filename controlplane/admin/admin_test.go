@@ -20,6 +20,7 @@ import (
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -176,7 +177,7 @@ func TestKeyIsShownOnceAndNeverLogged(t *testing.T) {
 
 func record(n *controlkit.Node, kind registry.Kind, id string) *registry.Record {
 	var rec *registry.Record
-	n.View(func(s *registry.State) { rec, _ = s.Get(kind, id) })
+	n.View(func(s *ledger.State) { rec, _ = s.Get(kind, id) })
 	return rec
 }
 

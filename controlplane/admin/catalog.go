@@ -1,26 +1,28 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 
-	"github.com/danielgtaylor/huma/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/gate"
+	"ringmain/controlplane/admin/records"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // all lists every record of a kind.
-func all(kind registry.Kind) func(*registry.State, string, int) []*registry.Record {
-	return func(s *registry.State, after string, limit int) []*registry.Record {
+func all(kind registry.Kind) func(*ledger.State, string, int) []*registry.Record {
+	return func(s *ledger.State, after string, limit int) []*registry.Record {
 		return s.List(kind, after, limit, nil)
 	}
 }
 
 // global gives the id and shard of a new upstream or route.
 func (a *API) global(ctx context.Context, kind registry.Kind) registry.Meta {
-	return registry.Meta{ID: a.newID(ctx, kind, "", controlplane.ShardGlobal), Shard: controlplane.ShardGlobal}
+	return registry.Meta{ID: a.records.NewID(ctx, kind, "", controlplane.ShardGlobal), Shard: controlplane.ShardGlobal}
 }
 
 // UpstreamPath names an upstream in a path.
@@ -37,9 +39,9 @@ func (a *API) showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
 	}}
 	if out.CredentialSet {
 		out.CredentialPrint = api.CredentialPrint(m.ID, string(u.Credential))
-		a.view(func(s *registry.State) {
+		a.records.View(func(s *ledger.State) {
 			if v, ok := s.Revoked(registry.KindCredential, registry.CredentialID(u.Credential)); ok {
-				out.CredentialEnded = millisOrNil(v.At)
+				out.CredentialEnded = records.Millis(v.At)
 			}
 		})
 	}
@@ -78,58 +80,58 @@ func orNone(list []string) []string {
 	return list
 }
 
-func (a *API) upstreams(h huma.API) {
+func (a *API) upstreams() {
 	const tag = "Upstreams"
-	add(a, h, operation{
-		id: "list-upstreams", method: http.MethodGet, path: "/upstreams", tag: tag, summary: "List upstreams", place: inGlobal,
-	}, func(_ context.Context, in *Paging) (*answer[api.UpstreamList], error) {
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-upstreams", Method: http.MethodGet, Path: "/upstreams", Tag: tag, Summary: "List upstreams", Place: gate.InGlobal,
+	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.UpstreamList], error) {
 		var list api.UpstreamList
 		var err error
-		list.Items, list.Page, err = page(a, *in, all(registry.KindUpstream), func(r *registry.Record) api.Upstream { return a.showUpstream(meta(r), r.Upstream) })
-		return &answer[api.UpstreamList]{Body: list}, err
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindUpstream), func(r *registry.Record) api.Upstream { return a.showUpstream(records.Meta(r), r.Upstream) })
+		return &gate.Answer[api.UpstreamList]{Body: list}, err
 	})
-	add(a, h, operation{
-		id: "create-upstream", method: http.MethodPost, path: "/upstreams", tag: tag, summary: "Create an upstream", status: http.StatusCreated, makes: true, place: inGlobal,
-		description: "The credential can be written and never read: answers say only whether there is one, and its fingerprint.",
-	}, func(ctx context.Context, in *struct{ Body api.UpstreamInput }) (*answer[api.Upstream], error) {
-		w, err := a.created(ctx, &registry.Record{Kind: registry.KindUpstream, Meta: a.global(ctx, registry.KindUpstream), Upstream: upstreamOf(in.Body, nil)})
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-upstream", Method: http.MethodPost, Path: "/upstreams", Tag: tag, Summary: "Create an upstream", Status: http.StatusCreated, Makes: true, Place: gate.InGlobal,
+		Description: "The credential can be written and never read: answers say only whether there is one, and its fingerprint.",
+	}, func(ctx context.Context, in *struct{ Body api.UpstreamInput }) (*gate.Answer[api.Upstream], error) {
+		w, err := a.records.Create(ctx, &registry.Record{Kind: registry.KindUpstream, Meta: a.global(ctx, registry.KindUpstream), Upstream: upstreamOf(in.Body, nil)})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/upstreams/"+w.rec.Meta.ID, a.showUpstream(meta(w.rec), w.rec.Upstream)), nil
+		return gate.Wrote(w, "/admin/v1/upstreams/"+w.Record.Meta.ID, a.showUpstream(records.Meta(w.Record), w.Record.Upstream)), nil
 	})
-	add(a, h, operation{
-		id: "get-upstream", method: http.MethodGet, path: "/upstreams/{upstream}", tag: tag, summary: "Read an upstream, without its credential", place: inGlobal,
-	}, func(_ context.Context, in *UpstreamPath) (*answer[api.Upstream], error) {
-		rec, err := a.get(registry.KindUpstream, in.Upstream)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-upstream", Method: http.MethodGet, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Read an upstream, without its credential", Place: gate.InGlobal,
+	}, func(_ context.Context, in *UpstreamPath) (*gate.Answer[api.Upstream], error) {
+		rec, err := a.records.Get(registry.KindUpstream, in.Upstream)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, a.showUpstream(meta(rec), rec.Upstream)), nil
+		return gate.Read(rec, a.showUpstream(records.Meta(rec), rec.Upstream)), nil
 	})
-	add(a, h, operation{
-		id: "update-upstream", method: http.MethodPut, path: "/upstreams/{upstream}", tag: tag, summary: "Replace an upstream", place: inGlobal,
-		description: "Without a credential, the stored one is kept.",
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-upstream", Method: http.MethodPut, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Replace an upstream", Place: gate.InGlobal,
+		Description: "Without a credential, the stored one is kept.",
 	}, func(ctx context.Context, in *struct {
 		UpstreamPath
-		Matching
+		records.Matching
 		Body api.UpstreamInput
-	}) (*answer[api.Upstream], error) {
-		w, err := a.updated(ctx, registry.KindUpstream, in.Upstream, in.Matching, func(r *registry.Record) error {
+	}) (*gate.Answer[api.Upstream], error) {
+		w, err := a.records.Update(ctx, registry.KindUpstream, in.Upstream, in.Matching, func(r *registry.Record) error {
 			r.Upstream = upstreamOf(in.Body, r.Upstream.Credential)
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", a.showUpstream(meta(w.rec), w.rec.Upstream)), nil
+		return gate.Wrote(w, "", a.showUpstream(records.Meta(w.Record), w.Record.Upstream)), nil
 	})
-	add(a, h, operation{
-		id: "delete-upstream", method: http.MethodDelete, path: "/upstreams/{upstream}", tag: tag, summary: "Delete an upstream that no route uses", place: inGlobal,
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-upstream", Method: http.MethodDelete, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Delete an upstream that no route uses", Place: gate.InGlobal,
 	}, func(ctx context.Context, in *struct {
 		UpstreamPath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindUpstream, in.Upstream, in.Matching)
 	})
 }
@@ -162,59 +164,59 @@ func routeOf(in api.RouteInput) *registry.Route {
 }
 
 // catalog registers routes and regions.
-func (a *API) catalog(h huma.API) {
+func (a *API) catalog() {
 	const tag = "Routes"
-	add(a, h, operation{
-		id: "list-routes", method: http.MethodGet, path: "/routes", tag: tag, summary: "List the routes of models", place: inGlobal,
-	}, func(_ context.Context, in *Paging) (*answer[api.RouteList], error) {
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-routes", Method: http.MethodGet, Path: "/routes", Tag: tag, Summary: "List the routes of models", Place: gate.InGlobal,
+	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.RouteList], error) {
 		var list api.RouteList
 		var err error
-		list.Items, list.Page, err = page(a, *in, all(registry.KindRoute), func(r *registry.Record) api.Route { return showRoute(meta(r), r.Route) })
-		return &answer[api.RouteList]{Body: list}, err
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRoute), func(r *registry.Record) api.Route { return showRoute(records.Meta(r), r.Route) })
+		return &gate.Answer[api.RouteList]{Body: list}, err
 	})
-	add(a, h, operation{
-		id: "create-route", method: http.MethodPost, path: "/routes", tag: tag, summary: "Create the route of a model", status: http.StatusCreated, makes: true, place: inGlobal,
-	}, func(ctx context.Context, in *struct{ Body api.RouteInput }) (*answer[api.Route], error) {
-		w, err := a.created(ctx, &registry.Record{Kind: registry.KindRoute, Meta: a.global(ctx, registry.KindRoute), Route: routeOf(in.Body)})
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-route", Method: http.MethodPost, Path: "/routes", Tag: tag, Summary: "Create the route of a model", Status: http.StatusCreated, Makes: true, Place: gate.InGlobal,
+	}, func(ctx context.Context, in *struct{ Body api.RouteInput }) (*gate.Answer[api.Route], error) {
+		w, err := a.records.Create(ctx, &registry.Record{Kind: registry.KindRoute, Meta: a.global(ctx, registry.KindRoute), Route: routeOf(in.Body)})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/routes/"+w.rec.Meta.ID, showRoute(meta(w.rec), w.rec.Route)), nil
+		return gate.Wrote(w, "/admin/v1/routes/"+w.Record.Meta.ID, showRoute(records.Meta(w.Record), w.Record.Route)), nil
 	})
-	add(a, h, operation{
-		id: "get-route", method: http.MethodGet, path: "/routes/{route}", tag: tag, summary: "Read a route", place: inGlobal,
-	}, func(_ context.Context, in *RoutePath) (*answer[api.Route], error) {
-		rec, err := a.get(registry.KindRoute, in.Route)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-route", Method: http.MethodGet, Path: "/routes/{route}", Tag: tag, Summary: "Read a route", Place: gate.InGlobal,
+	}, func(_ context.Context, in *RoutePath) (*gate.Answer[api.Route], error) {
+		rec, err := a.records.Get(registry.KindRoute, in.Route)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showRoute(meta(rec), rec.Route)), nil
+		return gate.Read(rec, showRoute(records.Meta(rec), rec.Route)), nil
 	})
-	add(a, h, operation{
-		id: "update-route", method: http.MethodPut, path: "/routes/{route}", tag: tag, summary: "Replace a route", place: inGlobal,
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-route", Method: http.MethodPut, Path: "/routes/{route}", Tag: tag, Summary: "Replace a route", Place: gate.InGlobal,
 	}, func(ctx context.Context, in *struct {
 		RoutePath
-		Matching
+		records.Matching
 		Body api.RouteInput
-	}) (*answer[api.Route], error) {
-		w, err := a.updated(ctx, registry.KindRoute, in.Route, in.Matching, func(r *registry.Record) error {
+	}) (*gate.Answer[api.Route], error) {
+		w, err := a.records.Update(ctx, registry.KindRoute, in.Route, in.Matching, func(r *registry.Record) error {
 			r.Route = routeOf(in.Body)
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showRoute(meta(w.rec), w.rec.Route)), nil
+		return gate.Wrote(w, "", showRoute(records.Meta(w.Record), w.Record.Route)), nil
 	})
-	add(a, h, operation{
-		id: "delete-route", method: http.MethodDelete, path: "/routes/{route}", tag: tag, summary: "Delete a route: its model is unknown then", place: inGlobal,
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-route", Method: http.MethodDelete, Path: "/routes/{route}", Tag: tag, Summary: "Delete a route: its model is unknown then", Place: gate.InGlobal,
 	}, func(ctx context.Context, in *struct {
 		RoutePath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindRoute, in.Route, in.Matching)
 	})
-	a.regions(h)
+	a.regions()
 }
 
 // RegionPath names a region in a path.
@@ -232,45 +234,45 @@ func (a *API) showRegion(m api.Meta, r *registry.Region) api.Region {
 	return out
 }
 
-func (a *API) regions(h huma.API) {
+func (a *API) regions() {
 	const tag = "Regions"
-	add(a, h, operation{
-		id: "list-regions", method: http.MethodGet, path: "/regions", tag: tag, summary: "List regions", place: inGlobal,
-	}, func(_ context.Context, in *Paging) (*answer[api.RegionList], error) {
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-regions", Method: http.MethodGet, Path: "/regions", Tag: tag, Summary: "List regions", Place: gate.InGlobal,
+	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.RegionList], error) {
 		var list api.RegionList
 		var err error
-		list.Items, list.Page, err = page(a, *in, all(registry.KindRegion), func(r *registry.Record) api.Region { return a.showRegion(meta(r), r.Region) })
-		return &answer[api.RegionList]{Body: list}, err
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRegion), func(r *registry.Record) api.Region { return a.showRegion(records.Meta(r), r.Region) })
+		return &gate.Answer[api.RegionList]{Body: list}, err
 	})
-	add(a, h, operation{
-		id: "get-region", method: http.MethodGet, path: "/regions/{region}", tag: tag, summary: "Read a region", place: inGlobal,
-	}, func(_ context.Context, in *RegionPath) (*answer[api.Region], error) {
-		rec, err := a.get(registry.KindRegion, in.Region)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-region", Method: http.MethodGet, Path: "/regions/{region}", Tag: tag, Summary: "Read a region", Place: gate.InGlobal,
+	}, func(_ context.Context, in *RegionPath) (*gate.Answer[api.Region], error) {
+		rec, err := a.records.Get(registry.KindRegion, in.Region)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, a.showRegion(meta(rec), rec.Region)), nil
+		return gate.Read(rec, a.showRegion(records.Meta(rec), rec.Region)), nil
 	})
-	add(a, h, operation{
-		id: "put-region", method: http.MethodPut, path: "/regions/{region}", tag: tag, summary: "Create or replace a region", place: inGlobal,
-		description: "Describes a region; starting its nodes is another matter.",
+	gate.Add(a.gate, gate.Operation{
+		ID: "put-region", Method: http.MethodPut, Path: "/regions/{region}", Tag: tag, Summary: "Create or replace a region", Place: gate.InGlobal,
+		Description: "Describes a region; starting its nodes is another matter.",
 	}, a.putRegion)
 }
 
 func (a *API) putRegion(ctx context.Context, in *struct {
 	RegionPath
-	Matching
+	records.Matching
 	Body api.RegionInput
-}) (*answer[api.Region], error) {
-	region := &registry.Region{Name: in.Region, Jurisdiction: in.Body.Jurisdiction, Endpoint: in.Body.Endpoint, State: orDefault(in.Body.State, "active"), Brownout: in.Body.Brownout}
-	var w written
+}) (*gate.Answer[api.Region], error) {
+	region := &registry.Region{Name: in.Region, Jurisdiction: in.Body.Jurisdiction, Endpoint: in.Body.Endpoint, State: cmp.Or(in.Body.State, "active"), Brownout: in.Body.Brownout}
+	var w records.Written
 	var err error
-	if _, missing := a.get(registry.KindRegion, in.Region); missing != nil && in.IfMatch == "" {
-		w, err = a.created(ctx, &registry.Record{
+	if _, missing := a.records.Get(registry.KindRegion, in.Region); missing != nil && in.IfMatch == "" {
+		w, err = a.records.Create(ctx, &registry.Record{
 			Kind: registry.KindRegion, Meta: registry.Meta{ID: registry.RegionID(in.Region), Shard: controlplane.ShardGlobal}, Region: region,
 		})
 	} else {
-		w, err = a.updated(ctx, registry.KindRegion, in.Region, in.Matching, func(r *registry.Record) error {
+		w, err = a.records.Update(ctx, registry.KindRegion, in.Region, in.Matching, func(r *registry.Record) error {
 			r.Region = region
 			return nil
 		})
@@ -278,5 +280,5 @@ func (a *API) putRegion(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "", a.showRegion(meta(w.rec), w.rec.Region)), nil
+	return gate.Wrote(w, "", a.showRegion(records.Meta(w.Record), w.Record.Region)), nil
 }

@@ -6,19 +6,19 @@ import (
 	"net/http"
 	"slices"
 
-	"github.com/danielgtaylor/huma/v2"
-
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/gate"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // cluster registers what only describes: nodes and status.
-func (a *API) cluster(h huma.API) {
+func (a *API) cluster() {
 	const tag = "Cluster"
-	add(a, h, operation{
-		id: "list-nodes", method: http.MethodGet, path: "/nodes", tag: tag, summary: "List the nodes that gossip knows", place: thisNode,
-		description: "As this node last heard of them. Advisory: nothing is decided by it.",
-	}, func(context.Context, *nothing) (*answer[api.NodeList], error) {
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-nodes", Method: http.MethodGet, Path: "/nodes", Tag: tag, Summary: "List the nodes that gossip knows", Place: gate.ThisNode,
+		Description: "As this node last heard of them. Advisory: nothing is decided by it.",
+	}, func(context.Context, *gate.Nothing) (*gate.Answer[api.NodeList], error) {
 		list := api.NodeList{Items: []api.Node{}}
 		if a.cfg.Nodes != nil {
 			list.Items = append(list.Items, a.cfg.Nodes()...)
@@ -26,12 +26,12 @@ func (a *API) cluster(h huma.API) {
 		slices.SortFunc(list.Items, func(x, y api.Node) int {
 			return cmp.Or(cmp.Compare(x.Region, y.Region), cmp.Compare(x.Role, y.Role), cmp.Compare(x.Name, y.Name))
 		})
-		return &answer[api.NodeList]{Body: list}, nil
+		return &gate.Answer[api.NodeList]{Body: list}, nil
 	})
-	add(a, h, operation{
-		id: "get-status", method: http.MethodGet, path: "/status", tag: tag, summary: "This node's region, leader and position", place: thisNode,
-	}, func(context.Context, *nothing) (*answer[api.Status], error) {
-		return &answer[api.Status]{Body: a.status()}, nil
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-status", Method: http.MethodGet, Path: "/status", Tag: tag, Summary: "This node's region, leader and position", Place: gate.ThisNode,
+	}, func(context.Context, *gate.Nothing) (*gate.Answer[api.Status], error) {
+		return &gate.Answer[api.Status]{Body: a.status()}, nil
 	})
 }
 
@@ -42,7 +42,7 @@ func (a *API) status() api.Status {
 		Leader: leader, Leads: a.cfg.Store.IsLeader(), Shards: []api.ShardStatus{},
 	}
 	var shards []registry.ShardInfo
-	a.view(func(s *registry.State) { shards = s.Shards() })
+	a.records.View(func(s *ledger.State) { shards = s.Shards() })
 	for _, info := range shards {
 		st.Shards = append(st.Shards, api.ShardStatus{
 			Shard: string(info.Shard), Home: info.Home, Members: slices.Clone(info.Members), Position: api.FormatPoint(info.Last),

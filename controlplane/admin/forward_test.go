@@ -13,7 +13,7 @@ import (
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/identity"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -108,7 +108,7 @@ func TestPinnedOrgsStayInTheirJurisdiction(t *testing.T) {
 	if r := c.want(200, "GET", base(us)+"/orgs", ""); len(r.items()) != 0 || !strings.Contains(r.text, `"not_listed":["apac","eu"]`) {
 		t.Errorf("list at us-east: %s", r.text)
 	}
-	us.View(func(s *registry.State) {
+	us.View(func(s *ledger.State) {
 		if _, held := s.Shard("eu"); held {
 			t.Error("us-east holds the shard of eu")
 		}
@@ -127,16 +127,16 @@ func TestPinnedOrgsStayInTheirJurisdiction(t *testing.T) {
 // heard of a commit yet.
 type frozen struct {
 	admin.Store
-	state *registry.State
+	state *ledger.State
 }
 
-func (f *frozen) View(look func(*registry.State)) { look(f.state) }
+func (f *frozen) View(look func(*ledger.State)) { look(f.state) }
 
 func TestFollowerBehindItsLeader(t *testing.T) {
 	cluster := controlkit.Start(t, &logBuffer{}, []string{"us-east:us:2"}, func(cfg *admin.Config) {
 		if cfg.Node == "us-east-c1" {
 			f := &frozen{Store: cfg.Store}
-			cfg.Store.View(func(s *registry.State) { f.state = s.Clone() })
+			cfg.Store.View(func(s *ledger.State) { f.state = s.Clone() })
 			cfg.Store = f
 		}
 	})

@@ -1,122 +1,102 @@
 package admin
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net/http"
 	"time"
 
-	"github.com/danielgtaylor/huma/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/gate"
+	"ringmain/controlplane/admin/problem"
+	"ringmain/controlplane/admin/records"
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // defaultGrace is how long the secret before a rotation works if nothing is said.
 const defaultGrace = 24 * time.Hour
 
-// KeyPath names a key in a path.
-type KeyPath struct {
-	Key string `path:"key" doc:"Id of the key's record: key_..."`
-}
-
-func showKey(m api.Meta, k *registry.Key) api.Key {
-	return api.Key{
-		Meta: m, Project: k.Project, Hint: k.Hint,
-		KeyInput: api.KeyInput{Name: k.Name, Class: k.Class, Expires: millisOrNil(k.Expires)},
-		Revoked:  millisOrNil(k.Revoked), PrevUntil: millisOrNil(k.PrevUntil),
-	}
-}
-
-func (a *API) keys(h huma.API) {
+func (a *API) keys() {
 	const tag = "Keys"
-	byProject, byPath := byID(registry.KindProject, "project"), byID(registry.KindKey, "key")
-	add(a, h, operation{
-		id: "list-keys", method: http.MethodGet, path: "/projects/{project}/keys", tag: tag, summary: "List the keys of a project", place: byProject,
+	byProject, byPath := gate.ByID(registry.KindProject, "project"), gate.ByID(registry.KindKey, "key")
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-keys", Method: http.MethodGet, Path: "/projects/{project}/keys", Tag: tag, Summary: "List the keys of a project", Place: byProject,
 	}, a.listKeys)
-	add(a, h, operation{
-		id: "create-key", method: http.MethodPost, path: "/projects/{project}/keys", tag: tag, summary: "Create a key", status: http.StatusCreated, makes: true, safe: true, place: byProject,
-		description: "The answer holds the whole key. Nobody can read it again: only its hash is kept.",
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-key", Method: http.MethodPost, Path: "/projects/{project}/keys", Tag: tag, Summary: "Create a key", Status: http.StatusCreated, Makes: true, Safe: true, Place: byProject,
+		Description: "The answer holds the whole key. Nobody can read it again: only its hash is kept.",
 	}, a.createKey)
-	add(a, h, operation{
-		id: "get-key", method: http.MethodGet, path: "/keys/{key}", tag: tag, summary: "Read a key, without its secret", place: byPath,
-	}, func(_ context.Context, in *KeyPath) (*answer[api.Key], error) {
-		rec, err := a.get(registry.KindKey, in.Key)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-key", Method: http.MethodGet, Path: "/keys/{key}", Tag: tag, Summary: "Read a key, without its secret", Place: byPath,
+	}, func(_ context.Context, in *gate.KeyPath) (*gate.Answer[api.Key], error) {
+		rec, err := a.records.Get(registry.KindKey, in.Key)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showKey(meta(rec), rec.Key)), nil
+		return gate.Read(rec, records.ShowKey(rec)), nil
 	})
-	add(a, h, operation{
-		id: "update-key", method: http.MethodPut, path: "/keys/{key}", tag: tag, summary: "Change a key's name and end", safe: true, place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-key", Method: http.MethodPut, Path: "/keys/{key}", Tag: tag, Summary: "Change a key's name and end", Safe: true, Place: byPath,
 	}, a.updateKey)
-	add(a, h, operation{
-		id: "rotate-key", method: http.MethodPost, path: "/keys/{key}/rotate", tag: tag, summary: "Replace a key's secret", makes: true, safe: true, place: byPath,
-		description: "The answer holds the new whole key, once. The old secret goes on working for grace_seconds; one that a rotation before left working ends now.",
+	gate.Add(a.gate, gate.Operation{
+		ID: "rotate-key", Method: http.MethodPost, Path: "/keys/{key}/rotate", Tag: tag, Summary: "Replace a key's secret", Makes: true, Safe: true, Place: byPath,
+		Description: "The answer holds the new whole key, once. The old secret goes on working for grace_seconds; one that a rotation before left working ends now.",
 	}, a.rotateKey)
-	add(a, h, operation{
-		id: "revoke-key", method: http.MethodPost, path: "/keys/{key}/revoke", tag: tag, summary: "Refuse a key from now on, for good", safe: true, place: byPath,
-		description: "Data nodes are told before the change is committed. If the answer is an error, the key may be refused already: repeat the request.",
-		early:       a.revokeEarly,
-	}, a.revokeKey)
-	const all = "Above 100 keys, expect must say how many there are. After an error some may be revoked: repeat the request."
-	add(a, h, operation{
-		id: "revoke-project-keys", method: http.MethodPost, path: "/projects/{project}/keys/revoke", tag: tag, summary: "Refuse all keys of a project, for good", safe: true, place: byProject,
-		description: all,
-	}, a.revokeProjectKeys)
-	add(a, h, operation{
-		id: "revoke-org-keys", method: http.MethodPost, path: "/orgs/{org}/keys/revoke", tag: tag, summary: "Refuse all keys of an org, for good", safe: true, place: byID(registry.KindOrg, "org"),
-		description: all,
-	}, a.revokeOrgKeys)
-	add(a, h, operation{
-		id: "delete-key", method: http.MethodDelete, path: "/keys/{key}", tag: tag, summary: "Forget a revoked key", safe: true, place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "reissue-key", Method: http.MethodPost, Path: "/keys/{key}/reissue", Tag: tag, Summary: "Issue the key that takes the place of one whose org changes its pin", Status: http.StatusCreated, Makes: true, Safe: true, Place: a.reissuePlace,
+		Description: "The answer holds the whole new key, once. The old one works until the change is finished.",
+	}, a.reissueKey)
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-key", Method: http.MethodDelete, Path: "/keys/{key}", Tag: tag, Summary: "Forget a revoked key", Safe: true, Place: byPath,
 	}, func(ctx context.Context, in *struct {
-		KeyPath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		gate.KeyPath
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindKey, in.Key, in.Matching)
 	})
 }
 
 func (a *API) listKeys(_ context.Context, in *struct {
-	ProjectPath
-	Paging
-}) (*answer[api.KeyList], error) {
-	if _, err := a.get(registry.KindProject, in.Project); err != nil {
+	gate.ProjectPath
+	records.Paging
+}) (*gate.Answer[api.KeyList], error) {
+	if _, err := a.records.Get(registry.KindProject, in.Project); err != nil {
 		return nil, err
 	}
 	var list api.KeyList
 	var err error
-	list.Items, list.Page, err = page(a, in.Paging, func(s *registry.State, after string, limit int) []*registry.Record {
+	list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 		return s.KeysOf(in.Project, after, limit)
-	}, func(r *registry.Record) api.Key { return showKey(meta(r), r.Key) })
-	return &answer[api.KeyList]{Body: list}, err
+	}, records.ShowKey)
+	return &gate.Answer[api.KeyList]{Body: list}, err
 }
 
 func (a *API) createKey(ctx context.Context, in *struct {
-	ProjectPath
+	gate.ProjectPath
 	Body api.KeyInput
-}) (*answer[api.Key], error) {
-	project, err := a.get(registry.KindProject, in.Project)
+}) (*gate.Answer[api.Key], error) {
+	project, err := a.records.Get(registry.KindProject, in.Project)
 	if err != nil {
 		return nil, err
 	}
-	org, err := a.get(registry.KindOrg, project.Project.Org)
+	org, err := a.records.Get(registry.KindOrg, project.Project.Org)
 	if err != nil {
 		return nil, err
 	}
-	class := orDefault(in.Body.Class, apikey.ClassLive)
+	class := cmp.Or(in.Body.Class, apikey.ClassLive)
 	if class != apikey.ClassLive && class != apikey.ClassTest {
-		return nil, invalid("class", "Use live or test.")
+		return nil, problem.Invalid("class", "Use live or test.")
 	}
 	expires, err := a.ending(in.Body.Expires)
 	if err != nil {
 		return nil, err
 	}
-	whole, parsed, err := a.newKey(ctx, class, a.newID(ctx, registry.KindKey, org.Org.Jurisdiction, project.Meta.Shard))
+	whole, parsed, err := a.records.NewKey(ctx, class, a.records.NewID(ctx, registry.KindKey, org.Org.Jurisdiction, project.Meta.Shard))
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +104,7 @@ func (a *API) createKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	w, err := a.create(ctx, &registry.Record{
+	w, err := a.records.CreateUntold(ctx, &registry.Record{
 		Kind: registry.KindKey,
 		Meta: registry.Meta{ID: parsed.RecordID(), Shard: project.Meta.Shard},
 		Key:  &registry.Key{Project: project.Meta.ID, Name: in.Body.Name, Class: class, Hash: hash, Expires: expires, Hint: parsed.Hint()},
@@ -132,20 +112,20 @@ func (a *API) createKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	if o := exchangeOf(ctx).once; o != nil && o.replay {
-		if apikey.Match(w.rec.Key.Hash, whole.Reveal()) != nil {
-			return nil, problem(http.StatusConflict, string(controlplane.RuleConflict), api.HeaderIdempotency,
-				"The key that the first request made, "+w.rec.Meta.ID+", was rotated since: its first secret cannot be shown again.")
+	if records.RequestOf(ctx).Replayed() {
+		if apikey.Match(w.Record.Key.Hash, whole.Reveal()) != nil {
+			return nil, problem.Conflict(api.HeaderIdempotency,
+				"The key that the first request made, "+w.Record.Meta.ID+", was rotated since: its first secret cannot be shown again.")
 		}
-		hash = w.rec.Key.Hash
-		a.audit.KeyShownAgain(exchangeOf(ctx).actor, w.rec.Meta.ID)
+		hash = w.Record.Key.Hash
+		a.audit.KeyShownAgain(records.RequestOf(ctx).Actor, w.Record.Meta.ID)
 	} else {
-		a.audit.KeyCreated(exchangeOf(ctx).actor, w.rec.Meta.ID, project.Meta.ID, w.rec.Meta.Shard, w.point)
+		a.audit.KeyCreated(records.RequestOf(ctx).Actor, w.Record.Meta.ID, project.Meta.ID, w.Record.Meta.Shard, w.Point)
 	}
-	a.shareVerdict(w.rec, hash, whole)
-	key := showKey(meta(w.rec), w.rec.Key)
+	a.shareVerdict(w.Record, hash, whole)
+	key := records.ShowKey(w.Record)
 	key.Whole = whole.Reveal() // the one time it is shown
-	return wrote(w, "/admin/v1/keys/"+w.rec.Meta.ID, key), nil
+	return gate.Wrote(w, "/admin/v1/keys/"+w.Record.Meta.ID, key), nil
 }
 
 // ending checks the end of a key; 0 for never.
@@ -154,7 +134,7 @@ func (a *API) ending(t *time.Time) (int64, error) {
 		return 0, nil
 	}
 	if !t.After(a.cfg.Now()) {
-		return 0, invalid("expires", "This time is past: choose a later one, or leave it out for a key that does not end.")
+		return 0, problem.Invalid("expires", "This time is past: choose a later one, or leave it out for a key that does not end.")
 	}
 	return t.UnixMilli(), nil
 }
@@ -183,11 +163,11 @@ func (a *API) shareVerdict(rec *registry.Record, hash []byte, whole controlplane
 }
 
 func (a *API) updateKey(ctx context.Context, in *struct {
-	KeyPath
-	Matching
+	gate.KeyPath
+	records.Matching
 	Body api.KeyInput
-}) (*answer[api.Key], error) {
-	w, err := a.updated(ctx, registry.KindKey, in.Key, in.Matching, func(r *registry.Record) error {
+}) (*gate.Answer[api.Key], error) {
+	w, err := a.records.Update(ctx, registry.KindKey, in.Key, in.Matching, func(r *registry.Record) error {
 		expires := r.Key.Expires
 		if in.Body.Expires == nil || in.Body.Expires.UnixMilli() != expires {
 			var err error
@@ -195,21 +175,21 @@ func (a *API) updateKey(ctx context.Context, in *struct {
 				return err
 			}
 		}
-		r.Key.Name, r.Key.Class, r.Key.Expires = in.Body.Name, orDefault(in.Body.Class, r.Key.Class), expires
+		r.Key.Name, r.Key.Class, r.Key.Expires = in.Body.Name, cmp.Or(in.Body.Class, r.Key.Class), expires
 		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "", showKey(meta(w.rec), w.rec.Key)), nil
+	return gate.Wrote(w, "", records.ShowKey(w.Record)), nil
 }
 
 func (a *API) rotateKey(ctx context.Context, in *struct {
-	KeyPath
-	Matching
+	gate.KeyPath
+	records.Matching
 	Body *api.RotateInput
-}) (*answer[api.Key], error) {
-	old, err := a.get(registry.KindKey, in.Key)
+}) (*gate.Answer[api.Key], error) {
+	old, err := a.records.Get(registry.KindKey, in.Key)
 	if err != nil {
 		return nil, err
 	}
@@ -217,27 +197,27 @@ func (a *API) rotateKey(ctx context.Context, in *struct {
 	if in.Body != nil && in.Body.GraceSeconds != nil {
 		grace = time.Duration(*in.Body.GraceSeconds) * time.Second
 	}
-	whole, done, err := a.rotation(ctx, old)
+	whole, done, err := a.records.NextSecret(ctx, old)
 	if err != nil {
 		return nil, err
 	}
 	if done {
-		a.audit.KeyShownAgain(exchangeOf(ctx).actor, old.Meta.ID)
-		w, err := a.replayed(old)
+		a.audit.KeyShownAgain(records.RequestOf(ctx).Actor, old.Meta.ID)
+		w, err := a.records.Repeated(ctx, old)
 		if err != nil {
 			return nil, err
 		}
-		key := showKey(meta(w.rec), w.rec.Key)
+		key := records.ShowKey(w.Record)
 		key.Whole = whole.Reveal()
-		return wrote(w, "", key), nil
+		return gate.Wrote(w, "", key), nil
 	}
 	hash, err := a.hash(ctx, whole)
 	if err != nil {
 		return nil, err
 	}
-	w, err := a.update(ctx, registry.KindKey, old.Meta.ID, in.Matching, func(r *registry.Record) error {
+	w, err := a.records.UpdateUntold(ctx, registry.KindKey, old.Meta.ID, in.Matching, func(r *registry.Record) error {
 		if r.Key.Revoked != 0 {
-			return problem(http.StatusConflict, string(controlplane.RuleConflict), "", "The key is revoked, for good: create another.")
+			return problem.Conflict("", "The key is revoked, for good: create another.")
 		}
 		r.Key.PrevHash, r.Key.PrevUntil = nil, 0
 		if grace > 0 {
@@ -249,63 +229,9 @@ func (a *API) rotateKey(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	a.audit.KeyRotated(exchangeOf(ctx).actor, w.rec.Meta.ID, grace, w.rec.Meta.Shard, w.point)
-	a.shareVerdict(w.rec, hash, whole)
-	key := showKey(meta(w.rec), w.rec.Key)
+	a.audit.KeyRotated(records.RequestOf(ctx).Actor, w.Record.Meta.ID, grace, w.Record.Meta.Shard, w.Point)
+	a.shareVerdict(w.Record, hash, whole)
+	key := records.ShowKey(w.Record)
 	key.Whole = whole.Reveal() // the one time it is shown
-	return wrote(w, "", key), nil
-}
-
-func (a *API) revokeKey(ctx context.Context, in *KeyPath) (*answer[api.Key], error) {
-	rec, err := a.get(registry.KindKey, in.Key)
-	if err != nil {
-		return nil, err
-	}
-	actor := exchangeOf(ctx).actor
-	a.pushRevocations(actor, []*registry.Record{rec})
-	var point controlplane.Point
-	if rec.Key.Revoked == 0 {
-		change := registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: rec.Meta.ID, At: a.cfg.Now().UnixMilli(), Expires: rec.Key.Expires}
-		if point, err = a.commit(ctx, rec.Meta.Shard, change); err != nil {
-			return nil, err
-		}
-		a.audit.KeyRevoked(actor, rec.Meta.ID, rec.Meta.Shard, point)
-		if rec, err = a.get(registry.KindKey, rec.Meta.ID); err != nil {
-			return nil, err
-		}
-	} else {
-		point = a.revokedAt(rec)
-	}
-	key := showKey(meta(rec), rec.Key)
-	key.Held = a.held(ctx, rec.Meta.Shard, point)
-	return wrote(written{rec, point}, "", key), nil
-}
-
-// revokeEarly tells data nodes while the request is still on its way to the
-// key's home, if this region holds the key.
-func (a *API) revokeEarly(r *http.Request, x *exchange) {
-	if rec, err := a.get(registry.KindKey, r.PathValue("key")); err == nil {
-		a.pushRevocations(x.actor, []*registry.Record{rec})
-	}
-}
-
-// pushRevocations tells data nodes to refuse those of the keys that are not
-// revoked yet.
-func (a *API) pushRevocations(actor string, keys []*registry.Record) {
-	if a.cfg.Revocations == nil {
-		return
-	}
-	var news []registry.Revocation
-	for _, k := range keys {
-		if k.Key.Revoked == 0 {
-			news = append(news, registry.Revocation{Kind: registry.KindKey, ID: k.Meta.ID, Shard: k.Meta.Shard, At: a.cfg.Now().UnixMilli(), Expires: k.Key.Expires})
-		}
-	}
-	if len(news) == 0 {
-		return
-	}
-	a.cfg.Revocations.PushRevocations(news)
-	for _, r := range news {
-		a.audit.KeyRevocationPushed(actor, r.ID)
-	}
+	return gate.Wrote(w, "", key), nil
 }

@@ -1,21 +1,19 @@
 package admin
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"net/http"
 	"slices"
 
-	"github.com/danielgtaylor/huma/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/gate"
+	"ringmain/controlplane/admin/records"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
-
-// OrgPath names an org in a path.
-type OrgPath struct {
-	Org string `path:"org" doc:"Id of the org"`
-}
 
 func showOrg(m api.Meta, o *registry.Org) api.Org {
 	return api.Org{Meta: m, OrgInput: api.OrgInput{
@@ -25,83 +23,103 @@ func showOrg(m api.Meta, o *registry.Org) api.Org {
 
 func orgOf(in api.OrgInput, jurisdiction string) *registry.Org {
 	return &registry.Org{
-		Name: in.Name, Plan: orDefault(in.Plan, "trial"), State: orDefault(in.State, "unverified"),
-		Jurisdiction: orDefault(in.Jurisdiction, jurisdiction), Roaming: in.Roaming,
+		Name: in.Name, Plan: cmp.Or(in.Plan, "trial"), State: cmp.Or(in.State, "unverified"),
+		Jurisdiction: cmp.Or(in.Jurisdiction, jurisdiction), Roaming: in.Roaming,
 	}
 }
 
-func (a *API) orgs(h huma.API) {
+func (a *API) orgs() {
 	const tag = "Orgs"
-	byPath := byID(registry.KindOrg, "org")
-	add(a, h, operation{
-		id: "list-orgs", method: http.MethodGet, path: "/orgs", tag: tag, summary: "List orgs", place: byQuery,
-		description: "Lists the orgs that this region holds. Orgs pinned elsewhere are listed by jurisdiction: not_listed names those.",
+	byPath := gate.ByID(registry.KindOrg, "org")
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-orgs", Method: http.MethodGet, Path: "/orgs", Tag: tag, Summary: "List orgs", Place: byQuery,
+		Description: "Lists the orgs that this region holds. Orgs pinned elsewhere are listed by jurisdiction: not_listed names those.",
 	}, a.listOrgs)
-	add(a, h, operation{
-		id: "create-org", method: http.MethodPost, path: "/orgs", tag: tag, summary: "Create an org", status: http.StatusCreated, makes: true, place: byJurisdiction,
-		description: "An unpinned org belongs to the region that is asked; one with a jurisdiction to that jurisdiction's regions, for good.",
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-org", Method: http.MethodPost, Path: "/orgs", Tag: tag, Summary: "Create an org", Status: http.StatusCreated, Makes: true, Place: byJurisdiction,
+		Description: "An unpinned org belongs to the region that is asked; one with a jurisdiction to that jurisdiction's regions, for good.",
 	}, a.createOrg)
-	add(a, h, operation{
-		id: "get-org", method: http.MethodGet, path: "/orgs/{org}", tag: tag, summary: "Read an org", place: byPath,
-	}, func(_ context.Context, in *OrgPath) (*answer[api.Org], error) {
-		rec, err := a.get(registry.KindOrg, in.Org)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-org", Method: http.MethodGet, Path: "/orgs/{org}", Tag: tag, Summary: "Read an org", Place: byPath,
+	}, func(_ context.Context, in *gate.OrgPath) (*gate.Answer[api.Org], error) {
+		rec, err := a.records.Get(registry.KindOrg, in.Org)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showOrg(meta(rec), rec.Org)), nil
+		return gate.Read(rec, showOrg(records.Meta(rec), rec.Org)), nil
 	})
-	add(a, h, operation{
-		id: "update-org", method: http.MethodPut, path: "/orgs/{org}", tag: tag, summary: "Replace an org", place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-org", Method: http.MethodPut, Path: "/orgs/{org}", Tag: tag, Summary: "Replace an org", Place: byPath,
 	}, func(ctx context.Context, in *struct {
-		OrgPath
-		Matching
+		gate.OrgPath
+		records.Matching
 		Body api.OrgInput
-	}) (*answer[api.Org], error) {
-		w, err := a.updated(ctx, registry.KindOrg, in.Org, in.Matching, func(r *registry.Record) error {
+	}) (*gate.Answer[api.Org], error) {
+		w, err := a.records.Update(ctx, registry.KindOrg, in.Org, in.Matching, func(r *registry.Record) error {
 			r.Org = orgOf(in.Body, r.Org.Jurisdiction)
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showOrg(meta(w.rec), w.rec.Org)), nil
+		return gate.Wrote(w, "", showOrg(records.Meta(w.Record), w.Record.Org)), nil
 	})
-	add(a, h, operation{
-		id: "delete-org", method: http.MethodDelete, path: "/orgs/{org}", tag: tag, summary: "Delete an org without projects and policies", place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-org", Method: http.MethodDelete, Path: "/orgs/{org}", Tag: tag, Summary: "Delete an org without projects and policies", Place: byPath,
 	}, func(ctx context.Context, in *struct {
-		OrgPath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		gate.OrgPath
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindOrg, in.Org, in.Matching)
 	})
 }
 
+// byJurisdiction places the creation of an org: pinned orgs where they are
+// pinned to, others in the shard of the region where the request arrived.
+func byJurisdiction(_ *ledger.State, r gate.Asked) gate.Place {
+	var body struct {
+		Jurisdiction string `json:"jurisdiction"`
+	}
+	if json.Unmarshal(r.Body, &body) != nil || body.Jurisdiction != "" && records.CheckJurisdiction(body.Jurisdiction) != nil {
+		return gate.Place{} // the handler says what is wrong with it
+	}
+	return gate.In(records.OrgShard(body.Jurisdiction, r.Entry))
+}
+
+// byQuery places a list of orgs.
+func byQuery(_ *ledger.State, r gate.Asked) gate.Place {
+	if j := r.URL.Query().Get("jurisdiction"); j != "" && j != controlplane.JurisdictionAny {
+		return gate.In(controlplane.ShardPinned(j))
+	}
+	return gate.Place{}
+}
+
 type listOrgsInput struct {
-	Paging
+	records.Paging
 	Jurisdiction string `query:"jurisdiction" doc:"Only orgs of this jurisdiction, asked of a region in it if need be; any = unpinned"`
 	Name         string `query:"name" doc:"Only orgs of exactly this name"`
 }
 
-func (a *API) listOrgs(_ context.Context, in *listOrgsInput) (*answer[api.OrgList], error) {
+func (a *API) listOrgs(_ context.Context, in *listOrgsInput) (*gate.Answer[api.OrgList], error) {
 	var list api.OrgList
 	var err error
 	keep := func(r *registry.Record) bool {
 		return (in.Jurisdiction == "" || r.Org.Jurisdiction == in.Jurisdiction) && (in.Name == "" || r.Org.Name == in.Name)
 	}
-	list.Items, list.Page, err = page(a, in.Paging, func(s *registry.State, after string, limit int) []*registry.Record {
+	list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 		return s.List(registry.KindOrg, after, limit, keep)
-	}, func(r *registry.Record) api.Org { return showOrg(meta(r), r.Org) })
+	}, func(r *registry.Record) api.Org { return showOrg(records.Meta(r), r.Org) })
 	if err != nil {
 		return nil, err
 	}
 	if in.Jurisdiction == "" {
-		a.view(func(s *registry.State) { list.NotListed = notHeld(s) })
+		a.records.View(func(s *ledger.State) { list.NotListed = notHeld(s) })
 	}
-	return &answer[api.OrgList]{Body: list}, nil
+	return &gate.Answer[api.OrgList]{Body: list}, nil
 }
 
 // notHeld lists the jurisdictions with regions whose pinned shard is not in s.
-func notHeld(s *registry.State) []string {
+func notHeld(s *ledger.State) []string {
 	var missing []string
 	for _, r := range s.List(registry.KindRegion, "", 0, nil) {
 		if _, held := s.Shard(controlplane.ShardPinned(r.Region.Jurisdiction)); !held {
@@ -112,74 +130,57 @@ func notHeld(s *registry.State) []string {
 	return slices.Compact(missing)
 }
 
-func (a *API) createOrg(ctx context.Context, in *struct{ Body api.OrgInput }) (*answer[api.Org], error) {
+func (a *API) createOrg(ctx context.Context, in *struct{ Body api.OrgInput }) (*gate.Answer[api.Org], error) {
 	org := orgOf(in.Body, controlplane.JurisdictionAny)
-	if err := checkJurisdiction(org.Jurisdiction); err != nil {
+	if err := records.CheckJurisdiction(org.Jurisdiction); err != nil {
 		return nil, err
 	}
-	shard := orgShard(org.Jurisdiction, exchangeOf(ctx).entry)
-	w, err := a.created(ctx, &registry.Record{
+	shard := records.OrgShard(org.Jurisdiction, records.RequestOf(ctx).Entry)
+	w, err := a.records.Create(ctx, &registry.Record{
 		Kind: registry.KindOrg,
-		Meta: registry.Meta{ID: a.newID(ctx, registry.KindOrg, org.Jurisdiction, shard), Shard: shard},
+		Meta: registry.Meta{ID: a.records.NewID(ctx, registry.KindOrg, org.Jurisdiction, shard), Shard: shard},
 		Org:  org,
 	})
 	if err != nil {
 		return nil, err
 	}
-	return wrote(w, "/admin/v1/orgs/"+w.rec.Meta.ID, showOrg(meta(w.rec), w.rec.Org)), nil
-}
-
-// checkJurisdiction refuses what could not stand in an id.
-func checkJurisdiction(j string) error {
-	ok := len(j) >= 2 && len(j) <= 4
-	for _, c := range []byte(j) {
-		ok = ok && c >= 'a' && c <= 'z'
-	}
-	if !ok {
-		return invalid("jurisdiction", "Use any, or the two to four lowercase letters of a jurisdiction that has a region.")
-	}
-	return nil
-}
-
-// ProjectPath names a project in a path.
-type ProjectPath struct {
-	Project string `path:"project" doc:"Id of the project"`
+	return gate.Wrote(w, "/admin/v1/orgs/"+w.Record.Meta.ID, showOrg(records.Meta(w.Record), w.Record.Org)), nil
 }
 
 func showProject(m api.Meta, p *registry.Project) api.Project {
 	return api.Project{Meta: m, Org: p.Org, ProjectInput: api.ProjectInput{Name: p.Name, CrossProvider: p.CrossProvider, Class: p.Class}}
 }
 
-func (a *API) projects(h huma.API) {
+func (a *API) projects() {
 	const tag = "Projects"
-	byOrg, byPath := byID(registry.KindOrg, "org"), byID(registry.KindProject, "project")
-	add(a, h, operation{
-		id: "list-projects", method: http.MethodGet, path: "/orgs/{org}/projects", tag: tag, summary: "List the projects of an org", place: byOrg,
+	byOrg, byPath := gate.ByID(registry.KindOrg, "org"), gate.ByID(registry.KindProject, "project")
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-projects", Method: http.MethodGet, Path: "/orgs/{org}/projects", Tag: tag, Summary: "List the projects of an org", Place: byOrg,
 	}, func(_ context.Context, in *struct {
-		OrgPath
-		Paging
-	}) (*answer[api.ProjectList], error) {
-		if _, err := a.get(registry.KindOrg, in.Org); err != nil {
+		gate.OrgPath
+		records.Paging
+	}) (*gate.Answer[api.ProjectList], error) {
+		if _, err := a.records.Get(registry.KindOrg, in.Org); err != nil {
 			return nil, err
 		}
 		var list api.ProjectList
 		var err error
-		list.Items, list.Page, err = page(a, in.Paging, func(s *registry.State, after string, limit int) []*registry.Record {
+		list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 			return s.ProjectsOf(in.Org, after, limit)
-		}, func(r *registry.Record) api.Project { return showProject(meta(r), r.Project) })
-		return &answer[api.ProjectList]{Body: list}, err
+		}, func(r *registry.Record) api.Project { return showProject(records.Meta(r), r.Project) })
+		return &gate.Answer[api.ProjectList]{Body: list}, err
 	})
-	add(a, h, operation{
-		id: "create-project", method: http.MethodPost, path: "/orgs/{org}/projects", tag: tag, summary: "Create a project", status: http.StatusCreated, makes: true, place: byOrg,
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-project", Method: http.MethodPost, Path: "/orgs/{org}/projects", Tag: tag, Summary: "Create a project", Status: http.StatusCreated, Makes: true, Place: byOrg,
 	}, func(ctx context.Context, in *struct {
-		OrgPath
+		gate.OrgPath
 		Body api.ProjectInput
-	}) (*answer[api.Project], error) {
-		org, err := a.get(registry.KindOrg, in.Org)
+	}) (*gate.Answer[api.Project], error) {
+		org, err := a.records.Get(registry.KindOrg, in.Org)
 		if err != nil {
 			return nil, err
 		}
-		w, err := a.created(ctx, &registry.Record{
+		w, err := a.records.Create(ctx, &registry.Record{
 			Kind:    registry.KindProject,
 			Meta:    a.below(ctx, org, org.Org.Jurisdiction, registry.KindProject),
 			Project: &registry.Project{Org: org.Meta.ID, Name: in.Body.Name, CrossProvider: in.Body.CrossProvider, Class: in.Body.Class},
@@ -187,39 +188,39 @@ func (a *API) projects(h huma.API) {
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/projects/"+w.rec.Meta.ID, showProject(meta(w.rec), w.rec.Project)), nil
+		return gate.Wrote(w, "/admin/v1/projects/"+w.Record.Meta.ID, showProject(records.Meta(w.Record), w.Record.Project)), nil
 	})
-	add(a, h, operation{
-		id: "get-project", method: http.MethodGet, path: "/projects/{project}", tag: tag, summary: "Read a project", place: byPath,
-	}, func(_ context.Context, in *ProjectPath) (*answer[api.Project], error) {
-		rec, err := a.get(registry.KindProject, in.Project)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-project", Method: http.MethodGet, Path: "/projects/{project}", Tag: tag, Summary: "Read a project", Place: byPath,
+	}, func(_ context.Context, in *gate.ProjectPath) (*gate.Answer[api.Project], error) {
+		rec, err := a.records.Get(registry.KindProject, in.Project)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showProject(meta(rec), rec.Project)), nil
+		return gate.Read(rec, showProject(records.Meta(rec), rec.Project)), nil
 	})
-	add(a, h, operation{
-		id: "update-project", method: http.MethodPut, path: "/projects/{project}", tag: tag, summary: "Replace a project", place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-project", Method: http.MethodPut, Path: "/projects/{project}", Tag: tag, Summary: "Replace a project", Place: byPath,
 	}, func(ctx context.Context, in *struct {
-		ProjectPath
-		Matching
+		gate.ProjectPath
+		records.Matching
 		Body api.ProjectInput
-	}) (*answer[api.Project], error) {
-		w, err := a.updated(ctx, registry.KindProject, in.Project, in.Matching, func(r *registry.Record) error {
+	}) (*gate.Answer[api.Project], error) {
+		w, err := a.records.Update(ctx, registry.KindProject, in.Project, in.Matching, func(r *registry.Record) error {
 			r.Project.Name, r.Project.CrossProvider, r.Project.Class = in.Body.Name, in.Body.CrossProvider, in.Body.Class
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showProject(meta(w.rec), w.rec.Project)), nil
+		return gate.Wrote(w, "", showProject(records.Meta(w.Record), w.Record.Project)), nil
 	})
-	add(a, h, operation{
-		id: "delete-project", method: http.MethodDelete, path: "/projects/{project}", tag: tag, summary: "Delete a project without keys and policy", place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-project", Method: http.MethodDelete, Path: "/projects/{project}", Tag: tag, Summary: "Delete a project without keys and policy", Place: byPath,
 	}, func(ctx context.Context, in *struct {
-		ProjectPath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		gate.ProjectPath
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindProject, in.Project, in.Matching)
 	})
 }
@@ -227,7 +228,7 @@ func (a *API) projects(h huma.API) {
 // below gives the id and shard of a new record that belongs to parent.
 func (a *API) below(ctx context.Context, parent *registry.Record, jurisdiction string, kind registry.Kind) registry.Meta {
 	return registry.Meta{
-		ID:    a.newID(ctx, kind, jurisdiction, parent.Meta.Shard),
+		ID:    a.records.NewID(ctx, kind, jurisdiction, parent.Meta.Shard),
 		Shard: parent.Meta.Shard,
 	}
 }
@@ -247,75 +248,75 @@ func policyOf(in api.PolicyInput, org string) *registry.Policy {
 	return &registry.Policy{Org: org, Project: in.Project, Residency: in.Residency, NoRetention: in.NoRetention, Models: in.Models, Dedicated: in.Dedicated}
 }
 
-func (a *API) policies(h huma.API) {
+func (a *API) policies() {
 	const tag = "Policies"
-	byOrg, byPath := byID(registry.KindOrg, "org"), byID(registry.KindPolicy, "policy")
-	add(a, h, operation{
-		id: "list-policies", method: http.MethodGet, path: "/orgs/{org}/policies", tag: tag, summary: "List the policies of an org and its projects", place: byOrg,
+	byOrg, byPath := gate.ByID(registry.KindOrg, "org"), gate.ByID(registry.KindPolicy, "policy")
+	gate.Add(a.gate, gate.Operation{
+		ID: "list-policies", Method: http.MethodGet, Path: "/orgs/{org}/policies", Tag: tag, Summary: "List the policies of an org and its projects", Place: byOrg,
 	}, func(_ context.Context, in *struct {
-		OrgPath
-		Paging
-	}) (*answer[api.PolicyList], error) {
-		if _, err := a.get(registry.KindOrg, in.Org); err != nil {
+		gate.OrgPath
+		records.Paging
+	}) (*gate.Answer[api.PolicyList], error) {
+		if _, err := a.records.Get(registry.KindOrg, in.Org); err != nil {
 			return nil, err
 		}
 		var list api.PolicyList
 		var err error
-		list.Items, list.Page, err = page(a, in.Paging, func(s *registry.State, after string, limit int) []*registry.Record {
+		list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 			return s.PoliciesOf(in.Org, after, limit)
-		}, func(r *registry.Record) api.Policy { return showPolicy(meta(r), r.Policy) })
-		return &answer[api.PolicyList]{Body: list}, err
+		}, func(r *registry.Record) api.Policy { return showPolicy(records.Meta(r), r.Policy) })
+		return &gate.Answer[api.PolicyList]{Body: list}, err
 	})
-	add(a, h, operation{
-		id: "create-policy", method: http.MethodPost, path: "/orgs/{org}/policies", tag: tag, summary: "Create the policy of an org or project", status: http.StatusCreated, makes: true, safe: true, place: byOrg,
+	gate.Add(a.gate, gate.Operation{
+		ID: "create-policy", Method: http.MethodPost, Path: "/orgs/{org}/policies", Tag: tag, Summary: "Create the policy of an org or project", Status: http.StatusCreated, Makes: true, Safe: true, Place: byOrg,
 	}, func(ctx context.Context, in *struct {
-		OrgPath
+		gate.OrgPath
 		Body api.PolicyInput
-	}) (*answer[api.Policy], error) {
-		org, err := a.get(registry.KindOrg, in.Org)
+	}) (*gate.Answer[api.Policy], error) {
+		org, err := a.records.Get(registry.KindOrg, in.Org)
 		if err != nil {
 			return nil, err
 		}
-		w, err := a.created(ctx, &registry.Record{
+		w, err := a.records.Create(ctx, &registry.Record{
 			Kind: registry.KindPolicy, Meta: a.below(ctx, org, org.Org.Jurisdiction, registry.KindPolicy), Policy: policyOf(in.Body, org.Meta.ID),
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "/admin/v1/policies/"+w.rec.Meta.ID, showPolicy(meta(w.rec), w.rec.Policy)), nil
+		return gate.Wrote(w, "/admin/v1/policies/"+w.Record.Meta.ID, showPolicy(records.Meta(w.Record), w.Record.Policy)), nil
 	})
-	add(a, h, operation{
-		id: "get-policy", method: http.MethodGet, path: "/policies/{policy}", tag: tag, summary: "Read a policy", place: byPath,
-	}, func(_ context.Context, in *PolicyPath) (*answer[api.Policy], error) {
-		rec, err := a.get(registry.KindPolicy, in.Policy)
+	gate.Add(a.gate, gate.Operation{
+		ID: "get-policy", Method: http.MethodGet, Path: "/policies/{policy}", Tag: tag, Summary: "Read a policy", Place: byPath,
+	}, func(_ context.Context, in *PolicyPath) (*gate.Answer[api.Policy], error) {
+		rec, err := a.records.Get(registry.KindPolicy, in.Policy)
 		if err != nil {
 			return nil, err
 		}
-		return read(rec, showPolicy(meta(rec), rec.Policy)), nil
+		return gate.Read(rec, showPolicy(records.Meta(rec), rec.Policy)), nil
 	})
-	add(a, h, operation{
-		id: "update-policy", method: http.MethodPut, path: "/policies/{policy}", tag: tag, summary: "Replace a policy", safe: true, place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "update-policy", Method: http.MethodPut, Path: "/policies/{policy}", Tag: tag, Summary: "Replace a policy", Safe: true, Place: byPath,
 	}, func(ctx context.Context, in *struct {
 		PolicyPath
-		Matching
+		records.Matching
 		Body api.PolicyInput
-	}) (*answer[api.Policy], error) {
-		w, err := a.updated(ctx, registry.KindPolicy, in.Policy, in.Matching, func(r *registry.Record) error {
-			in.Body.Project = orDefault(in.Body.Project, r.Policy.Project)
+	}) (*gate.Answer[api.Policy], error) {
+		w, err := a.records.Update(ctx, registry.KindPolicy, in.Policy, in.Matching, func(r *registry.Record) error {
+			in.Body.Project = cmp.Or(in.Body.Project, r.Policy.Project)
 			r.Policy = policyOf(in.Body, r.Policy.Org)
 			return nil
 		})
 		if err != nil {
 			return nil, err
 		}
-		return wrote(w, "", showPolicy(meta(w.rec), w.rec.Policy)), nil
+		return gate.Wrote(w, "", showPolicy(records.Meta(w.Record), w.Record.Policy)), nil
 	})
-	add(a, h, operation{
-		id: "delete-policy", method: http.MethodDelete, path: "/policies/{policy}", tag: tag, summary: "Delete a policy: what it narrowed is wide again", safe: true, place: byPath,
+	gate.Add(a.gate, gate.Operation{
+		ID: "delete-policy", Method: http.MethodDelete, Path: "/policies/{policy}", Tag: tag, Summary: "Delete a policy: what it narrowed is wide again", Safe: true, Place: byPath,
 	}, func(ctx context.Context, in *struct {
 		PolicyPath
-		Matching
-	}) (*answer[api.Deleted], error) {
+		records.Matching
+	}) (*gate.Answer[api.Deleted], error) {
 		return a.remove(ctx, registry.KindPolicy, in.Policy, in.Matching)
 	})
 }

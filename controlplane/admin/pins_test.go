@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/homes"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -34,7 +35,7 @@ type pinWorld struct {
 
 func (w *pinWorld) position(region string) controlplane.Position {
 	var p controlplane.Position
-	w.cluster.Region(region).Nodes[0].View(func(s *registry.State) { p = s.Position() })
+	w.cluster.Region(region).Nodes[0].View(func(s *ledger.State) { p = s.Position() })
 	return p
 }
 
@@ -121,7 +122,7 @@ func (c caller) furnished(base, jurisdiction string) (org string, keys []string)
 // told is an org with all that is below it, without ids.
 func told(kit *controlkit.Cluster, region, org string) string {
 	var out []string
-	kit.Region(region).Nodes[0].View(func(s *registry.State) {
+	kit.Region(region).Nodes[0].View(func(s *ledger.State) {
 		o, ok := s.Get(registry.KindOrg, org)
 		if !ok {
 			return
@@ -178,7 +179,7 @@ func TestAnOrgIsPinned(t *testing.T) {
 		t.Fatalf("begun: %s", r.text)
 	}
 	for _, region := range kit.Regions {
-		region.Nodes[0].View(func(s *registry.State) {
+		region.Nodes[0].View(func(s *ledger.State) {
 			if _, ok := s.Revoked(registry.KindPin, registry.PinID(org, "eu")); !ok {
 				t.Errorf("%s: the pin is not in the safety set", region.Name)
 			}
@@ -259,7 +260,7 @@ func TestAnOrgIsPinned(t *testing.T) {
 		t.Errorf("status at the end: %s", r.text)
 	}
 	for _, region := range kit.Regions {
-		region.Nodes[0].View(func(s *registry.State) {
+		region.Nodes[0].View(func(s *ledger.State) {
 			for kind := registry.KindOrg; kind <= registry.KindRelocation; kind++ {
 				for _, r := range s.List(kind, "", 0, nil) {
 					if strings.Contains(r.Meta.ID, "_any_") {
@@ -445,7 +446,7 @@ func TestOneChangeAfterTheOther(t *testing.T) {
 	org := call.want(201, "POST", eu+"/orgs", `{"name":"Acme","plan":"enterprise","state":"verified","jurisdiction":"eu"}`).str("id")
 	to := call.want(200, "POST", eu+"/orgs/"+org+"/pin", `{"to":"any","region":"eu-fra"}`).str("successor")
 	kit.Broken = func(string, bool) (err error) {
-		kit.Region("eu-fra").Nodes[0].View(func(s *registry.State) {
+		kit.Region("eu-fra").Nodes[0].View(func(s *ledger.State) {
 			if r, ok := s.Relocation(to); ok && r.Relocation.InForce != 0 {
 				err = controlplane.ErrOverloaded
 			}
@@ -478,4 +479,45 @@ func TestNoChangeOfPinBeforeTheClusterVersion(t *testing.T) {
 	if err := json.Unmarshal([]byte(call.want(200, "PUT", us+"/orgs/"+org, `{"name":"Acme","plan":"enterprise","state":"verified","roaming":true}`).text), &body); err != nil || !body.Roaming {
 		t.Error("the org cannot be changed any more")
 	}
+}
+
+// An org may have more keys than an answer should hold: it counts them, shows
+// some, and the rest come by pages.
+func TestManyKeysOfAPinComeByPages(t *testing.T) {
+	c, kit, _, _ := pinCluster(t)
+	us := c.base(kit, "us-east")
+	org, project := c.account(us, "any")
+	const many = 130
+	for range many {
+		c.want(201, "POST", us+"/projects/"+project+"/keys", `{"name":"ci"}`)
+	}
+	r := c.want(200, "POST", us+"/orgs/"+org+"/pin", `{"to":"eu"}`)
+	if list, _ := r.json["keys"].([]any); len(list) != 100 || r.json["keys_in_force"] != float64(many) || r.json["keys_unissued"] != float64(many) {
+		t.Errorf("%d keys shown, of %v, %v without another", len(list), r.json["keys_in_force"], r.json["keys_unissued"])
+	}
+	pages := func() (all []map[string]any, sizes []int) {
+		for url := us + "/orgs/" + org + "/pin/keys?limit=60"; url != ""; {
+			r := c.want(200, "GET", url, "")
+			all, sizes = append(all, r.items()...), append(sizes, len(r.items()))
+			url = ""
+			if next := r.str("next_cursor"); next != "" {
+				url = us + "/orgs/" + org + "/pin/keys?limit=60&cursor=" + next
+			}
+		}
+		return all, sizes
+	}
+	all, sizes := pages()
+	if !slices.Equal(sizes, []int{60, 60, 10}) {
+		t.Errorf("pages of %v", sizes)
+	}
+	fresh := c.want(201, "POST", us+"/keys/"+all[0]["old"].(string)+"/reissue", "").str("id")
+	if all, _ = pages(); all[0]["new"] != fresh || all[1]["new"] != nil || !strings.HasPrefix(all[0]["project"].(string), "prj_eu_") {
+		t.Errorf("%v, %v", all[0], all[1])
+	}
+	r = c.want(200, "GET", us+"/orgs/"+org+"/pin", "")
+	list, _ := r.json["keys"].([]any)
+	if r.json["keys_unissued"] != float64(many-1) || list[0].(map[string]any)["new"] != nil {
+		t.Errorf("those without another come first: %v, %v left", list[0], r.json["keys_unissued"])
+	}
+	c.want(404, "GET", us+"/orgs/"+org+"x/pin/keys", "")
 }

@@ -11,6 +11,7 @@ import (
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -29,7 +30,7 @@ func replays(t *testing.T, c *controlkit.Cluster, from string, node *controlkit.
 	t.Cleanup(tr.CloseIdleConnections)
 	q := &replayer{caller: caller{t, &http.Client{Transport: tr}}, shard: shard,
 		url: "https://" + node.Internal + api.InternalPrefix + "/admin/v1/shards/" + string(shard) + "/replayed"}
-	node.View(func(s *registry.State) {
+	node.View(func(s *ledger.State) {
 		info, _ := s.Shard(shard)
 		q.branch = info.Last
 	})

@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/homes"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -33,7 +34,7 @@ type copied struct {
 
 func (c *copies) at(shard controlplane.Shard, behind int) controlplane.Point {
 	var info registry.ShardInfo
-	c.cluster.Regions[0].Nodes[0].View(func(s *registry.State) { info, _ = s.Shard(shard) })
+	c.cluster.Regions[0].Nodes[0].View(func(s *ledger.State) { info, _ = s.Shard(shard) })
 	p := info.Last
 	p.Seq -= uint64(behind)
 	return p
@@ -149,7 +150,7 @@ func TestRevokeAll(t *testing.T) {
 		}
 	}
 	inForce := func() (n int) {
-		node.View(func(s *registry.State) {
+		node.View(func(s *ledger.State) {
 			for _, k := range s.KeysOf(project, "", 0) {
 				if k.Key.Revoked == 0 {
 					n++

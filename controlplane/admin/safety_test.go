@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
 )
 
@@ -28,7 +29,7 @@ func withSecond(cfg *admin.Config) {
 
 // safety is what the region of n holds of a revocation.
 func held(n *controlkit.Node, kind registry.Kind, id string) (v registry.Revocation, ok bool) {
-	n.View(func(s *registry.State) { v, ok = s.Revoked(kind, id) })
+	n.View(func(s *ledger.State) { v, ok = s.Revoked(kind, id) })
 	return v, ok
 }
 
@@ -145,8 +146,66 @@ func TestRevokeRefuses(t *testing.T) {
 			t.Errorf("%s: %s", path, r.text)
 		}
 	}
-	if r := call.want(200, "POST", base+"/nodes/us-east/data/us-east-d9/revoke", ""); r.json["unseen"] != true {
-		t.Errorf("a node that nobody knows: %s", r.text)
+}
+
+// A name that nobody bears is revoked for good only if the caller says that he
+// knows: it would look as if the node that was meant were.
+func TestANodeThatNobodyKnowsIsNotRevokedByMistake(t *testing.T) {
+	call, base, c, _ := one(t, withSecond)
+	c.Regions[0].Raise()
+	home := c.Regions[0].Nodes[0]
+	for path, says := range map[string]string{
+		"/nodes/us-east/control/us-east-d1/revoke": "us-east/data/us-east-d1",
+		"/nodes/eu-fra/data/us-east-d1/revoke":     "us-east/data/us-east-d1",
+		"/nodes/us-east/data/us-east-d9/revoke":    "unseen",
+	} {
+		if r := call.want(404, "POST", base+path, ""); !strings.Contains(r.str("detail"), says) || !strings.Contains(r.str("detail"), "Nothing was revoked") {
+			t.Errorf("%s: %s", path, r.text)
+		}
+	}
+	if _, ok := held(home, registry.KindNode, "nod_us-east/data/us-east-d9"); ok || len(home.Revocations) != 0 {
+		t.Errorf("something was revoked: %+v", home.Revocations)
+	}
+	if r := call.want(200, "POST", base+"/nodes/us-east/data/us-east-d9/revoke?unseen=true", ""); r.json["unseen"] != true {
+		t.Errorf("unseen: %s", r.text)
+	}
+	// That gossip hears nothing of it is what was asked, from then on.
+	if r := call.want(200, "POST", base+"/nodes/us-east/data/us-east-d9/revoke", ""); r.json["unseen"] != nil {
+		t.Errorf("again: %s", r.text)
+	}
+}
+
+// A name means the token that the asked node has by it, whatever the home's are.
+func TestATokenIsRevokedByTheNameThatTheAskedNodeKnows(t *testing.T) {
+	sum := sha256.Sum256([]byte("only here"))
+	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
+		cfg.HeldIn = time.Millisecond
+		own, mine := admin.Token{Name: "ci", SHA256: sha256.Sum256([]byte("another")), Expires: time.Now().Add(time.Hour)}, "tester"
+		if cfg.Region == "eu-fra" {
+			own.SHA256, mine = sum, "me"
+		}
+		cfg.Tokens[0].Name = mine
+		cfg.Tokens = append(cfg.Tokens, own)
+	})
+	call := caller{t, c.Client()}
+	for _, r := range c.Regions {
+		r.Raise()
+	}
+	home, base := c.Regions[0].Nodes[0], c.Regions[1].Nodes[0].URL+"/admin/v1"
+	if r := call.want(200, "POST", base+"/tokens/ci/revoke", ""); r.str("id") != registry.TokenID(sum) {
+		t.Errorf("another token: %s", r.text)
+	}
+	if _, ok := held(home, registry.KindToken, registry.TokenID(sum)); !ok {
+		t.Error("it is not revoked")
+	}
+	if _, ok := held(home, registry.KindToken, registry.TokenID(sha256.Sum256([]byte("another")))); ok {
+		t.Error("the home's token of that name is")
+	}
+	own := sha256.Sum256([]byte(controlkit.Token))
+	for _, ref := range []string{"me", hex.EncodeToString(own[:])} {
+		if r := call.want(409, "POST", base+"/tokens/"+ref+"/revoke", ""); !strings.Contains(r.str("detail"), "Ask with another") {
+			t.Errorf("the token that asks: %s", r.text)
+		}
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -90,7 +90,7 @@ func must[T any](v T, err error) T {
 
 // Create writes a backup of state, which must not change meanwhile: pass a
 // Clone. It returns what Inspect will say of it.
-func Create(w io.Writer, sealer *seal.Sealer, from Source, state *registry.State) (Info, error) {
+func Create(w io.Writer, sealer *seal.Sealer, from Source, state *ledger.State) (Info, error) {
 	from.Taken, from.Contact = from.Taken.UTC(), from.Contact.UTC()
 	info := Info{Source: from, StateVersion: state.Version(), Shards: shardsOf(state)}
 	head, err := encMode.Marshal(info)
@@ -114,7 +114,7 @@ func Create(w io.Writer, sealer *seal.Sealer, from Source, state *registry.State
 	return info, nil
 }
 
-func shardsOf(state *registry.State) []Shard {
+func shardsOf(state *ledger.State) []Shard {
 	shards := []Shard{}
 	for _, i := range state.Shards() {
 		s := Shard{Shard: i.Shard, Home: i.Home, Members: slices.Clone(i.Members), Last: i.Last, Records: make(map[string]int)}
@@ -171,7 +171,7 @@ func Inspect(r io.Reader, sealer *seal.Sealer) (Info, error) {
 }
 
 // Read is Inspect, and returns the state as well.
-func Read(r io.Reader, sealer *seal.Sealer) (Info, *registry.State, error) {
+func Read(r io.Reader, sealer *seal.Sealer) (Info, *ledger.State, error) {
 	sealed, err := sealer.NewReader(r, boundTo)
 	if err != nil {
 		return Info{}, nil, broken(err)
@@ -184,7 +184,7 @@ func Read(r io.Reader, sealer *seal.Sealer) (Info, *registry.State, error) {
 	if err != nil {
 		return Info{}, nil, err
 	}
-	state, err := registry.Restore(&unframer{from: sealed})
+	state, err := ledger.Restore(&unframer{from: sealed})
 	if err != nil {
 		return Info{}, nil, broken(err)
 	}
@@ -215,7 +215,7 @@ func broken(err error) error {
 			return fmt.Errorf("backup: %w", err)
 		}
 	}
-	for _, damage := range []error{seal.ErrTampered, seal.ErrTruncated, registry.ErrDamaged, io.EOF, io.ErrUnexpectedEOF} {
+	for _, damage := range []error{seal.ErrTampered, seal.ErrTruncated, ledger.ErrDamaged, io.EOF, io.ErrUnexpectedEOF} {
 		if errors.Is(err, damage) {
 			return fmt.Errorf("%w: %w", ErrDamaged, err)
 		}

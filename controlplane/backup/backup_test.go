@@ -19,6 +19,7 @@ import (
 	"ringmain/controlplane/backup"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -42,7 +43,7 @@ const (
 	shard  = controlplane.Shard("any-us-east")
 )
 
-func apply(t testing.TB, s *registry.State, shard controlplane.Shard, changes ...registry.Change) {
+func apply(t testing.TB, s *ledger.State, shard controlplane.Shard, changes ...registry.Change) {
 	t.Helper()
 	e, err := s.Next(shard, changes)
 	if err != nil {
@@ -63,9 +64,9 @@ func put(r *registry.Record, shard controlplane.Shard, id string) registry.Chang
 }
 
 // region with some keys in two shards, one of them revoked.
-func someState(t testing.TB, keys int) *registry.State {
+func someState(t testing.TB, keys int) *ledger.State {
 	t.Helper()
-	s := registry.New()
+	s := ledger.New()
 	apply(t, s, controlplane.ShardGlobal, registry.Change{Op: registry.OpOpen, Members: []string{region}, Home: region})
 	apply(t, s, controlplane.ShardGlobal, put(&registry.Record{Kind: registry.KindRegion, Region: &registry.Region{
 		Name: region, Jurisdiction: "us", Endpoint: "https://us.example.com", State: "active"}}, controlplane.ShardGlobal, "reg_us-east"))
@@ -89,7 +90,7 @@ func source() backup.Source {
 	return backup.Source{Cluster: "test", Region: region, Node: "c1", Program: "dev", Taken: time.Unix(1_800_000_000, 5), Contact: time.Unix(1_800_000_000, 0), Applied: 4711, Term: 3}
 }
 
-func create(t testing.TB, sealer *seal.Sealer, s *registry.State) []byte {
+func create(t testing.TB, sealer *seal.Sealer, s *ledger.State) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	if _, err := backup.Create(&b, sealer, source(), s); err != nil {
@@ -98,7 +99,7 @@ func create(t testing.TB, sealer *seal.Sealer, s *registry.State) []byte {
 	return b.Bytes()
 }
 
-func digests(s *registry.State) (all string) {
+func digests(s *ledger.State) (all string) {
 	for _, i := range s.Shards() {
 		all += fmt.Sprintf("%s %v %v %x\n", i.Shard, i.Last, i.Epoch, s.Digest(i.Shard))
 	}

@@ -2,6 +2,7 @@ package feed
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/retry"
 )
 
 // WatchConfig configures Watch. Zero values take the defaults in brackets.
@@ -52,11 +54,11 @@ func (c *WatchConfig) fill() error {
 	if c.Cluster == "" || c.Region == "" || c.Targets == nil || c.HTTP == nil || c.From == nil || c.Sink == nil {
 		return errors.New("feed watch: cluster, region, targets, HTTP client, From and Sink are needed")
 	}
-	def(&c.Liveness, 5*time.Second)
-	def(&c.Patience, 10*time.Second)
-	def(&c.Return, 30*time.Second)
-	def(&c.BackoffMin, 100*time.Millisecond)
-	def(&c.BackoffMax, 5*time.Second)
+	c.Liveness = cmp.Or(c.Liveness, 5*time.Second)
+	c.Patience = cmp.Or(c.Patience, 10*time.Second)
+	c.Return = cmp.Or(c.Return, 30*time.Second)
+	c.BackoffMin = cmp.Or(c.BackoffMin, 100*time.Millisecond)
+	c.BackoffMax = cmp.Or(c.BackoffMax, 5*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -91,7 +93,7 @@ func Watch(ctx context.Context, cfg WatchConfig) error {
 	if err := cfg.fill(); err != nil {
 		return err
 	}
-	wait := backoff{base: cfg.BackoffMin, limit: cfg.BackoffMax}
+	wait := retry.Backoff{Base: cfg.BackoffMin, Limit: cfg.BackoffMax}
 	for who := (chooser{shun: cfg.Return, failed: make(map[string]time.Time)}); ; {
 		target, alone, ok := who.pick(cfg.Targets(), time.Now(), rand.IntN)
 		var progress bool
@@ -105,9 +107,9 @@ func Watch(ctx context.Context, cfg WatchConfig) error {
 		case errors.Is(err, controlplane.ErrUnknownEntry):
 			return fmt.Errorf("feed from %s: %w", target.Addr, err)
 		case progress:
-			wait.reset()
+			wait.Reset()
 		}
-		delay := wait.next()
+		delay := wait.Next()
 		if errors.Is(err, errOutranked) {
 			delay = 0
 		} else {
@@ -118,7 +120,7 @@ func Watch(ctx context.Context, cfg WatchConfig) error {
 		}
 		cfg.Logger.Info("feed: connection ended; the next target is asked",
 			"target", target.Addr, "region", cfg.Region, "wait", delay, "err", err)
-		if !sleep(ctx, delay) {
+		if !retry.Sleep(ctx, delay) {
 			return nil
 		}
 	}
@@ -144,7 +146,7 @@ var errIdle = errors.New("nothing arrived in time")
 // refused one.
 func watchOnce(ctx context.Context, cfg *WatchConfig, c *connection) (progress bool, err error) {
 	from := cfg.From()
-	body, err := encMode.Marshal(WatchRequest{Cluster: cfg.Cluster, From: from, Homed: cfg.Homed, Verdicts: cfg.Verdicts})
+	body, err := Marshal(WatchRequest{Cluster: cfg.Cluster, From: from, Homed: cfg.Homed, Verdicts: cfg.Verdicts})
 	if err != nil {
 		return false, err
 	}
@@ -278,39 +280,14 @@ func (l *lagJudge) heard(f *Frame, now time.Time) error {
 
 // retryAfter is what a refusal asks for, spread out, in [0, limit].
 func retryAfter(err error, limit time.Duration) time.Duration {
-	var no *statusError
+	var no *StatusError
 	if !errors.As(err, &no) {
 		return 0
 	}
-	seconds, err := strconv.Atoi(no.retryAfter)
+	seconds, err := strconv.Atoi(no.RetryAfter)
 	if err != nil || seconds <= 0 || seconds > 3600 {
 		return 0
 	}
 	d := time.Duration(seconds) * time.Second
 	return min(d/2+rand.N(d), limit) //nolint:gosec // spreads retries, guards nothing
-}
-
-// backoff gives full-jitter delays: uniform in [0, base×2^n), at most limit.
-type backoff struct {
-	base, limit time.Duration
-	window      time.Duration
-}
-
-func (b *backoff) next() time.Duration {
-	b.window = min(max(2*b.window, b.base), b.limit)
-	return rand.N(b.window) //nolint:gosec // spreads retries, guards nothing
-}
-
-func (b *backoff) reset() { b.window = 0 }
-
-// sleep is false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -24,7 +24,7 @@ func TestComesBackSoon(t *testing.T) {
 		defer cancel()
 		const down = time.Hour
 		begun, tries, late := time.Now(), 0, time.Duration(0)
-		err := Watch(ctx, WatchConfig{Cluster: testCluster, Region: "eu-fra", Targets: Fixed("a:1", "b:1", "c:1"),
+		err := Watch(ctx, WatchConfig{Cluster: "test", Region: "eu-fra", Targets: Fixed("a:1", "b:1", "c:1"),
 			HTTP: &http.Client{Transport: roundTrip(func(*http.Request) (*http.Response, error) {
 				if gone := time.Since(begun); gone < down {
 					tries++

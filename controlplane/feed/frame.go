@@ -46,7 +46,7 @@ type Frame struct {
 	Record     []byte                `cbor:"6,keyasint,omitempty"` // registry.EncodeRecord; FrameMembers: a list that the feed does not read
 	Entry      []byte                `cbor:"7,keyasint,omitempty"` // registry.EncodeEntry
 	Point      controlplane.Point    `cbor:"8,keyasint,omitempty"` // FrameEnd; FrameStanding: through which Shard is confirmed
-	Digest     []byte                `cbor:"9,keyasint,omitempty"` // FrameEnd: registry.State.Digest(Shard)
+	Digest     []byte                `cbor:"9,keyasint,omitempty"` // FrameEnd: ledger.State.Digest(Shard)
 	Revocation *registry.Revocation  `cbor:"10,keyasint,omitempty"`
 	Verdicts   []Verdict             `cbor:"11,keyasint,omitempty"`
 	Position   controlplane.Position `cbor:"12,keyasint,omitempty"` // FrameHeartbeat
@@ -73,6 +73,13 @@ func must[T any](v T, err error) T {
 	}
 	return v
 }
+
+// Marshal encodes whatever travels, deterministically.
+func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
+
+// Unmarshal reads what Marshal wrote into v; anything else is an error, a
+// field that v does not have too.
+func Unmarshal(b []byte, v any) error { return decMode.Unmarshal(b, v) }
 
 // EncodeFrame returns f in deterministic CBOR, without a length prefix.
 func EncodeFrame(f *Frame) ([]byte, error) { return encMode.Marshal(f) }

@@ -11,12 +11,13 @@ import (
 	"ringmain/controlplane/registry"
 )
 
-// Paths of protocol version 1, served by Hub.Handler.
+// Paths of protocol version 1.
 const (
 	PathWatch    = "/feed/v1/watch"    // POST WatchRequest; the answer is a stream of frames
 	PathVerdicts = "/feed/v1/verdicts" // POST Batch; GET answers with the table, as frames
 	PathRevoke   = "/feed/v1/revoke"   // POST Batch, from control nodes only
 	PathHeld     = "/feed/v1/held"     // POST Batch
+	PathPosition = "/feed/v1/position" // GET: where the state of the region's leader is; 421 of another node
 )
 
 // HeaderStanding on a watch asks for FrameStanding. It is a header because
@@ -46,13 +47,23 @@ type Batch struct {
 	Held        []Held                `cbor:"4,keyasint,omitempty"`
 }
 
+// Held says that a data node's worker was given a shard up to a point. Gossip
+// says so too, within a second; this is said at once, of entries that revoke.
+type Held struct {
+	Region string             `cbor:"1,keyasint"`
+	Node   string             `cbor:"2,keyasint"`
+	Shard  controlplane.Shard `cbor:"3,keyasint"`
+	Point  controlplane.Point `cbor:"4,keyasint"`
+}
+
+// Limits of what is asked, and of what is told in one piece.
 const (
-	maxBody  = 1 << 20 // of a request, in bytes
-	maxBatch = 2048    // verdicts or revocations in one batch or frame
+	MaxBody  = 1 << 20 // of a request, in bytes
+	MaxBatch = 2048    // verdicts, revocations or what is held, in one batch or frame
 )
 
-// appendFrame appends f to dst as it travels: u32 length, then CBOR.
-func appendFrame(dst []byte, f *Frame) ([]byte, error) {
+// AppendFrame appends f to dst as it travels: u32 length, then CBOR.
+func AppendFrame(dst []byte, f *Frame) ([]byte, error) {
 	b, err := EncodeFrame(f)
 	if err != nil {
 		return dst, fmt.Errorf("encode feed frame: %w", err)

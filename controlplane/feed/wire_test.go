@@ -33,7 +33,7 @@ func TestReader(t *testing.T) {
 	var stream []byte
 	for _, f := range samples() {
 		var err error
-		if stream, err = appendFrame(stream, f); err != nil {
+		if stream, err = AppendFrame(stream, f); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -71,8 +71,8 @@ func TestReader(t *testing.T) {
 }
 
 func TestReaderRefuses(t *testing.T) {
-	unknown, _ := encMode.Marshal(map[int]any{1: 99})
-	field, _ := encMode.Marshal(map[int]any{1: 7, 77: 1})
+	unknown, _ := Marshal(map[int]any{1: 99})
+	field, _ := Marshal(map[int]any{1: 7, 77: 1})
 	for name, c := range map[string]struct {
 		body []byte
 		size uint32
@@ -127,7 +127,7 @@ func FuzzDecodeFrame(f *testing.F) {
 func FuzzReader(f *testing.F) {
 	var stream []byte
 	for _, s := range samples() {
-		stream, _ = appendFrame(stream, s)
+		stream, _ = AppendFrame(stream, s)
 		f.Add(stream)
 	}
 	f.Add([]byte{0, 0x40, 0, 1, 0})

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"slices"
 	"strings"
@@ -15,6 +14,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/identity"
+	"ringmain/controlplane/retry"
 )
 
 // client asks the leaders of other regions.
@@ -77,7 +77,7 @@ func (c *client) ask(ctx context.Context, region, path string, q, answer message
 // one succeeds or fails for good. Try may name another node to ask next.
 func (c *client) each(ctx context.Context, region string, try func(addr string) (next string, again bool, err error)) error {
 	var last error
-	for window := retryMin; ; window = min(2*window, retryMax) {
+	for wait := (retry.Backoff{Base: retryMin, Limit: retryMax}); ; {
 		for _, addr := range c.order(region) {
 			for hops := 0; addr != "" && hops < 3; hops++ {
 				next, again, err := try(addr)
@@ -94,7 +94,7 @@ func (c *client) each(ctx context.Context, region string, try func(addr string) 
 				break
 			}
 		}
-		if !sleep(ctx, rand.N(window)) { //nolint:gosec // spreads questions, guards nothing
+		if !retry.Sleep(ctx, wait.Next()) {
 			return fmt.Errorf("region %s: %w: %w", region, controlplane.ErrUnreachable, errors.Join(last, context.Cause(ctx)))
 		}
 	}
@@ -124,7 +124,7 @@ func (c *client) post(ctx context.Context, region, addr, path string, body []byt
 	if err != nil {
 		return nil, "", false, err
 	}
-	resp, err := c.cfg.HTTP.Do(req)
+	resp, err := c.cfg.HTTP(region).Do(req)
 	if err != nil {
 		return nil, "", true, err
 	}
@@ -170,16 +170,4 @@ func answeredBy(resp *http.Response, region string) error {
 		return err
 	}
 	return identity.AllowControl(region)(id)
-}
-
-// sleep is false if ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

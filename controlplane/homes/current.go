@@ -9,6 +9,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 const pathCurrent = Prefix + "current"
@@ -149,7 +150,7 @@ func (h *Homes) serveCurrent(a asked, q *currentRequest) (*currentAnswer, error)
 	}
 	var info registry.ShardInfo
 	var held bool
-	h.cfg.Store.View(func(s *registry.State) { info, held = s.Shard(q.Shard) })
+	h.cfg.Store.View(func(s *ledger.State) { info, held = s.Shard(q.Shard) })
 	if c := info.Copy(); !held || !slices.Contains(everOf(c, info.Members), a.region) {
 		return nil, refuse(http.StatusForbidden, "shard %.80s: region %s is no member of it here", q.Shard, a.region)
 	}

@@ -8,7 +8,8 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 const (
@@ -36,8 +37,8 @@ func (d *digests) at(store Store, shard controlplane.Shard, p controlplane.Point
 	if last, ok := d.last[shard]; ok && last.at == p {
 		return last.sum, true
 	}
-	var clone *registry.State
-	store.View(func(s *registry.State) {
+	var clone *ledger.State
+	store.View(func(s *ledger.State) {
 		if info, held := s.Shard(shard); held && info.Last == p {
 			clone = s.Clone()
 		}
@@ -57,7 +58,7 @@ func (d *digests) at(store Store, shard controlplane.Shard, p controlplane.Point
 // copies are the same. One that is not is brought in anew.
 func (t *term) compare() error {
 	retaken := make(map[controlplane.Shard]time.Time)
-	for sleep(t.ctx, jitter(compareEvery/2)) {
+	for retry.Sleep(t.ctx, jitter(compareEvery/2)) {
 		for shard, home := range t.following() {
 			if home == t.h.cfg.Region || time.Since(retaken[shard]) < retakeEvery {
 				continue
@@ -99,7 +100,7 @@ func (t *term) sameAs(shard controlplane.Shard, home string) (bool, error) {
 		if len(answer.Digest) > 0 {
 			return bytes.Equal(answer.Digest, own[:]), nil
 		}
-		if !sleep(ctx, lookAgain) {
+		if !retry.Sleep(ctx, lookAgain) {
 			break
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // forgetEvery is how often a home looks for what it may forget.
@@ -43,7 +44,7 @@ func (t *term) forget(before map[controlplane.Shard]spent) {
 		}
 		if at, home := t.writtenHere(shard); home {
 			next := spent{at: at}
-			t.h.cfg.Store.View(func(s *registry.State) {
+			t.h.cfg.Store.View(func(s *ledger.State) {
 				if s.Version() >= registry.VersionSafety {
 					next.all = s.Spent(shard, now.UnixMilli(), registry.MaxChanges)
 				}

@@ -8,6 +8,7 @@
 package homes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,8 +22,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 // Errors beside controlplane's sentinels. Each names the caller's next move.
@@ -41,6 +43,8 @@ var (
 	ErrNotMember = errors.New("this region is no member of the shard and cannot become its home: choose a member")
 	// ErrFormerLife: nothing was done.
 	ErrFormerLife = errors.New("this region was restored or recovered since it was a member of the shard, and may lack what it held then: take the shard over at another member; if no other is left, or all are lost too, name this region itself among the lost: what came after the backup is given up with that")
+	// ErrParted: nothing was done.
+	ErrParted = errors.New("the region to be added holds records that were acknowledged multi-region and are not in this history, because both went on by force: keep a backup of it for what it alone has, restore it from one made before the two parted, and add it then")
 	// ErrAlreadyHome: nothing was done.
 	ErrAlreadyHome = errors.New("this region is the shard's home already")
 	// ErrBusy: nothing was done.
@@ -51,9 +55,9 @@ var (
 
 // Store is the region's replicated registry. quorum.Quorum is one.
 type Store interface {
-	View(f func(*registry.State))
-	Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error)
-	ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error)
+	View(f func(*ledger.State))
+	Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (ledger.Outcome, error)
+	ProposeCommand(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error)
 	// Leading yields whether this node leads, at once and after every change.
 	Leading() <-chan bool
 	Leader() (node, addr string, ok bool)
@@ -69,12 +73,16 @@ type Config struct {
 	Node    string
 	Store   Store
 	Since   func() uint64 // which life of the region this is, as the region's log knows it [always 0: the first]
-	Hub     *feed.Hub     // serves snapshots to candidates
+	// Snapshot answers a candidate with a shard as a whole, as frames of the
+	// feed, if this copy ends in exactly at. [nil = this node sends none]
+	Snapshot func(ctx context.Context, w http.ResponseWriter, shard controlplane.Shard, at controlplane.Point) error
 
 	// Addresses lists the internal addresses (host:port) of a region's control
 	// nodes. It is asked often and must not block.
 	Addresses func(region string) []string
-	HTTP      *http.Client // mutual TLS, control nodes of any region
+	// HTTP gives the client for a region: mutual TLS, with that region's control
+	// nodes and no others, because a question tells something before it is answered.
+	HTTP func(region string) *http.Client
 
 	// Published tells which regions observers hold to be up. [nil = no
 	// automatic takeover]
@@ -102,27 +110,20 @@ const confirmEntries = 1000 // unconfirmed in the log before the confirmed seque
 
 func (c *Config) fill() error {
 	if c.Cluster == "" || c.Region == "" || c.Node == "" || c.Store == nil || c.Addresses == nil || c.HTTP == nil {
-		return errors.New("homes: cluster, region, node, store, addresses and HTTP client are needed")
+		return errors.New("homes: cluster, region, node, store, addresses and HTTP clients are needed")
 	}
 	if c.Since == nil {
 		c.Since = func() uint64 { return 0 }
 	}
-	def(&c.Word, time.Second)
-	def(&c.Isolated, 10*time.Second)
-	def(&c.Confirm, 500*time.Millisecond)
-	def(&c.Reclaim, 4*time.Second)
-	def(&c.Call, 3*time.Second)
+	c.Word = cmp.Or(c.Word, time.Second)
+	c.Isolated = cmp.Or(c.Isolated, 10*time.Second)
+	c.Confirm = cmp.Or(c.Confirm, 500*time.Millisecond)
+	c.Reclaim = cmp.Or(c.Reclaim, 4*time.Second)
+	c.Call = cmp.Or(c.Call, 3*time.Second)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return nil
-}
-
-func def[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // Homes is one control node's part. All of it but the answer "ask the leader"
@@ -174,7 +175,7 @@ func (h *Homes) Close() error {
 
 // Applied tells what a command did to the region's state. Call it for every
 // command; it does not wait.
-func (h *Homes) Applied(out registry.Outcome) {
+func (h *Homes) Applied(out ledger.Outcome) {
 	if t := h.term.Load(); t != nil && len(out.Reports) > 0 {
 		t.kick()
 	}
@@ -231,7 +232,7 @@ func (h *Homes) beginning(ctx context.Context) bool {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)()
-	return sleep(ctx, 5*time.Millisecond)
+	return retry.Sleep(ctx, 5*time.Millisecond)
 }
 
 // Confirmed returns once the shard's entry at point is confirmed: accepted,
@@ -262,7 +263,8 @@ type TakeoverOptions struct {
 	Lost []string
 	// Add names regions that become members, or members again after a life in
 	// which they may have lost something. They must be running, so that their
-	// word can be heard. A home may add to its own shard.
+	// word can be heard, and must not have parted from this history (ErrParted).
+	// A home may add to its own shard.
 	Add []string
 }
 

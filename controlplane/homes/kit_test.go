@@ -22,9 +22,13 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/hub"
+	"ringmain/controlplane/feed/importer"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 	"ringmain/controlplane/seal"
 )
 
@@ -43,21 +47,21 @@ type log interface {
 type bareLog struct {
 	region  string
 	delay   time.Duration
-	onApply func(registry.Outcome, controlplane.Epoch)
+	onApply func(ledger.Outcome, controlplane.Epoch)
 
 	mu    sync.Mutex
-	st    *registry.State
+	st    *ledger.State
 	alive bool
 	leads chan bool
 }
 
-func openBare(region string, st *registry.State, delay time.Duration, onApply func(registry.Outcome, controlplane.Epoch)) *bareLog {
+func openBare(region string, st *ledger.State, delay time.Duration, onApply func(ledger.Outcome, controlplane.Epoch)) *bareLog {
 	b := &bareLog{region: region, delay: delay, onApply: onApply, st: st, alive: true, leads: make(chan bool, 1)}
 	b.leads <- true
 	return b
 }
 
-func (b *bareLog) View(f func(*registry.State)) {
+func (b *bareLog) View(f func(*ledger.State)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	f(b.st)
@@ -82,12 +86,12 @@ func (b *bareLog) Raise(ctx context.Context) error {
 	return err
 }
 
-func (b *bareLog) ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error) {
-	return b.commit(ctx, func(*registry.State) (*registry.Command, error) { return cmd, nil })
+func (b *bareLog) ProposeCommand(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error) {
+	return b.commit(ctx, func(*ledger.State) (*registry.Command, error) { return cmd, nil })
 }
 
-func (b *bareLog) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
-	return b.commit(ctx, func(s *registry.State) (*registry.Command, error) {
+func (b *bareLog) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (ledger.Outcome, error) {
+	return b.commit(ctx, func(s *ledger.State) (*registry.Command, error) {
 		if info, ok := s.Shard(shard); ok && info.Home != b.region {
 			return nil, controlplane.ErrNotHome
 		}
@@ -103,25 +107,25 @@ func (b *bareLog) Propose(ctx context.Context, shard controlplane.Shard, changes
 	})
 }
 
-func (b *bareLog) commit(ctx context.Context, prepare func(*registry.State) (*registry.Command, error)) (registry.Outcome, error) {
-	if !sleep(ctx, b.delay) {
-		return registry.Outcome{}, fmt.Errorf("%w: %w", controlplane.ErrUncertain, ctx.Err())
+func (b *bareLog) commit(ctx context.Context, prepare func(*ledger.State) (*registry.Command, error)) (ledger.Outcome, error) {
+	if !retry.Sleep(ctx, b.delay) {
+		return ledger.Outcome{}, fmt.Errorf("%w: %w", controlplane.ErrUncertain, ctx.Err())
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.alive {
-		return registry.Outcome{}, controlplane.ErrNoLeader
+		return ledger.Outcome{}, controlplane.ErrNoLeader
 	}
 	cmd, err := prepare(b.st)
 	if err != nil {
-		return registry.Outcome{}, err
+		return ledger.Outcome{}, err
 	}
 	enc, err := registry.EncodeCommand(cmd)
 	if err != nil {
-		return registry.Outcome{}, err
+		return ledger.Outcome{}, err
 	}
 	if cmd, err = registry.DecodeCommand(enc); err != nil {
-		return registry.Outcome{}, err
+		return ledger.Outcome{}, err
 	}
 	out := b.st.Apply(cmd)
 	sender := cmd.Sender
@@ -162,7 +166,8 @@ type world struct {
 	net     *network
 	shard   controlplane.Shard
 	regions []*region
-	dir     string // of real logs; "" = bare ones
+	old     []*region // peers of regions that were recovered without them
+	dir     string    // of real logs; "" = bare ones
 	sealer  *seal.Sealer
 	adjust  func(*Config)
 	log     *slog.Logger
@@ -170,26 +175,27 @@ type world struct {
 
 // region is one control node, which leads its region.
 type region struct {
-	w    *world
-	name string
+	w     *world
+	name  string
+	place string // of its directory and address: the name, but for old peers
 
-	kept  *registry.State // what a bare log committed
-	since uint64          // which life of the region a real log begins
+	kept  *ledger.State // what a bare log committed
+	since uint64        // which life of the region a real log begins
 
 	life  chan struct{} // held while starting or stopping: nothing else may wait on a mutex, or fake time stands still
 	homes atomic.Pointer[Homes]
 
 	mu       sync.Mutex
 	log      log
-	hub      *feed.Hub
-	importer *feed.Importer
+	hub      *hub.Hub
+	importer *importer.Importer
 	up       bool
 }
 
 // source is a log that is still to be opened.
 type source struct{ log atomic.Pointer[log] }
 
-func (s *source) View(f func(*registry.State)) { (*s.log.Load()).View(f) }
+func (s *source) View(f func(*ledger.State)) { (*s.log.Load()).View(f) }
 
 func newWorld(t testing.TB, seed uint64, real bool, names ...string) *world {
 	w := &world{t: t, net: newNetwork(seed), shard: controlplane.ShardAny(names[0]), log: slog.New(slog.DiscardHandler)}
@@ -213,7 +219,7 @@ func newWorld(t testing.TB, seed uint64, real bool, names ...string) *world {
 		w.dir, w.sealer = dir, seal.New(holder)
 	}
 	for _, name := range names {
-		w.regions = append(w.regions, &region{w: w, name: name, kept: registry.New(), life: make(chan struct{}, 1)})
+		w.regions = append(w.regions, &region{w: w, name: name, place: name, kept: ledger.New(), life: make(chan struct{}, 1)})
 	}
 	return w
 }
@@ -225,13 +231,13 @@ func (w *world) names() (out []string) {
 	return out
 }
 
-func (w *world) region(name string) *region {
-	for _, r := range w.regions {
-		if r.name == name {
+func (w *world) region(place string) *region {
+	for _, r := range slices.Concat(w.regions, w.old) {
+		if r.place == place {
 			return r
 		}
 	}
-	w.t.Fatalf("there is no region %q", name)
+	w.t.Fatalf("there is no region %q", place)
 	return nil
 }
 
@@ -242,7 +248,7 @@ func (w *world) startAll() {
 }
 
 func (w *world) stopAll() {
-	for _, r := range w.regions {
+	for _, r := range slices.Concat(w.regions, w.old) {
 		r.stop()
 	}
 }
@@ -262,34 +268,34 @@ func (r *region) start() {
 		return
 	}
 	t, logger, src := r.w.t, r.w.log.With("region", r.name), new(source)
-	hub, err := feed.OpenHub(context.Background(), feed.HubConfig{Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Source: src, Logger: logger})
+	served, err := hub.Open(context.Background(), hub.Config{Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Source: src, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
-	apply := func(out registry.Outcome, sender controlplane.Epoch) {
-		hub.Applied(out, sender)
+	apply := func(out ledger.Outcome, sender controlplane.Epoch) {
+		served.Applied(out, sender)
 		if h := r.homes.Load(); h != nil {
 			h.Applied(out)
 		}
 	}
 	l := r.open(apply, logger)
 	src.log.Store(&l)
-	var sources []feed.ImportSource
+	var sources []importer.Source
 	for _, name := range r.w.names() {
 		if name != r.name {
-			sources = append(sources, feed.ImportSource{Region: name, Targets: feed.Fixed(name + ":1"), HTTP: r.w.net.client(r.name)})
+			sources = append(sources, importer.Source{Region: name, Targets: feed.Fixed(r.w.addresses(name)...), HTTP: r.w.net.client(r.name)})
 		}
 	}
-	importer, err := feed.OpenImporter(context.Background(), feed.ImporterConfig{
+	imports, err := importer.Open(context.Background(), importer.Config{
 		Cluster: testCluster, Region: r.name, Sources: sources, State: src, Propose: l.ProposeCommand, Logger: logger})
 	if err != nil {
 		t.Fatal(err)
 	}
 	cfg := Config{
-		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Store: l, Hub: hub,
-		Addresses: func(region string) []string { return []string{region + ":1"} },
-		HTTP:      r.w.net.client(r.name), Logger: logger, Retake: importer.Retake,
-		Since: func() uint64 { return r.since },
+		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Store: l, Snapshot: served.ServeSnapshot,
+		Addresses: r.w.addresses,
+		HTTP:      func(string) *http.Client { return r.w.net.client(r.name) }, Logger: logger, Retake: imports.Retake,
+		Since: func() uint64 { return r.lives(l) },
 	}
 	if r.w.adjust != nil {
 		r.w.adjust(&cfg)
@@ -300,22 +306,22 @@ func (r *region) start() {
 	}
 	r.homes.Store(h)
 	mux := http.NewServeMux()
-	mux.Handle("/feed/v1/", hub.Handler())
+	mux.Handle("/feed/v1/", served.Handler())
 	mux.Handle(Prefix, h.Handler())
 	r.mu.Lock()
-	r.log, r.hub, r.importer, r.up = l, hub, importer, true
+	r.log, r.hub, r.importer, r.up = l, served, imports, true
 	r.mu.Unlock()
-	r.w.net.set(r.name+":1", mux)
+	r.w.net.set(r.place+":1", mux)
 }
 
 // running is the region's log and importer, while it runs.
-func (r *region) running() (log, *feed.Importer, bool) {
+func (r *region) running() (log, *importer.Importer, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.log, r.importer, r.up
 }
 
-func (r *region) open(apply func(registry.Outcome, controlplane.Epoch), logger *slog.Logger) log {
+func (r *region) open(apply func(ledger.Outcome, controlplane.Epoch), logger *slog.Logger) log {
 	if r.w.dir == "" {
 		b := openBare(r.name, r.kept, 2*time.Millisecond, apply)
 		r.found(b)
@@ -323,7 +329,7 @@ func (r *region) open(apply func(registry.Outcome, controlplane.Epoch), logger *
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	q, err := quorum.Open(ctx, quorum.Config{
-		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Dir: filepath.Join(r.w.dir, r.name),
+		Cluster: testCluster, Region: r.name, Node: r.name + "-c1", Dir: filepath.Join(r.w.dir, r.place),
 		Peers: []quorum.Peer{{Node: r.name + "-c1", Addr: r.name + ":2"}}, Homes: r.specs(), Listener: &deaf{closed: make(chan struct{})},
 		Dial:  func(context.Context, string, string) (net.Conn, error) { return nil, errors.New("connection refused") },
 		Since: r.since, Sealer: r.w.sealer, OnApply: apply, Tunables: quorum.Tunables{SegmentBytes: 1 << 20}, Logger: logger,
@@ -338,12 +344,12 @@ func (r *region) open(apply func(registry.Outcome, controlplane.Epoch), logger *
 func (r *region) found(l log) {
 	for _, spec := range r.specs() {
 		var held bool
-		l.View(func(s *registry.State) { _, held = s.Shard(spec.Shard) })
+		l.View(func(s *ledger.State) { _, held = s.Shard(spec.Shard) })
 		if held {
 			continue
 		}
 		var cmd *registry.Command
-		l.View(func(s *registry.State) {
+		l.View(func(s *ledger.State) {
 			e, err := s.Next(spec.Shard, []registry.Change{{Op: registry.OpOpen, Members: slices.Sorted(slices.Values(spec.Members)), Home: r.name}})
 			if err != nil {
 				r.w.t.Fatal(err)
@@ -364,19 +370,19 @@ func (r *region) found(l log) {
 func (r *region) stop() {
 	r.life <- struct{}{}
 	defer func() { <-r.life }()
-	l, importer, up := r.running()
+	l, imports, up := r.running()
 	if !up {
 		return
 	}
 	r.mu.Lock()
 	r.up = false
 	r.mu.Unlock()
-	r.w.net.set(r.name+":1", nil)
+	r.w.net.set(r.place+":1", nil)
 	if b, ok := l.(*bareLog); ok {
 		b.die()
 	}
 	h := r.homes.Swap(nil)
-	if err := errors.Join(importer.Close(), h.Close(), l.close(), r.hub.Close()); err != nil {
+	if err := errors.Join(imports.Close(), h.Close(), l.close(), r.hub.Close()); err != nil {
 		r.w.t.Errorf("stop %s: %v", r.name, err)
 	}
 }
@@ -384,17 +390,50 @@ func (r *region) stop() {
 // backup keeps a real log's directory as it is now, for restore.
 func (r *region) backup() {
 	r.stop()
-	dir := filepath.Join(r.w.dir, r.name)
+	dir := filepath.Join(r.w.dir, r.place)
 	if err := errors.Join(os.RemoveAll(dir+".backup"), os.CopyFS(dir+".backup", os.DirFS(dir))); err != nil {
 		r.w.t.Fatal(err)
 	}
 	r.start()
 }
 
+// oldPeers is the end of their place.
+const oldPeers = "-old"
+
+// recover begins the region anew from one node's copy. Its other nodes, which
+// were given up as lost, are back at their place: they have a majority of the
+// region's log as it was, and the region's certificates.
+func (r *region) recover() {
+	r.stop()
+	dir := filepath.Join(r.w.dir, r.place)
+	err := errors.Join(os.CopyFS(dir+oldPeers, os.DirFS(dir)),
+		quorum.RecoverWith(dir, testCluster, r.name, []quorum.Peer{{Node: r.name + "-c1", Addr: r.name + ":2"}}))
+	if err != nil {
+		r.w.t.Fatal(err)
+	}
+	old := &region{w: r.w, name: r.name, place: r.place + oldPeers, life: make(chan struct{}, 1)}
+	r.w.old = append(r.w.old, old)
+	r.start()
+	old.start()
+}
+
+// addresses are those at which nodes of the region may answer.
+func (w *world) addresses(name string) []string {
+	return []string{name + oldPeers + ":1", name + ":1"}
+}
+
+// lives is which life of the region l is of.
+func (r *region) lives(l log) uint64 {
+	if q, ok := l.(realLog); ok {
+		return q.Since()
+	}
+	return r.since
+}
+
 // restore begins another life of the region with the backup.
 func (r *region) restore() {
 	r.stop()
-	dir := filepath.Join(r.w.dir, r.name)
+	dir := filepath.Join(r.w.dir, r.place)
 	if err := errors.Join(os.RemoveAll(dir), os.CopyFS(dir, os.DirFS(dir+".backup"))); err != nil {
 		r.w.t.Fatal(err)
 	}
@@ -409,7 +448,7 @@ func (r *region) copyOf() (c ownership.Copy, ok bool) {
 	if !r.up {
 		return c, false
 	}
-	r.log.View(func(s *registry.State) {
+	r.log.View(func(s *ledger.State) {
 		var info registry.ShardInfo
 		if info, ok = s.Shard(r.w.shard); s.Version() < registry.VersionOwnership {
 			ok = false
@@ -425,7 +464,7 @@ func (r *region) role() string {
 	if !ok {
 		return "down"
 	}
-	return c.Role(ownership.Member{Region: r.name, Since: r.since}).String()
+	return c.Role(ownership.Member{Region: r.name, Since: r.lives(r.log)}).String()
 }
 
 func (w *world) eventually(limit time.Duration, what string, ok func() bool) bool {
@@ -455,7 +494,7 @@ func (r *region) content() string {
 		return "down"
 	}
 	var text string
-	r.log.View(func(s *registry.State) {
+	r.log.View(func(s *ledger.State) {
 		info, _ := s.Shard(r.w.shard)
 		text = fmt.Sprintf("%v %x", info.Last, s.Digest(r.w.shard))
 	})
@@ -523,7 +562,7 @@ func (r *region) holds(name string) (held bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.up {
-		r.log.View(func(s *registry.State) { _, held = s.Get(registry.KindOrg, orgID(name)) })
+		r.log.View(func(s *ledger.State) { _, held = s.Get(registry.KindOrg, orgID(name)) })
 	}
 	return held
 }
@@ -532,7 +571,7 @@ func (r *region) revoked(name string) (held bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.up {
-		r.log.View(func(s *registry.State) { _, held = s.Revoked(registry.KindKey, keyID(name)) })
+		r.log.View(func(s *ledger.State) { _, held = s.Revoked(registry.KindKey, keyID(name)) })
 	}
 	return held
 }
@@ -544,7 +583,7 @@ func (r *region) quarantined() (names []string) {
 	if !r.up {
 		return nil
 	}
-	r.log.View(func(s *registry.State) {
+	r.log.View(func(s *ledger.State) {
 		for q := range s.Quarantine(r.w.shard) {
 			for _, c := range q.Entry.Changes {
 				if c.Op == registry.OpPut && c.Record.Org != nil {

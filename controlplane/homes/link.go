@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/retry"
 )
 
 // link keeps one other region told how far this one's copies are. The answers
@@ -50,7 +51,7 @@ func (t *term) keep(l *link, regular bool) {
 		}
 		if err := t.say(t.ctx, l.region); err != nil && t.ctx.Err() == nil {
 			t.h.log.Debug("homes: a region does not hear this one; it is told again", "to", l.region, "err", err)
-			if !sleep(t.ctx, rand.N(t.h.cfg.Word/2)) { //nolint:gosec // spreads retries, guards nothing
+			if !retry.Sleep(t.ctx, rand.N(t.h.cfg.Word/2)) { //nolint:gosec // spreads retries, guards nothing
 				return
 			}
 		}

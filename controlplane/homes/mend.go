@@ -10,6 +10,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 const (
@@ -127,7 +128,7 @@ func (t *term) mend() error {
 // for confirmations that nobody can give.
 func (t *term) raise() {
 	ready := true
-	t.h.cfg.Store.View(func(s *registry.State) {
+	t.h.cfg.Store.View(func(s *ledger.State) {
 		if s.Version() >= registry.Version {
 			ready = false
 		}
@@ -176,7 +177,7 @@ type revocationOf struct {
 func (t *term) handIn(sent map[revocationOf]bool) {
 	for shard, home := range t.following() {
 		var news []registry.Revocation
-		t.h.cfg.Store.View(func(s *registry.State) {
+		t.h.cfg.Store.View(func(s *ledger.State) {
 			for q := range s.Quarantine(shard) {
 				for _, c := range q.Entry.Changes {
 					if c.Op != registry.OpRevoke || sent[revocationOf{shard, c.Kind, c.ID}] {

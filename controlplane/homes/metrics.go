@@ -7,7 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane/ownership"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 type metrics struct {
@@ -97,7 +97,7 @@ func (m *metrics) show(s *standing, isolated, now time.Time) {
 }
 
 // showQuarantine counts what waits for a decision.
-func (m *metrics) showQuarantine(s *registry.State) {
+func (m *metrics) showQuarantine(s *ledger.State) {
 	for _, info := range s.Shards() {
 		n := 0
 		for range s.Quarantine(info.Shard) {

@@ -9,10 +9,12 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
 	"ringmain/controlplane/identity"
+	"ringmain/controlplane/retry"
 )
 
 // network carries HTTP between regions in memory. What one says to another
@@ -72,7 +74,7 @@ func (n *network) pass(ctx context.Context, from, to string) error {
 		wait += time.Duration(n.rng.Int64N(int64(n.delay)))
 	}
 	n.mu.Unlock()
-	if !sleep(ctx, wait) {
+	if !retry.Sleep(ctx, wait) {
 		return ctx.Err()
 	}
 	for {
@@ -111,7 +113,9 @@ type caller struct {
 
 func (n *network) client(from string) *http.Client { return &http.Client{Transport: &caller{n, from}} }
 
-func regionOf(addr string) string { return addr[:len(addr)-len(":1")] }
+func regionOf(addr string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(addr, ":1"), oldPeers)
+}
 
 func (c *caller) RoundTrip(r *http.Request) (*http.Response, error) {
 	to := regionOf(r.URL.Host)

@@ -5,6 +5,7 @@ import (
 
 	"ringmain/controlplane/pin"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // pin makes a step of an org's change of pin at the region, until that has
@@ -24,7 +25,7 @@ func (p *player) pin(step, name string, r *region) string {
 // pinStep is what the step would change next, by the region's own copy.
 func (r *region) pinStep(step, org string) (changes []registry.Change) {
 	now := time.Now()
-	r.log.View(func(s *registry.State) {
+	r.log.View(func(s *ledger.State) {
 		rec, ok := s.Get(registry.KindOrg, org)
 		left := pin.Leaving(s, org)
 		switch {
@@ -43,11 +44,11 @@ func (r *region) pinStep(step, org string) (changes []registry.Change) {
 }
 
 func (r *region) pinned(name string) (held bool) {
-	r.log.View(func(s *registry.State) { _, held = s.Revoked(registry.KindPin, registry.PinID(orgID(name), "eu")) })
+	r.log.View(func(s *ledger.State) { _, held = s.Revoked(registry.KindPin, registry.PinID(orgID(name), "eu")) })
 	return held
 }
 
 func (r *region) leaving(name string) (left bool) {
-	r.log.View(func(s *registry.State) { left = pin.Leaving(s, orgID(name)) != nil })
+	r.log.View(func(s *ledger.State) { left = pin.Leaving(s, orgID(name)) != nil })
 	return left
 }

@@ -16,6 +16,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/retry"
 )
 
 // TestScenarios plays testdata/scenarios/*.txt: commands, and after each what
@@ -136,6 +137,8 @@ func (p *player) do(words []string) string {
 		w.region(args[0]).backup()
 	case "restore": // REGION with its backup, in another life
 		w.region(args[0]).restore()
+	case "recover": // REGION from one of its nodes; the others live on, and answer at REGION-old
+		w.region(args[0]).recover()
 	case "epoch": // REGION: whether its home's counter is of the region's present life
 		c, _ := w.region(args[0]).copyOf()
 		return strconv.FormatBool(c.Last.Epoch.Counter >= w.region(args[0]).since)
@@ -227,7 +230,7 @@ func label(err error, ok string) string {
 		err  error
 		text string
 	}{{ErrHomeLives, "home lives"}, {ErrNoMajority, "no majority"}, {ErrRival, "rival"}, {ErrMoveAborted, "aborted"}, {ErrDeposed, "deposed"},
-		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrFormerLife, "former life"}, {ErrAlreadyHome, "home already"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
+		{ErrBusy, "busy"}, {ErrNotMember, "no member"}, {ErrFormerLife, "former life"}, {ErrAlreadyHome, "home already"}, {ErrParted, "parted"}, {controlplane.ErrNotHome, "not home"}, {controlplane.ErrNoHome, "no home"},
 		{controlplane.ErrUnreachable, "unreachable"}, {context.DeadlineExceeded, "unconfirmed"}, {controlplane.ErrNoLeader, "no leader"}} {
 		if errors.Is(err, l.err) {
 			return l.text
@@ -243,7 +246,7 @@ func (p *player) write(changes []registry.Change, r *region, multi bool) string 
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
 	defer cancel()
 	point, err := r.propose(ctx, changes)
-	for errors.Is(err, controlplane.ErrNoLeader) && sleep(ctx, 10*time.Millisecond) {
+	for errors.Is(err, controlplane.ErrNoLeader) && retry.Sleep(ctx, 10*time.Millisecond) {
 		point, err = r.propose(ctx, changes) // an election
 	}
 	if errors.Is(err, context.DeadlineExceeded) {
@@ -271,7 +274,7 @@ func (p *player) takeover(args []string) string {
 	defer cancel()
 	began := time.Now()
 	res, err := p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts)
-	for errors.Is(err, controlplane.ErrNoLeader) && sleep(ctx, 10*time.Millisecond) {
+	for errors.Is(err, controlplane.ErrNoLeader) && retry.Sleep(ctx, 10*time.Millisecond) {
 		res, err = p.w.region(args[0]).homes.Load().Takeover(ctx, p.w.shard, opts) // it was started this moment
 	}
 	if err == nil && time.Since(began) > 5*time.Second {

@@ -14,6 +14,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/retry"
 )
 
 // TestSchedules plays seeded random faults against writers that keep book, and
@@ -129,7 +130,7 @@ func (w *world) writer(ctx context.Context, b *book, rng *rand.Rand, id int) {
 			cancel()
 		}
 		b.note(name, err, confirmed)
-		if !sleep(ctx, time.Duration(rng.IntN(120))*time.Millisecond) {
+		if !retry.Sleep(ctx, time.Duration(rng.IntN(120))*time.Millisecond) {
 			return
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Handler serves Prefix on a mutual-TLS listener made by identity: whose words
@@ -176,7 +177,7 @@ func (h *Homes) enter() error {
 func (a asked) copyFor(shard controlplane.Shard) (ownership.Copy, ownership.Member, error) {
 	var info registry.ShardInfo
 	var held bool
-	a.t.h.cfg.Store.View(func(s *registry.State) {
+	a.t.h.cfg.Store.View(func(s *ledger.State) {
 		if info, held = s.Shard(shard); s.Version() < registry.VersionOwnership {
 			held = false
 		}
@@ -226,9 +227,9 @@ func (h *Homes) serveTail(a asked, q *tailRequest) (answer tailAnswer, err error
 	if err := a.reported(q); err != nil {
 		return answer, err
 	}
-	var held []*registry.Held
+	var held []*ledger.Held
 	var ok bool
-	h.cfg.Store.View(func(s *registry.State) { held, ok = s.Tail(q.Shard, q.After, 0) })
+	h.cfg.Store.View(func(s *ledger.State) { held, ok = s.Tail(q.Shard, q.After, 0) })
 	if !ok {
 		return answer, errSnapshot
 	}
@@ -272,10 +273,10 @@ func (h *Homes) serveSnapshot(w http.ResponseWriter, a asked) error {
 	if err := a.reported(q); err != nil {
 		return err
 	}
-	if h.cfg.Hub == nil {
+	if h.cfg.Snapshot == nil {
 		return refuse(http.StatusNotImplemented, "this node sends no snapshots")
 	}
-	return h.cfg.Hub.ServeSnapshot(a.Context(), w, q.Shard, q.Base)
+	return h.cfg.Snapshot(a.Context(), w, q.Shard, q.Base)
 }
 
 // serveRevoke makes revocations that another region accepted part of a shard
@@ -289,7 +290,7 @@ func (h *Homes) serveRevoke(a asked, q *revokeRequest) (digestAnswer, error) {
 		return digestAnswer{}, fmt.Errorf("shard %s: %w", q.Shard, controlplane.ErrNoHome)
 	}
 	var news []registry.Revocation
-	h.cfg.Store.View(func(s *registry.State) {
+	h.cfg.Store.View(func(s *ledger.State) {
 		for _, v := range q.Revocations {
 			if _, known := s.Revoked(v.Kind, v.ID); !known && v.Shard == q.Shard {
 				news = append(news, v)

@@ -94,7 +94,7 @@ func TestWhoseWords(t *testing.T) {
 // TestNotTheLeader: a node that does not lead names who does.
 func TestNotTheLeader(t *testing.T) {
 	h, err := Open(context.Background(), Config{Cluster: testCluster, Region: "us", Node: "us-c2", Store: follower{},
-		Addresses: func(string) []string { return nil }, HTTP: http.DefaultClient})
+		Addresses: func(string) []string { return nil }, HTTP: func(string) *http.Client { return http.DefaultClient }})
 	if err != nil {
 		t.Fatal(err)
 	}

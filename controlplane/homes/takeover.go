@@ -1,6 +1,7 @@
 package homes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 const (
@@ -51,6 +54,9 @@ func (t *term) takeover(ctx context.Context, shard controlplane.Shard, opts Take
 			return res, err
 		}
 	}
+	if err := c.parted(ctx); err != nil {
+		return res, err
+	}
 	res, err = c.run(ctx)
 	t.h.metrics.tookOver("takeover", err)
 	return res, err
@@ -89,7 +95,7 @@ func (t *term) during(ctx context.Context) (context.Context, context.CancelFunc)
 // candidate claims the shard for one candidacy. Release it afterwards.
 func (t *term) candidate(shard controlplane.Shard, opts TakeoverOptions) (*candidacy, error) {
 	var version uint64
-	t.h.cfg.Store.View(func(s *registry.State) { version = s.Version() })
+	t.h.cfg.Store.View(func(s *ledger.State) { version = s.Version() })
 	t.look()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -150,6 +156,27 @@ func (c *candidacy) homeIsLost(ctx context.Context) error {
 	return nil
 }
 
+// parted refuses regions that could never follow the home that adds them: what
+// is confirmed is not cut. As members they would keep a majority from it.
+func (c *candidacy) parted(ctx context.Context) error {
+	c.t.mu.Lock()
+	role, own := c.s.role, c.s.copy
+	c.t.mu.Unlock()
+	if role != ownership.Home {
+		return nil // the base may be another's copy
+	}
+	for _, region := range c.add {
+		theirs, err := c.t.askCopy(ctx, region, c.s.shard)
+		if err != nil {
+			return fmt.Errorf("shard %s: nothing was done: region %s does not say how its copy stands: %w", c.s.shard, region, err)
+		}
+		if own.Common(theirs.Last, theirs.Spans) < min(own.Last.Seq, theirs.Confirmed) {
+			return fmt.Errorf("shard %s, region %s: %w", c.s.shard, region, ErrParted)
+		}
+	}
+	return nil
+}
+
 // closeBehind waits until this copy is nearly where the home is, so that little
 // is left to copy while nobody writes.
 func (c *candidacy) closeBehind(ctx context.Context) error {
@@ -165,7 +192,7 @@ func (c *candidacy) closeBehind(ctx context.Context) error {
 		switch {
 		case role == ownership.Follower && w.Promised == at.Epoch && w.Last.Epoch == at.Epoch && w.Last.Seq <= at.Seq+smallLag:
 			return nil
-		case !sleep(ctx, lookAgain):
+		case !retry.Sleep(ctx, lookAgain):
 			return fmt.Errorf("shard %s: this region, at %s.%d, is not close behind its home, at %s.%d: %w",
 				c.s.shard, at.Epoch, at.Seq, w.Last.Epoch, w.Last.Seq, context.Cause(ctx))
 		}
@@ -179,7 +206,7 @@ func (c *candidacy) run(ctx context.Context) (Result, error) {
 			return Result{}, err
 		}
 		res, err := c.campaign(ctx)
-		var misfit *registry.StructureError
+		var misfit *ledger.StructureError
 		var refused *refusedError
 		switch {
 		case err == nil:
@@ -190,7 +217,7 @@ func (c *candidacy) run(ctx context.Context) (Result, error) {
 			return res, err
 		}
 		c.t.h.log.Info("homes: a candidacy was refused; it is tried again above", "shard", c.s.shard, "epoch", c.used.String(), "err", err)
-		if !sleep(ctx, window/2+rand.N(window)) { //nolint:gosec // parts rivals, guards nothing
+		if !retry.Sleep(ctx, window/2+rand.N(window)) { //nolint:gosec // parts rivals, guards nothing
 			return res, fmt.Errorf("shard %s: %w", c.s.shard, tooFew(ctx))
 		}
 		if rival := c.rival(); rival != "" {
@@ -225,7 +252,7 @@ func (c *candidacy) enoughAnswer(ctx context.Context) error {
 		if len(silent) == 0 {
 			return nil
 		}
-		if !sleep(ctx, lookAgain) {
+		if !retry.Sleep(ctx, lookAgain) {
 			return fmt.Errorf("shard %s: nothing was done: no word from %s: %w", c.s.shard, strings.Join(silent, ", "), tooFew(ctx))
 		}
 	}
@@ -432,6 +459,20 @@ func (t *term) askSeal(ctx context.Context, region string, shard controlplane.Sh
 	return ownership.Report{From: ownership.Member{Region: region, Since: r.Since}, Copy: r.copy()}, err
 }
 
+// askCopy has region say how its copy stands. It is the answer to a candidate
+// to whom it is not sealed.
+func (t *term) askCopy(ctx context.Context, region string, shard controlplane.Shard) (ownership.Copy, error) {
+	ctx, cancel := context.WithTimeout(ctx, t.h.cfg.Call)
+	defer cancel()
+	q := &tailRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: controlplane.Epoch{Counter: 1, Region: t.h.cfg.Region}}
+	err := t.h.client.ask(ctx, region, pathTail, q, new(tailAnswer))
+	var refused *refusedError
+	if !errors.As(err, &refused) {
+		return ownership.Copy{}, cmp.Or(err, errMalformed)
+	}
+	return refused.report.copy(), nil
+}
+
 // writable waits until the log says that the epoch is confirmed.
 func (c *candidacy) writable(ctx context.Context) error {
 	for {
@@ -444,7 +485,7 @@ func (c *candidacy) writable(ctx context.Context) error {
 			return nil
 		case role != ownership.Opening:
 			return fmt.Errorf("shard %s: %w", c.s.shard, ErrRival)
-		case !sleep(ctx, 2*time.Millisecond):
+		case !retry.Sleep(ctx, 2*time.Millisecond):
 			return context.Cause(ctx)
 		}
 	}

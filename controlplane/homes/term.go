@@ -14,6 +14,8 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 // term is one leadership of this node: everything volatile.
@@ -141,7 +143,7 @@ func (t *term) look() {
 	t.looking.Lock() // else an older view could overwrite a later one
 	defer t.looking.Unlock()
 	var infos []registry.ShardInfo
-	t.h.cfg.Store.View(func(s *registry.State) { infos = s.Shards() })
+	t.h.cfg.Store.View(func(s *ledger.State) { infos = s.Shards() })
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, info := range infos {
@@ -285,12 +287,16 @@ func (t *term) hear(region string, ws []Word) {
 		if s == nil || !slices.Contains(s.ever, region) {
 			continue
 		}
-		if _, known := s.heard[region]; !known {
+		s.tally = s.tally.Hear(ownership.Member{Region: region, Since: w.Since}, w.Last)
+		t.settle(s)
+		before, known := s.heard[region]
+		if w.Since < before.word.Since {
+			continue // peers that a recovery gave up: what they accepted is true, but they are not the region any more
+		}
+		if !known {
 			wake(t.met)
 		}
 		s.heard[region] = heard{now, w}
-		s.tally = s.tally.Hear(ownership.Member{Region: region, Since: w.Since}, w.Last)
-		t.settle(s)
 		if home := s.role == ownership.Home || s.role == ownership.Opening; home && w.Promised.Compare(s.copy.Promised) > 0 && !s.busy {
 			s.busy = true
 			t.backgroundLocked(func() { t.giveWay(s, region, w.Promised) })
@@ -306,7 +312,7 @@ const giveWayAfter = 500 * time.Millisecond
 // that stops writing.
 func (t *term) giveWay(s *standing, region string, e controlplane.Epoch) {
 	defer t.release(s)
-	if !sleep(t.ctx, giveWayAfter) || !t.stillHome(s, e) {
+	if !retry.Sleep(t.ctx, giveWayAfter) || !t.stillHome(s, e) {
 		return
 	}
 	t.h.log.Warn("homes: a member has promised a later epoch: this home stops writing", "shard", s.shard, "member", region, "epoch", e.String())
@@ -379,7 +385,7 @@ func (t *term) confirm() error {
 		for _, c := range t.confirmable() {
 			if err := t.propose(t.ctx, &registry.Command{Type: registry.CmdConfirm, Confirm: c}); err != nil && t.ctx.Err() == nil {
 				t.h.log.Info("homes: what is confirmed could not be written; it is tried again", "shard", c.Shard, "err", err)
-				if !sleep(t.ctx, t.h.cfg.Confirm) {
+				if !retry.Sleep(t.ctx, t.h.cfg.Confirm) {
 					return nil
 				}
 			}

@@ -12,6 +12,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // batch is how many changes are made at once, below registry.MaxChanges.
@@ -45,7 +46,7 @@ func Begin(org *registry.Record, jurisdiction string, target controlplane.Shard,
 }
 
 // Ready returns why the region cannot take part in a change yet.
-func Ready(s *registry.State) error {
+func Ready(s *ledger.State) error {
 	if v := s.Version(); v < registry.VersionSafety {
 		return controlplane.Refuse(controlplane.RuleConflict, "to",
 			"orgs change their pin from cluster version %d on, and the region is at %d: upgrade all of its nodes", registry.VersionSafety, v)
@@ -59,7 +60,7 @@ type zeros struct{}
 func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
 
 // Leaving returns the relocation by which the org is being left, or nil.
-func Leaving(s *registry.State, org string) *registry.Record {
+func Leaving(s *ledger.State, org string) *registry.Record {
 	if r, ok := s.Relocation(org); ok && r.Relocation.To != "" {
 		return r
 	}
@@ -67,7 +68,7 @@ func Leaving(s *registry.State, org string) *registry.Record {
 }
 
 // Arriving returns the relocation by which the org took another's place, or nil.
-func Arriving(s *registry.State, org string) *registry.Record {
+func Arriving(s *ledger.State, org string) *registry.Record {
 	if r, ok := s.Relocation(org); ok && r.Relocation.From != "" {
 		return r
 	}
@@ -77,7 +78,7 @@ func Arriving(s *registry.State, org string) *registry.Record {
 // Copy returns the next changes to the shard that left names, of a state that
 // holds both shards; none when all is copied. Each call makes what is missing,
 // so it goes on wherever the last one ended.
-func Copy(s *registry.State, left *registry.Relocation, at time.Time) ([]registry.Change, error) {
+func Copy(s *ledger.State, left *registry.Relocation, at time.Time) ([]registry.Change, error) {
 	ms := at.UnixMilli()
 	old, ok := s.Get(registry.KindOrg, left.Org)
 	if !ok {
@@ -146,7 +147,7 @@ func Noted(rel *registry.Record, at time.Time, note func(*registry.Relocation)) 
 
 // Reissued returns the record of the key that takes the place of old, by its
 // id and hash.
-func Reissued(s *registry.State, old *registry.Record, id string, hash []byte, hint string) (*registry.Record, error) {
+func Reissued(s *ledger.State, old *registry.Record, id string, hash []byte, hint string) (*registry.Record, error) {
 	project, ok := s.Get(registry.KindProject, old.Key.Project)
 	if !ok {
 		return nil, controlplane.Refuse(controlplane.RuleNotFound, "project", "%s does not exist", old.Key.Project)
@@ -168,7 +169,7 @@ func Reissued(s *registry.State, old *registry.Record, id string, hash []byte, h
 
 // Retire returns the next revocations of an org that is left, then the word
 // that there are none more to make; nothing when that is said.
-func Retire(s *registry.State, left *registry.Record, at time.Time) []registry.Change {
+func Retire(s *ledger.State, left *registry.Record, at time.Time) []registry.Change {
 	if left.Relocation.Retired != 0 {
 		return nil
 	}
@@ -189,7 +190,7 @@ func Retire(s *registry.State, left *registry.Record, at time.Time) []registry.C
 
 // Erase returns the next deletions of an org whose successor's pin is in force;
 // the org and its relocation come last, and after them nothing.
-func Erase(s *registry.State, org string) []registry.Change {
+func Erase(s *ledger.State, org string) []registry.Change {
 	var changes []registry.Change
 	gone := func(r *registry.Record) bool {
 		changes = append(changes, registry.Change{Op: registry.OpDelete, Kind: r.Kind, ID: r.Meta.ID})
@@ -217,7 +218,7 @@ func Erase(s *registry.State, org string) []registry.Change {
 
 // Rehearse makes the change on a copy of a state that holds both shards, and
 // returns what it would be refused for: before anything is tightened for good.
-func Rehearse(s *registry.State, org *registry.Record, jurisdiction string, target controlplane.Shard, at time.Time) error {
+func Rehearse(s *ledger.State, org *registry.Record, jurisdiction string, target controlplane.Shard, at time.Time) error {
 	changes, err := Begin(org, jurisdiction, target, at)
 	if err != nil {
 		return err
@@ -237,7 +238,7 @@ func Rehearse(s *registry.State, org *registry.Record, jurisdiction string, targ
 	return nil
 }
 
-func apply(s *registry.State, shard controlplane.Shard, changes []registry.Change) error {
+func apply(s *ledger.State, shard controlplane.Shard, changes []registry.Change) error {
 	if err := s.Check(shard, changes); err != nil {
 		return err
 	}
@@ -252,7 +253,7 @@ func apply(s *registry.State, shard controlplane.Shard, changes []registry.Chang
 	return s.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{encoded}}).Err
 }
 
-func keysOf(s *registry.State, org string) iter.Seq[*registry.Record] {
+func keysOf(s *ledger.State, org string) iter.Seq[*registry.Record] {
 	return func(yield func(*registry.Record) bool) {
 		for _, p := range s.ProjectsOf(org, "", 0) {
 			for _, k := range s.KeysOf(p.Meta.ID, "", 0) {

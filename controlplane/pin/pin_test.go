@@ -12,8 +12,10 @@ import (
 	"go.uber.org/goleak"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/pin"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,16 +29,16 @@ const (
 type region struct {
 	t      *testing.T
 	name   string
-	state  *registry.State
+	state  *ledger.State
 	inbox  [][]byte // entries of the other home that are on their way
 	peer   *region  // holds any-us-east and global too
-	behind []*registry.State
-	node   *registry.State // what the data node was given
+	behind []*ledger.State
+	node   *ledger.State // what the data node was given
 }
 
 func newWorld(t *testing.T) (us, eu *region) {
-	us = &region{t: t, name: "us-east", state: registry.New()}
-	eu = &region{t: t, name: "eu-fra", state: registry.New()}
+	us = &region{t: t, name: "us-east", state: ledger.New()}
+	eu = &region{t: t, name: "eu-fra", state: ledger.New()}
 	us.peer, eu.peer = eu, us
 	for _, r := range []*region{us, eu} {
 		if out := r.state.Apply(&registry.Command{Type: registry.CmdVersion, Version: registry.Version}); out.Err != nil {
@@ -141,7 +143,7 @@ func furnish(us *region, projects, keys int) {
 }
 
 // told is an org and what is below it but keys, without ids.
-func told(s *registry.State, org string) string {
+func told(s *ledger.State, org string) string {
 	o, ok := s.Get(registry.KindOrg, org)
 	if !ok {
 		return ""
@@ -160,7 +162,7 @@ func told(s *registry.State, org string) string {
 }
 
 // served is the naive rule of a data node: where it lets a key run.
-func served(node *registry.State, key string) (in []string) {
+func served(node *ledger.State, key string) (in []string) {
 	k, ok := node.Get(registry.KindKey, key)
 	if !ok || k.Key.Revoked != 0 {
 		return nil
@@ -637,5 +639,63 @@ func TestAKeyIsReissuedOnce(t *testing.T) {
 	eu.must(pinEU, registry.Change{Op: registry.OpDelete, Kind: registry.KindKey, ID: "key_eu_1xV3rp" + registry.Chance(old.Meta.ID)})
 	if err := reissue("1xV3rq"); err != nil {
 		t.Errorf("the first is gone: %v", err)
+	}
+}
+
+// A takeover that undoes the beginning leaves the org that was to take the
+// place: both are told of it, and it can be deleted, but not before.
+func TestAChangeThatWasCutOffIsToldAndCleared(t *testing.T) {
+	us, eu := newWorld(t)
+	furnish(us, 1, 0)
+	org, _ := us.state.Get(registry.KindOrg, orgID)
+	before := us.state.Position()[anyUS]
+	at := time.Unix(1_800_000_000, 0)
+	changes, err := pin.Begin(org, "eu", pinEU, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	us.must(anyUS, changes...)
+	eu.receive(len(eu.inbox))
+	to := pin.Leaving(eu.state, orgID).Relocation.To
+	for {
+		if changes, err = pin.Copy(eu.state, pin.Leaving(eu.state, orgID).Relocation, at); err != nil {
+			t.Fatal(err)
+		}
+		if len(changes) == 0 {
+			break
+		}
+		eu.must(pinEU, changes...)
+	}
+	clear := func() []registry.Change {
+		var all []registry.Change
+		for _, kind := range []registry.Kind{registry.KindPolicy, registry.KindProject, registry.KindRelocation, registry.KindOrg} {
+			for _, r := range eu.state.List(kind, "", 0, func(r *registry.Record) bool { return r.Meta.Shard == pinEU }) {
+				all = append(all, registry.Change{Op: registry.OpDelete, Kind: kind, ID: r.Meta.ID})
+			}
+		}
+		return all
+	}
+	if err := eu.state.Check(pinEU, clear()); err == nil {
+		t.Error("the org that takes the place can be deleted while the other is being left")
+	}
+	opening := registry.Opening("eu-fra", []ownership.Member{{Region: "eu-fra"}, {Region: "us-east"}}, false)
+	e := &registry.Entry{Shard: anyUS, Epoch: controlplane.Epoch{Counter: before.Epoch.Counter + 1, Region: "eu-fra"}, Seq: before.Seq + 1, Prev: before.Epoch, Changes: []registry.Change{opening}}
+	b, err := registry.EncodeEntry(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if out := eu.state.Apply(&registry.Command{Type: registry.CmdAccept, Sender: e.Epoch, Entries: [][]byte{b}}); out.Err != nil || len(out.Cut) != 1 {
+		t.Fatalf("the beginning is not undone: %+v", out)
+	}
+	for _, id := range []string{orgID, to} {
+		if st, ok := pin.Of(eu.state, id, at); !ok || st.Phase != pin.CutOff || st.Org != orgID || st.Successor != to {
+			t.Errorf("of %s is told: %+v", id, st)
+		}
+	}
+	if err := eu.commit(pinEU, clear()...); err != nil {
+		t.Errorf("what was left over cannot be cleared: %v", err)
+	}
+	if st, ok := pin.Of(eu.state, orgID, at); ok {
+		t.Errorf("after that: %+v", st)
 	}
 }

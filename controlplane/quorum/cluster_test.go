@@ -5,17 +5,16 @@ import (
 	"errors"
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/memnet"
 )
 
 func TestElectProposeReplicate(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -50,9 +49,7 @@ func TestElectProposeReplicate(t *testing.T) {
 }
 
 func TestFailover(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		var took []time.Duration
@@ -76,9 +73,7 @@ func TestFailover(t *testing.T) {
 }
 
 func TestHandover(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		for i := range 10 {
@@ -103,18 +98,16 @@ func TestHandover(t *testing.T) {
 // TestStopWithNobodyToTakeOver: the stop of a leader, or of one that just led,
 // does not wait for peers that do not answer.
 func TestStopWithNobodyToTakeOver(t *testing.T) {
-	for _, state := range []linkState{linkCut, linkDark} {
+	for _, state := range []memnet.State{memnet.Cut, memnet.Dark} {
 		for _, leads := range []bool{true, false} {
-			dir := fastDir(t)
-			synctest.Test(t, func(t *testing.T) {
-				c := newCluster(t, dir, 3, newMemNet())
+			inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 				c.startAll()
 				defer c.stopAll()
 				old := c.leader()
 				c.mustPropose(old, put(orgID(1), "before"))
 				for _, nd := range c.nodes {
 					if nd != old {
-						c.net.set(old.addr, nd.addr, state)
+						c.net.Set(old.addr, nd.addr, state)
 					}
 				}
 				start := time.Now()
@@ -135,10 +128,8 @@ func TestStopWithNobodyToTakeOver(t *testing.T) {
 }
 
 func TestMinorityLeader(t *testing.T) {
-	for _, state := range []linkState{linkCut, linkDark} {
-		dir := fastDir(t)
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, dir, 3, newMemNet())
+	for _, state := range []memnet.State{memnet.Cut, memnet.Dark} {
+		inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 			c.startAll()
 			defer c.stopAll()
 			old := c.leader()
@@ -149,7 +140,7 @@ func TestMinorityLeader(t *testing.T) {
 			}
 			for _, nd := range c.nodes {
 				if nd != old {
-					c.net.set(old.addr, nd.addr, state)
+					c.net.Set(old.addr, nd.addr, state)
 				}
 			}
 			_, err := old.q.Propose(context.Background(), testShard, create(orgID(2), "lost"))
@@ -172,7 +163,7 @@ func TestMinorityLeader(t *testing.T) {
 				t.Errorf("proposal at the cut-off node: %v", err)
 			}
 			for _, nd := range c.nodes {
-				c.net.set(old.addr, nd.addr, 0)
+				c.net.Set(old.addr, nd.addr, 0)
 			}
 			c.converged()
 			if got := nameOf(old.q, orgID(2)); got != "won" {
@@ -183,9 +174,7 @@ func TestMinorityLeader(t *testing.T) {
 }
 
 func TestRefusedEntryConsumesSequence(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -198,7 +187,7 @@ func TestRefusedEntryConsumesSequence(t *testing.T) {
 		}
 		// Ten at once: they all pass the check, one passes when applied.
 		type result struct {
-			out registry.Outcome
+			out ledger.Outcome
 			err error
 		}
 		results := make(chan result, 10)
@@ -232,9 +221,7 @@ func TestRefusedEntryConsumesSequence(t *testing.T) {
 }
 
 func TestRestartFromImageAndLog(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -249,10 +236,10 @@ func TestRestartFromImageAndLog(t *testing.T) {
 		want := digests(lead.q)
 		before := make(map[string]uint64)
 		for _, nd := range c.nodes {
-			nd.q.streams.cut()
+			nd.q.trans.Cut()
 		}
 		for _, nd := range c.nodes {
-			before[nd.name] = nd.q.machine.image.Mark().Applied
+			before[nd.name] = nd.q.machine.Saved().Applied
 			c.kill(nd)
 		}
 		c.startAll()
@@ -272,9 +259,7 @@ func TestRestartFromImageAndLog(t *testing.T) {
 }
 
 func TestSnapshotToWipedFollower(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery = 5, 20, time.Second
 		c.tune.SegmentBytes = 4 << 10 // the wal serves cut entries as long as their file lives
 		c.startAll()
@@ -301,7 +286,7 @@ func TestSnapshotToWipedFollower(t *testing.T) {
 		// What was staged came along: the rest of it is adopted alike.
 		stageRest(t, lead)
 		c.converged()
-		victim.q.View(func(s *registry.State) {
+		victim.q.View(func(s *ledger.State) {
 			if _, ok := s.Shard("eu"); !ok {
 				t.Error("the adopted shard is missing")
 			}
@@ -319,9 +304,7 @@ func TestSnapshotToWipedFollower(t *testing.T) {
 }
 
 func TestLaggingFollowerIsReset(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery = 5, 20, time.Second
 		c.tune.SegmentBytes = 4 << 10 // the wal serves cut entries as long as their file lives
 		c.startAll()
@@ -334,7 +317,7 @@ func TestLaggingFollowerIsReset(t *testing.T) {
 		c.converged()
 		for _, nd := range c.nodes {
 			if nd != victim {
-				c.net.set(victim.addr, nd.addr, linkCut)
+				c.net.Set(victim.addr, nd.addr, memnet.Cut)
 			}
 		}
 		for i := range 60 {
@@ -342,12 +325,12 @@ func TestLaggingFollowerIsReset(t *testing.T) {
 		}
 		time.Sleep(5 * time.Second)
 		for _, nd := range c.nodes {
-			c.net.set(victim.addr, nd.addr, 0)
+			c.net.Set(victim.addr, nd.addr, 0)
 		}
 		waiting, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 		defer cancel()
 		var point controlplane.Point
-		lead.q.View(func(s *registry.State) { info, _ := s.Shard(testShard); point = info.Last })
+		lead.q.View(func(s *ledger.State) { info, _ := s.Shard(testShard); point = info.Last })
 		if err := victim.q.Wait(waiting, testShard, point); err != nil {
 			t.Fatal(err)
 		}
@@ -359,9 +342,7 @@ func TestLaggingFollowerIsReset(t *testing.T) {
 // whose log no longer reaches back to where they parted.
 func TestSnapshotOverUncommittedTail(t *testing.T) {
 	for _, extra := range []int{1, 4, 30} {
-		dir := fastDir(t)
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, dir, 3, newMemNet())
+		inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 			c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery, c.tune.SegmentBytes = 1, 2, 100*time.Millisecond, 1<<10
 			c.startAll()
 			defer c.stopAll()
@@ -370,9 +351,7 @@ func TestSnapshotOverUncommittedTail(t *testing.T) {
 				c.mustPropose(old, create(orgID(i), "x"))
 			}
 			c.converged()
-			for _, nd := range c.nodes {
-				c.net.set(old.addr, nd.addr, linkCut)
-			}
+			c.isolate(old, memnet.Cut)
 			for i := range extra {
 				go func() {
 					_, err := old.q.Propose(context.Background(), testShard, create(orgID(100+i), "lost"))
@@ -393,9 +372,12 @@ func TestSnapshotOverUncommittedTail(t *testing.T) {
 				c.mustPropose(next, put(orgID(i), "won"))
 			}
 			time.Sleep(time.Second)
-			for _, nd := range c.nodes {
-				c.net.set(old.addr, nd.addr, 0)
+			// This leader holds entries for the old one since before they were cut.
+			if err := next.q.Transfer(t.Context(), ""); err != nil {
+				t.Fatal(err)
 			}
+			time.Sleep(time.Second)
+			c.isolate(old, memnet.Open)
 			c.converged()
 			if got := nameOf(old.q, orgID(1)); got != "won" {
 				t.Errorf("the old leader has %q", got)

@@ -8,12 +8,18 @@ import (
 	"net"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"github.com/hashicorp/raft-wal/types"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/quorum/members"
+	"ringmain/controlplane/quorum/raftlog"
+	"ringmain/controlplane/quorum/store"
+	"ringmain/controlplane/quorum/wire"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -73,7 +79,7 @@ type Config struct {
 	// OnApply is told, in order, of every command that takes effect, those
 	// replayed at start included. After a snapshot from the leader it gets an
 	// Outcome with nothing but Points, Reset and Reports. It must not block. May be nil.
-	OnApply func(out registry.Outcome, sender controlplane.Epoch)
+	OnApply func(out ledger.Outcome, sender controlplane.Epoch)
 
 	Tunables   Tunables
 	Logger     *slog.Logger          // nil = none
@@ -190,6 +196,24 @@ func (c *Config) self() Peer {
 	return Peer{}
 }
 
+func (c *Config) wire(logger hclog.Logger) wire.Config {
+	w := wire.Config{Node: c.Node, Addrs: make(map[string]string), Listener: c.Listener, Dial: c.Dial, Version: registry.Version, Logger: logger}
+	for _, p := range c.Peers {
+		w.Addrs[p.Node] = p.Addr
+	}
+	return w
+}
+
+func (c *Config) store(fatal func(error)) store.Config {
+	return store.Config{Dir: c.Dir, Cluster: c.Cluster, Region: c.Region, Sealer: c.Sealer, Logger: raftlog.New(c.Logger),
+		SegmentBytes: c.Tunables.SegmentBytes, Fatal: fatal, Files: c.logFiles}
+}
+
+func (q *Quorum) membersConfig() members.Config {
+	return members.Config{Raft: q.raft, Self: q.cfg.Node, Leads: q.leadsIn, Elsewhere: q.elsewhere, Pulse: q.pulse, Moved: q.trans.Moved,
+		Promote: q.cfg.Tunables.Promote, RemoveDead: q.cfg.Tunables.RemoveDead, Logger: q.log}
+}
+
 // founders is the membership with which a fresh region begins.
 func (c *Config) founders() raft.Configuration {
 	var conf raft.Configuration
@@ -217,7 +241,7 @@ func (c *Config) raftConfig(notify chan<- bool) *raft.Config {
 	rc.NoSnapshotRestoreOnStart = true // the image is as far, or reconcile brought it there
 	rc.NotifyCh = notify
 	rc.ShutdownOnRemove = false // it says what happened, and can be added again
-	rc.Logger = newRaftLogger(c.Logger)
+	rc.Logger = raftlog.New(c.Logger)
 	rc.NoLegacyTelemetry = true
 	return rc
 }

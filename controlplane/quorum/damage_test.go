@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 )
 
@@ -15,9 +14,7 @@ import (
 // beyond it. Whatever is altered in either, or torn off them, is named, or of
 // no account.
 func TestSnapshotDamage(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery, c.tune.SegmentBytes = 2, 10, time.Second, 4<<10
 		nd := c.nodes[0]
 		c.start(nd)
@@ -34,7 +31,7 @@ func TestSnapshotDamage(t *testing.T) {
 		if err := os.Remove(filepath.Join(nd.dir, nameImage)); err != nil {
 			t.Fatal(err)
 		}
-		saved := filepath.Join(dir, "saved")
+		saved := filepath.Join(c.dir, "saved")
 		if err := os.CopyFS(saved, os.DirFS(nd.dir)); err != nil {
 			t.Fatal(err)
 		}
@@ -92,9 +89,7 @@ func TestSnapshotDamage(t *testing.T) {
 
 // An image that ends too early is named, wherever it ends.
 func TestTornImage(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		nd, want := oneNode(t, c)
 		path := filepath.Join(nd.dir, nameImage)
 		good, err := os.ReadFile(path)

@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -20,12 +19,11 @@ import (
 	"github.com/hashicorp/raft-wal/types"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/quorum/store"
 )
 
 func TestWrongOwner(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		c.startAll()
 		c.mustPropose(c.leader(), create(orgID(1), "a"))
 		c.stopAll()
@@ -41,8 +39,8 @@ func TestWrongOwner(t *testing.T) {
 				continue
 			}
 			cfg := c.config(c.nodes[0])
-			wrong := owner{Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node}
-			for _, o := range []owner{{Cluster: "test", Region: testRegion, Node: "c1"}, wrong} {
+			wrong := store.Owner{Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node}
+			for _, o := range []store.Owner{{Cluster: "test", Region: testRegion, Node: "c1"}, wrong} {
 				if !strings.Contains(err.Error(), o.String()) {
 					t.Errorf("%s: the error does not name %s: %v", name, o, err)
 				}
@@ -81,15 +79,13 @@ func oneNode(t *testing.T, c *cluster) (nd *node, want string) {
 
 // Whatever byte of the log is altered or lost, it is named, or of no account.
 func TestLogDamage(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		nd, want := oneNode(t, c)
 		// Without its image the node needs every entry of the log.
 		if err := os.Remove(filepath.Join(nd.dir, nameImage)); err != nil {
 			t.Fatal(err)
 		}
-		saved := filepath.Join(dir, "saved")
+		saved := filepath.Join(c.dir, "saved")
 		if err := os.CopyFS(saved, os.DirFS(nd.dir)); err != nil {
 			t.Fatal(err)
 		}
@@ -146,9 +142,7 @@ func TestLogDamage(t *testing.T) {
 }
 
 func TestImageDamageIsRebuilt(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		nd, want := oneNode(t, c)
 		path := filepath.Join(nd.dir, nameImage)
 		content, err := os.ReadFile(path)
@@ -179,9 +173,7 @@ func TestImageDamageIsRebuilt(t *testing.T) {
 
 // The moments in which a crash can part image, snapshot and log.
 func TestCrashWindows(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery, c.tune.SegmentBytes = 2, 10, time.Second, 4<<10
 		nd, want := oneNode(t, c)
 		c.start(nd)
@@ -214,7 +206,7 @@ func TestCrashWindows(t *testing.T) {
 		if err := cfg.check(); err != nil {
 			t.Fatal(err)
 		}
-		old, err := openLog(&cfg, nil, func(err error) { t.Error(err) })
+		old, err := store.OpenLog(cfg.store(func(err error) { t.Error(err) }))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -246,9 +238,7 @@ func (d *fullDisk) Create(dir, name string, size uint64) (types.WritableFile, er
 }
 
 func TestDiskFull(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		c.tune.SegmentBytes = 8 << 10
 		disk := &fullDisk{VFS: walfs.New()}
 		c.adjust = func(cfg *Config) { cfg.logFiles = disk }
@@ -335,9 +325,7 @@ func (d brokenDisk) Create(dir, name string, size uint64) (types.WritableFile, e
 }
 
 func TestDiskErrorStopsNode(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		broken := make(map[string]*atomic.Bool)
 		c.adjust = func(cfg *Config) {
 			broken[cfg.Node] = new(atomic.Bool)
@@ -363,32 +351,8 @@ func TestDiskErrorStopsNode(t *testing.T) {
 	})
 }
 
-func TestWatchdog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		dog := &watchdog{path: "/data/probe", every: 2 * time.Second}
-		ctx, cancel := context.WithCancel(context.Background())
-		done := make(chan error, 1)
-		go func() { done <- dog.watch(ctx, 5*time.Second) }()
-		for range 10 { // slow, but alive
-			dog.since.Store(time.Now().UnixNano())
-			time.Sleep(4 * time.Second)
-			dog.since.Store(0)
-		}
-		start := time.Now()
-		dog.since.Store(start.UnixNano())
-		err := <-done
-		if err == nil || !strings.Contains(err.Error(), "/data") {
-			t.Errorf("a stalled disk: %v", err)
-		}
-		if took := time.Since(start); took > 7*time.Second {
-			t.Errorf("noticed after %s", took)
-		}
-		cancel()
-	})
-}
-
 func TestConfigCheck(t *testing.T) {
-	c := newCluster(t, t.TempDir(), 3, newMemNet())
+	c := newCluster(t, t.TempDir(), 3)
 	for name, spoil := range map[string]func(*Config){
 		"no cluster":    func(cfg *Config) { cfg.Cluster = "" },
 		"not a peer":    func(cfg *Config) { cfg.Node = "c9" },

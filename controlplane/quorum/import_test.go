@@ -7,10 +7,10 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
-	"testing/synctest"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 var euEpoch = controlplane.Epoch{Counter: 1, Region: "eu-fra"}
@@ -18,7 +18,7 @@ var euEpoch = controlplane.Epoch{Counter: 1, Region: "eu-fra"}
 // euShard is another home's shard, as a feed would bring it.
 func euShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command) {
 	t.Helper()
-	s := registry.New()
+	s := ledger.New()
 	apply := func(changes ...registry.Change) {
 		e, err := s.Next("eu", changes)
 		if err != nil {
@@ -74,9 +74,7 @@ func stageRest(t *testing.T, lead *node) {
 }
 
 func TestImport(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		stageHalf(t, c.leader())
@@ -96,7 +94,7 @@ func TestImport(t *testing.T) {
 			t.Fatal(err)
 		}
 		_, err = lead.q.ProposeCommand(context.Background(), &registry.Command{Type: registry.CmdAccept, Sender: euEpoch, Entries: [][]byte{enc}})
-		var misfit *registry.StructureError
+		var misfit *ledger.StructureError
 		if !errors.As(err, &misfit) || misfit.Last.Seq != 7 {
 			t.Errorf("an entry beyond a gap: %v", err)
 		}

@@ -2,7 +2,6 @@ package quorum
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
@@ -12,157 +11,33 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/memnet"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// Names that store gives its files.
+const (
+	nameOwner = "owner.json"
+	nameLock  = "lock"
+	nameLog   = "log"
+	nameTail  = "log.tail"
+	nameProbe = "probe"
+)
 
 const (
 	testRegion = "us-east"
 	testShard  = controlplane.Shard("any-us-east")
 )
-
-// memNet carries streams in memory. A link is open, cut (dialling fails,
-// streams break) or dark (what is sent disappears).
-type memNet struct {
-	mu        sync.Mutex
-	listeners map[string]*memListener
-	down      map[[2]string]linkState
-	conns     map[*memConn]struct{}
-	owners    sync.Map // address -> name of the node that listened there last
-}
-
-type linkState int
-
-const (
-	linkCut linkState = iota + 1
-	linkDark
-)
-
-func newMemNet() *memNet {
-	return &memNet{listeners: make(map[string]*memListener), down: make(map[[2]string]linkState), conns: make(map[*memConn]struct{})}
-}
-
-type memListener struct {
-	net    *memNet
-	addr   string
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
-}
-
-func (l *memListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conns:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *memListener) Close() error {
-	l.once.Do(func() {
-		close(l.closed)
-		l.net.mu.Lock()
-		if l.net.listeners[l.addr] == l {
-			delete(l.net.listeners, l.addr)
-		}
-		l.net.mu.Unlock()
-	})
-	return nil
-}
-
-func (l *memListener) Addr() net.Addr { return peerAddr(l.addr) }
-
-func (n *memNet) listen(addr string) net.Listener {
-	l := &memListener{net: n, addr: addr, conns: make(chan net.Conn), closed: make(chan struct{})}
-	n.mu.Lock()
-	n.listeners[addr] = l
-	n.mu.Unlock()
-	return l
-}
-
-type memConn struct {
-	net.Conn
-	net      *memNet
-	from, to string
-}
-
-func (c *memConn) Write(p []byte) (int, error) {
-	c.net.mu.Lock()
-	dark := c.net.down[link(c.from, c.to)] == linkDark
-	c.net.mu.Unlock()
-	if dark {
-		return len(p), nil
-	}
-	return c.Conn.Write(p)
-}
-
-func (c *memConn) Close() error {
-	c.net.mu.Lock()
-	delete(c.net.conns, c)
-	c.net.mu.Unlock()
-	return c.Conn.Close()
-}
-
-func link(a, b string) [2]string {
-	if a > b {
-		a, b = b, a
-	}
-	return [2]string{a, b}
-}
-
-func (n *memNet) dial(ctx context.Context, from, to string) (net.Conn, error) {
-	n.mu.Lock()
-	state, l := n.down[link(from, to)], n.listeners[to]
-	n.mu.Unlock()
-	if state == linkDark {
-		<-ctx.Done()
-		return nil, ctx.Err()
-	}
-	if state == linkCut || l == nil {
-		return nil, errors.New("connection refused")
-	}
-	ours, theirs := net.Pipe()
-	a, b := &memConn{ours, n, from, to}, &memConn{theirs, n, to, from}
-	select {
-	case l.conns <- b:
-	case <-l.closed:
-		return nil, errors.New("connection refused")
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-	n.mu.Lock()
-	n.conns[a], n.conns[b] = struct{}{}, struct{}{}
-	n.mu.Unlock()
-	return a, nil
-}
-
-// set changes the link between two addresses; 0 opens it. Streams that lost
-// bytes or are cut break.
-func (n *memNet) set(a, b string, state linkState) {
-	n.mu.Lock()
-	before := n.down[link(a, b)]
-	n.down[link(a, b)] = state
-	var broken []*memConn
-	if state == linkCut || before == linkDark {
-		for c := range n.conns {
-			if link(c.from, c.to) == link(a, b) {
-				broken = append(broken, c)
-			}
-		}
-	}
-	n.mu.Unlock()
-	for _, c := range broken {
-		_ = c.Close()
-	}
-}
 
 // heard is what OnApply was told, as far as tests ask.
 type heard struct {
@@ -171,7 +46,7 @@ type heard struct {
 	resets int
 }
 
-func (h *heard) onApply(out registry.Outcome, _ controlplane.Epoch) {
+func (h *heard) onApply(out ledger.Outcome, _ controlplane.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range out.Effective {
@@ -203,16 +78,18 @@ type node struct {
 	heard  *heard
 }
 
-// cluster is one region. Its nodes share a memNet, or real sockets.
+// cluster is one region. Its nodes share a network in memory, or real sockets.
 type cluster struct {
 	t      testing.TB
-	net    *memNet // nil = loopback sockets
+	dir    string
+	net    *memnet.Net // nil = loopback sockets
 	sealer *seal.Sealer
 	nodes  []*node
 	peers  []Peer
 	tune   Tunables
 	adjust func(*Config)
 
+	owners   sync.Map // address -> name of the node that listened there last
 	restarts int
 }
 
@@ -241,15 +118,22 @@ func fastDir(t testing.TB) string {
 	return dir
 }
 
-func newCluster(t testing.TB, dir string, n int, network *memNet) *cluster {
+func newCluster(t testing.TB, dir string, n int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, net: network, sealer: newSealer(t, dir), tune: Tunables{SegmentBytes: 1 << 20}}
+	c := &cluster{t: t, dir: dir, net: memnet.New(), sealer: newSealer(t, dir), tune: Tunables{SegmentBytes: 1 << 20}}
 	for i := range n {
 		nd := &node{name: fmt.Sprintf("c%d", i+1), addr: fmt.Sprintf("10.0.0.%d:7000", i+1), dir: filepath.Join(dir, fmt.Sprintf("c%d", i+1))}
 		c.nodes = append(c.nodes, nd)
 		c.peers = append(c.peers, Peer{Node: nd.name, Addr: nd.addr})
 	}
 	return c
+}
+
+// inFakeTime runs a test of n nodes that are not started yet, in fake time.
+func inFakeTime(t *testing.T, n int, test func(t *testing.T, c *cluster)) {
+	t.Helper()
+	dir := fastDir(t)
+	synctest.Test(t, func(t *testing.T) { test(t, newCluster(t, dir, n)) })
 }
 
 func (c *cluster) config(nd *node) Config {
@@ -265,13 +149,13 @@ func (c *cluster) config(nd *node) Config {
 		cfg.Peers = nd.peers
 	}
 	if c.net != nil {
-		cfg.Listener = c.net.listen(nd.addr)
-		c.net.owners.Store(nd.addr, nd.name)
+		cfg.Listener = c.net.Listen(nd.addr)
+		c.owners.Store(nd.addr, nd.name)
 		cfg.Dial = func(ctx context.Context, to, addr string) (net.Conn, error) {
-			if at, ok := c.net.owners.Load(addr); ok && at != to {
+			if at, ok := c.owners.Load(addr); ok && at != to {
 				return nil, fmt.Errorf("%s is at %s, not %s", at, addr, to) // as its certificate would show
 			}
-			return c.net.dial(ctx, nd.addr, addr)
+			return c.net.Dial(ctx, nd.addr, addr)
 		}
 	} else {
 		var lc net.ListenConfig
@@ -321,7 +205,7 @@ func (c *cluster) startAll() {
 
 // kill drops the node: for its peers it is gone at once.
 func (c *cluster) kill(nd *node) {
-	nd.q.streams.cut()
+	nd.q.trans.Cut()
 	nd.cancel()
 	<-nd.q.stopped
 	nd.q = nil
@@ -348,6 +232,15 @@ func (c *cluster) stopAll() {
 		wg.Go(func() { c.stop(nd) })
 	}
 	wg.Wait()
+}
+
+// isolate changes the links of nd to all others.
+func (c *cluster) isolate(nd *node, state memnet.State) {
+	for _, other := range c.nodes {
+		if other != nd {
+			c.net.Set(nd.addr, other.addr, state)
+		}
+	}
 }
 
 func (c *cluster) live() []*node {
@@ -416,7 +309,7 @@ func (c *cluster) converged() {
 }
 
 func digests(q *Quorum) (all string) {
-	q.View(func(s *registry.State) {
+	q.View(func(s *ledger.State) {
 		for _, info := range s.Shards() {
 			all += fmt.Sprintf("%s %v %v %x;", info.Shard, info.Last, info.Epoch, s.Digest(info.Shard))
 		}
@@ -442,7 +335,7 @@ func create(id, name string) []registry.Change {
 func orgID(n int) string { return fmt.Sprintf("org_any_000000%010d", n) }
 
 func nameOf(q *Quorum, id string) (name string) {
-	q.View(func(s *registry.State) {
+	q.View(func(s *ledger.State) {
 		if r, ok := s.Get(registry.KindOrg, id); ok {
 			name = r.Org.Name
 		}
@@ -450,7 +343,7 @@ func nameOf(q *Quorum, id string) (name string) {
 	return name
 }
 
-func (c *cluster) mustPropose(nd *node, changes []registry.Change) registry.Outcome {
+func (c *cluster) mustPropose(nd *node, changes []registry.Change) ledger.Outcome {
 	c.t.Helper()
 	out, err := nd.q.Propose(context.Background(), testShard, changes)
 	if err != nil {

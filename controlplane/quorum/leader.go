@@ -12,6 +12,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // leadership is what this node knows of its own leading. Raft's word is not
@@ -161,13 +162,18 @@ func (q *Quorum) drainNotify() error {
 	}
 }
 
-// drainObserver counts elections.
+// drainObserver counts elections. A node that misses its leader becomes a
+// candidate to raft, but asks first whether the others would vote: while they
+// hear the leader they would not, and it follows on.
 func (q *Quorum) drainObserver() error {
 	for {
 		select {
 		case o := <-q.observed:
-			if s, ok := o.Data.(raft.RaftState); ok && s == raft.Candidate {
+			switch o.Data {
+			case raft.Leader:
 				q.metrics.elections.Inc()
+			case raft.Candidate:
+				q.metrics.candidacies.Inc()
 			}
 		case <-q.raftDown:
 			return nil
@@ -258,7 +264,7 @@ func (q *Quorum) openHome(spec ShardSpec) error {
 		return err
 	}
 	switch answer := future.Response().(type) {
-	case registry.Outcome:
+	case ledger.Outcome:
 		if answer.Err != nil {
 			return answer.Err
 		}
@@ -272,7 +278,7 @@ func (q *Quorum) openHome(spec ShardSpec) error {
 // opening is the command that makes the shard as spec says, or nil.
 func (q *Quorum) opening(spec ShardSpec) (cmd *registry.Command, err error) {
 	members := slices.Sorted(slices.Values(spec.Members))
-	q.machine.view(func(s *registry.State) {
+	q.machine.View(func(s *ledger.State) {
 		info, exists := s.Shard(spec.Shard)
 		switch {
 		case !exists && s.Copy(spec.Shard).Promised != (controlplane.Epoch{}):
@@ -331,8 +337,20 @@ func (q *Quorum) elsewhere() error {
 	if id != "" && string(id) != q.cfg.Node {
 		return fmt.Errorf("%w (%s)", controlplane.ErrNotLeader, id)
 	}
-	if full := q.store.fullDisk(); full != nil {
+	if full := q.store.FullDisk(); full != nil {
 		return full
 	}
 	return controlplane.ErrNoLeader
+}
+
+// sleep reports whether ctx lived on.
+func sleep(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }

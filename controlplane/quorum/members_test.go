@@ -9,10 +9,10 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/internal/testkit/memnet"
 )
 
 // newcomer is one more node, which lists itself beside those that were there.
@@ -51,9 +51,7 @@ func refused(t *testing.T, err error, words ...string) {
 }
 
 func TestAddReplaceRemove(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery = 5, 20, time.Second
 		c.startAll()
 		defer c.stopAll()
@@ -123,9 +121,7 @@ func TestAddReplaceRemove(t *testing.T) {
 // Founders that all answer do not wait for a leader that nobody can be yet.
 func TestFoundsAtOnce(t *testing.T) {
 	for _, n := range []int{1, 3, 5} {
-		dir := fastDir(t)
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, dir, n, newMemNet())
+		inFakeTime(t, n, func(t *testing.T, c *cluster) {
 			defer c.stopAll()
 			c.startAll()
 			begun := time.Now()
@@ -151,9 +147,7 @@ func addresses(q *Quorum) (all []Peer) {
 // A node that comes back under its name, with an empty disk, has kept up with
 // nothing yet, however long the one before it did.
 func TestAddedAgainWaitsAnew(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -181,9 +175,7 @@ func TestAddedAgainWaitsAnew(t *testing.T) {
 }
 
 func TestMove(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -232,9 +224,7 @@ func TestMove(t *testing.T) {
 }
 
 func TestReaderNeverVotes(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -263,8 +253,8 @@ func TestReaderNeverVotes(t *testing.T) {
 		// written, and it does not stand for election.
 		for _, nd := range c.nodes[:3] {
 			if nd != lead {
-				c.net.set(lead.addr, nd.addr, linkCut)
-				c.net.set(r.addr, nd.addr, linkCut)
+				c.net.Set(lead.addr, nd.addr, memnet.Cut)
+				c.net.Set(r.addr, nd.addr, memnet.Cut)
 			}
 		}
 		if err := lead.q.Read(t.Context()); err == nil {
@@ -275,8 +265,8 @@ func TestReaderNeverVotes(t *testing.T) {
 			t.Error("somebody leads with one vote of three")
 		}
 		for _, nd := range c.nodes[:3] {
-			c.net.set(lead.addr, nd.addr, 0)
-			c.net.set(r.addr, nd.addr, 0)
+			c.net.Set(lead.addr, nd.addr, 0)
+			c.net.Set(r.addr, nd.addr, 0)
 		}
 		if err := c.leader().q.Remove(t.Context(), "c4", false); err != nil {
 			t.Fatal(err)
@@ -285,9 +275,7 @@ func TestReaderNeverVotes(t *testing.T) {
 }
 
 func TestRemoveKeepsMajority(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -316,9 +304,7 @@ func TestRemoveKeepsMajority(t *testing.T) {
 // The leader is replaced: its successor is asked to remove it before it had
 // time to look who answers.
 func TestRemoveAfterTransfer(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 4, newMemNet())
+	inFakeTime(t, 4, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		old := c.leader()
@@ -336,9 +322,7 @@ func TestRemoveAfterTransfer(t *testing.T) {
 
 func TestRemoveDead(t *testing.T) {
 	for _, on := range []bool{false, true} {
-		dir := fastDir(t)
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, dir, 5, newMemNet())
+		inFakeTime(t, 5, func(t *testing.T, c *cluster) {
 			if on {
 				c.tune.RemoveDead = 10 * time.Minute
 			}
@@ -376,9 +360,7 @@ func TestRemoveDead(t *testing.T) {
 // Two of three lose their disks while the third is away: they must not begin a
 // rival of the region that it remembers.
 func TestEmptyNodesFoundNoRival(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		c.mustPropose(c.leader(), create(orgID(1), "kept"))
 		c.converged()
@@ -403,9 +385,7 @@ func TestEmptyNodesFoundNoRival(t *testing.T) {
 }
 
 func TestTransfer(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		for i := range 12 {
@@ -435,11 +415,11 @@ func TestTransfer(t *testing.T) {
 		}
 		// To one that cannot be reached: it leads on.
 		to := c.nodes[(slices.Index(c.nodes, lead)+1)%3]
-		c.net.set(lead.addr, to.addr, linkCut)
+		c.net.Set(lead.addr, to.addr, memnet.Cut)
 		if err := lead.q.Transfer(t.Context(), to.name); !errors.Is(err, controlplane.ErrNoLeader) {
 			t.Errorf("to one that is cut off: %v", err)
 		}
-		c.net.set(lead.addr, to.addr, 0)
+		c.net.Set(lead.addr, to.addr, 0)
 		if now := c.leader(); now != lead {
 			t.Errorf("%s leads, after a transfer that failed", now.name)
 		}

@@ -2,16 +2,16 @@ package quorum
 
 import (
 	"errors"
-	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
 
 // metrics are what /metrics shows of one Quorum.
 type metrics struct {
-	commit    prometheus.Histogram
-	flush     prometheus.Histogram
-	elections prometheus.Counter
+	commit      prometheus.Histogram
+	flush       prometheus.Histogram
+	elections   prometheus.Counter
+	candidacies prometheus.Counter
 
 	registerer prometheus.Registerer
 	registered []prometheus.Collector
@@ -31,14 +31,13 @@ func newMetrics() *metrics {
 		}),
 		elections: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ringmain_raft_elections_total",
-			Help: "Times this node stood for election.",
+			Help: "Times this node was elected leader, handovers included.",
+		}),
+		candidacies: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ringmain_raft_candidacies_total",
+			Help: "Times this node stood for election, or asked in vain whether it might: the others heard a leader.",
 		}),
 	}
-}
-
-func (m *metrics) timeFlush() func() {
-	start := time.Now()
-	return func() { m.flush.Observe(time.Since(start).Seconds()) }
 }
 
 // register adds all metrics of q to r, which may be nil.
@@ -51,7 +50,7 @@ func (m *metrics) register(r prometheus.Registerer, q *Quorum) error {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, func() float64 { return value(q.Stats()) })
 	}
 	for _, c := range []prometheus.Collector{
-		m.commit, m.flush, m.elections,
+		m.commit, m.flush, m.elections, m.candidacies,
 		gauge("ringmain_raft_leader", "1 if this node leads its region and accepts proposals.", func(s Stats) float64 {
 			if s.Leading {
 				return 1

@@ -1,23 +1,21 @@
 package quorum
 
 import (
-	"bytes"
-	"errors"
-	"log/slog"
-	"strings"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"ringmain/internal/testkit/memnet"
 )
 
 func TestMetrics(t *testing.T) {
 	dir := fastDir(t)
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
-		c := newCluster(t, dir, 1, newMemNet())
+		c := newCluster(t, dir, 1)
 		c.adjust = func(cfg *Config) { cfg.Registerer = registry }
 		c.startAll()
 		nd := c.leader()
@@ -27,7 +25,7 @@ func TestMetrics(t *testing.T) {
 		// The image follows within 100 ms.
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
-		if image, applied := nd.q.machine.image.Mark().Applied, nd.q.Stats().Applied; image != applied {
+		if image, applied := nd.q.machine.Saved().Applied, nd.q.Stats().Applied; image != applied {
 			t.Errorf("100 ms after the last write the image is at %d of %d", image, applied)
 		}
 		families, err := registry.Gather()
@@ -47,6 +45,7 @@ func TestMetrics(t *testing.T) {
 			"ringmain_raft_last_index":          float64(stats.LastIndex),
 			"ringmain_raft_commit_seconds":      5,
 			"ringmain_raft_elections_total":     1,
+			"ringmain_raft_candidacies_total":   1,
 			"ringmain_raft_image_flush_seconds": got["ringmain_raft_image_flush_seconds"],
 		} {
 			if value, ok := got[name]; !ok || value != want {
@@ -62,20 +61,53 @@ func TestMetrics(t *testing.T) {
 	})
 }
 
-func TestRaftLoggerRepeatsSeldom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var out bytes.Buffer
-		l := newRaftLogger(slog.New(slog.NewTextHandler(&out, nil)))
-		for range 40 {
-			l.With("a", 1).Error("failed to heartbeat to", "peer", hclog.Fmt("%s", "c2"), "error", errors.New("refused"))
-			l.Info("of no interest")
-			time.Sleep(250 * time.Millisecond)
+// TestRefusedCandidacyIsNoElection: a follower that does not hear a leader that the
+// others hear asks them in vain, and is counted apart.
+func TestRefusedCandidacyIsNoElection(t *testing.T) {
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
+		registries := make(map[string]*prometheus.Registry)
+		c.adjust = func(cfg *Config) {
+			registries[cfg.Node] = prometheus.NewRegistry()
+			cfg.Registerer = registries[cfg.Node]
 		}
-		if n := strings.Count(out.String(), "failed to heartbeat to"); n != 2 {
-			t.Errorf("in 10 s it was said %d times:\n%s", n, out.String())
+		sum := func(name string) (all float64) {
+			for _, r := range registries {
+				families, err := r.Gather()
+				if err != nil {
+					t.Fatal(err)
+				}
+				for _, f := range families {
+					if f.GetName() == name {
+						all += f.GetMetric()[0].GetCounter().GetValue()
+					}
+				}
+			}
+			return all
 		}
-		if !strings.Contains(out.String(), "peer=c2") || strings.Contains(out.String(), "interest") {
-			t.Errorf("it said:\n%s", out.String())
+		c.startAll()
+		defer c.stopAll()
+		lead := c.leader()
+		term, elections, candidacies := lead.q.Stats().Term, sum("ringmain_raft_elections_total"), sum("ringmain_raft_candidacies_total")
+		deaf := c.nodes[slices.IndexFunc(c.nodes, func(nd *node) bool { return nd != lead })]
+		const times = 5
+		for range times {
+			c.net.Set(lead.addr, deaf.addr, memnet.Dark)
+			for range 4 {
+				c.mustPropose(lead, put(orgID(1), "meanwhile"))
+				time.Sleep(time.Second)
+			}
+			c.net.Set(lead.addr, deaf.addr, memnet.Open)
+			time.Sleep(4 * time.Second)
+		}
+		c.converged()
+		if s := lead.q.Stats(); s.Term != term || !s.Leading {
+			t.Errorf("it went from term %d to %d, leading: %v", term, s.Term, s.Leading)
+		}
+		if got := sum("ringmain_raft_elections_total") - elections; got != 0 {
+			t.Errorf("%v elections", got)
+		}
+		if got := sum("ringmain_raft_candidacies_total") - candidacies; got < times {
+			t.Errorf("%v candidacies of a node that was deaf %d times", got, times)
 		}
 	})
 }

@@ -13,7 +13,9 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
+	"ringmain/controlplane/quorum/store"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // proposal is one caller's wish. Exactly one side takes it off "queued".
@@ -34,7 +36,7 @@ const (
 )
 
 type answer struct {
-	out registry.Outcome
+	out ledger.Outcome
 	err error
 }
 
@@ -53,45 +55,45 @@ type flight struct {
 // ErrTailFull, ErrOverloaded, or ErrDiskFull or the context's alone. After
 // controlplane.ErrUncertain it may have been: read before retrying. An Outcome
 // comes with a RuleError if the entry was refused only when applied.
-func (q *Quorum) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
+func (q *Quorum) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (ledger.Outcome, error) {
 	return q.ProposeLevel(ctx, shard, 0, changes)
 }
 
 // ProposeLevel is Propose, and notes beside the entry, for whoever may find it
 // in a quarantine, which acknowledgement its writer asked for. It waits for
 // none but the region's commit.
-func (q *Quorum) ProposeLevel(ctx context.Context, shard controlplane.Shard, level registry.Level, changes []registry.Change) (registry.Outcome, error) {
+func (q *Quorum) ProposeLevel(ctx context.Context, shard controlplane.Shard, level registry.Level, changes []registry.Change) (ledger.Outcome, error) {
 	return q.submit(&proposal{ctx: ctx, shard: shard, changes: changes, level: level, done: make(chan answer, 1)})
 }
 
 // ProposeCommand commits an import (entries, or a shard snapshot, of another
 // home) or a step of the shard's regions towards another home. Errors are as of
-// Propose, and *registry.StructureError, which says where the shard stands.
+// Propose, and *ledger.StructureError, which says where the shard stands.
 //
 // While the region is at cluster version 1, imports lose what only later
 // versions carry, and other commands are refused: see Raise.
-func (q *Quorum) ProposeCommand(ctx context.Context, cmd *registry.Command) (registry.Outcome, error) {
+func (q *Quorum) ProposeCommand(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error) {
 	switch cmd.Type {
 	case registry.CmdEntry:
-		return registry.Outcome{}, errors.New("quorum: own entries go through Propose, which numbers them")
+		return ledger.Outcome{}, errors.New("quorum: own entries go through Propose, which numbers them")
 	case registry.CmdVersion:
-		return registry.Outcome{}, errors.New("quorum: the cluster version is raised by Raise, which asks the nodes first")
+		return ledger.Outcome{}, errors.New("quorum: the cluster version is raised by Raise, which asks the nodes first")
 	default:
 	}
 	if cmd.Take != nil && cmd.Take.Epoch.Region != q.cfg.Region {
-		return registry.Outcome{}, fmt.Errorf("quorum: %s takes its shards over itself, not through %s", cmd.Take.Epoch.Region, q.cfg.Region)
+		return ledger.Outcome{}, fmt.Errorf("quorum: %s takes its shards over itself, not through %s", cmd.Take.Epoch.Region, q.cfg.Region)
 	}
 	return q.submit(&proposal{ctx: ctx, command: cmd, done: make(chan answer, 1)})
 }
 
-func (q *Quorum) submit(p *proposal) (registry.Outcome, error) {
+func (q *Quorum) submit(p *proposal) (ledger.Outcome, error) {
 	if err := q.notLeading(); err != nil {
-		return registry.Outcome{}, err
+		return ledger.Outcome{}, err
 	}
 	select {
 	case q.queue <- p:
 	default:
-		return registry.Outcome{}, controlplane.ErrOverloaded
+		return ledger.Outcome{}, controlplane.ErrOverloaded
 	}
 	var cause error
 	select {
@@ -103,13 +105,13 @@ func (q *Quorum) submit(p *proposal) (registry.Outcome, error) {
 		cause = controlplane.ErrNoLeader
 	}
 	if p.state.CompareAndSwap(queued, abandoned) {
-		return registry.Outcome{}, cause
+		return ledger.Outcome{}, cause
 	}
 	select {
 	case a := <-p.done: // it was decided meanwhile
 		return a.out, a.err
 	default:
-		return registry.Outcome{}, fmt.Errorf("%w: %w", controlplane.ErrUncertain, cause)
+		return ledger.Outcome{}, fmt.Errorf("%w: %w", controlplane.ErrUncertain, cause)
 	}
 }
 
@@ -226,12 +228,12 @@ func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, en
 	defer func() {
 		if r := recover(); r != nil {
 			q.cfg.Logger.Error("quorum: a proposal is refused on which the rules fail", "shard", next.shard, "panic", r, "stack", string(debug.Stack()))
-			err = controlplane.Refuse(controlplane.RuleInvalid, "changes", "%v", registry.ErrPoison)
+			err = controlplane.Refuse(controlplane.RuleInvalid, "changes", "%v", ledger.ErrPoison)
 		}
 	}()
 	if next.command != nil {
-		var copied *registry.State
-		q.machine.view(func(s *registry.State) {
+		var copied *ledger.State
+		q.machine.View(func(s *ledger.State) {
 			copied = s.Clone()
 			cmd, err = next.command.At(s.Version())
 		})
@@ -242,7 +244,7 @@ func (q *Quorum) prepare(p *proposer, next *proposal) (cmd *registry.Command, en
 	}
 	var entry *registry.Entry
 	version := uint64(0)
-	q.machine.view(func(s *registry.State) {
+	q.machine.View(func(s *ledger.State) {
 		version = s.Version()
 		info, _ := s.Shard(next.shard)
 		if err = s.Writable(next.shard, ownership.Member{Region: q.cfg.Region, Since: q.Since()}); err != nil {
@@ -295,7 +297,7 @@ func (q *Quorum) resolve(f flight) (a answer, lost bool) {
 	}
 	q.metrics.commit.Observe(time.Since(f.start).Seconds())
 	switch v := f.future.Response().(type) {
-	case registry.Outcome:
+	case ledger.Outcome:
 		a.out = v
 	case error:
 		return answer{err: fmt.Errorf("%w: %w", controlplane.ErrUncertain, v)}, true
@@ -319,11 +321,11 @@ func (q *Quorum) resolve(f flight) (a answer, lost bool) {
 
 // raftError says what became of an entry that raft did not confirm.
 func (q *Quorum) raftError(err error) error {
-	var failed *appendError
+	var failed *store.AppendError
 	switch {
 	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress):
 		return q.elsewhere() // it never entered the log
-	case errors.As(err, &failed) && !failed.tried:
+	case errors.As(err, &failed) && !failed.Tried:
 		return err
 	default:
 		return fmt.Errorf("%w: %w", controlplane.ErrUncertain, err)

@@ -1,16 +1,20 @@
-// Package quorum is a region's consensus: the one importer of hashicorp/raft.
-// It owns the log, the transport's use, leadership, the registry in memory and
-// its durable image, and numbers what is proposed.
+// Package quorum is a region's consensus. With its parts it is the one importer
+// of hashicorp/raft: wire carries the messages, store keeps log and snapshots,
+// machine is what the log is applied to, members says who belongs, image is the
+// durable copy, raftlog speaks. What is left here is what they have in common: a
+// node's life, who leads, the numbering of what is proposed, reads that are
+// current, and beginning a region, or beginning it anew.
 //
 // What the records mean is registry's business, and what reaches other regions
 // feed's; neither HTTP nor gossip may enter. DESIGN.md, beside this file, has
-// the decisions.
+// the decisions, and why this is not cut further.
 package quorum
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -23,7 +27,12 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/quorum/image"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/quorum/machine"
+	"ringmain/controlplane/quorum/members"
+	"ringmain/controlplane/quorum/raftlog"
+	"ringmain/controlplane/quorum/store"
+	"ringmain/controlplane/quorum/wire"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Quorum is one control node's part in its region's Raft. It is safe for
@@ -34,25 +43,20 @@ type Quorum struct {
 	metrics *metrics
 
 	lock    *os.File
-	store   *sealedLog
-	machine *machine
-	streams *streamLayer
-	book    *addressBook
-	trans   *transport
+	store   *store.Log
+	machine *machine.Machine
+	trans   *wire.Transport
 	raft    *raft.Raft
+	members *members.Keeper
 
 	notify   chan bool // raft's; never blocks it
 	observed chan raft.Observation
 	lead     leadership
-	watch    watch
 	known    bool                  // the directory has a past: nothing is to be founded
 	problem  atomic.Pointer[error] // what ails the node without stopping it
-	outside  atomic.Pointer[error] // why it is no member of its region
-	led      time.Time             // when there last was a leader; of runMembers
 
 	queue    chan *proposal
 	reads    chan read
-	changes  chan change
 	flights  chan flight
 	inFlight counter
 	gap      atomic.Bool // an entry in flight was lost
@@ -66,9 +70,11 @@ type Quorum struct {
 	err      error         // first failure; read after stopped
 }
 
+// nameImage is the durable image of the registry, in a node's directory.
+const nameImage = "image.db"
+
 // Timeouts that no deployment should have to change.
 const (
-	streamTimeout = 3 * time.Second        // dialling a peer, or one message to it
 	drainTimeout  = 500 * time.Millisecond // for proposals under way, before a handover
 	settleTimeout = 5 * time.Second        // for raft to answer what it holds, at the end
 	probeEvery    = 2 * time.Second
@@ -76,8 +82,7 @@ const (
 
 // Bounds that no deployment should reach.
 const (
-	maxReads   = 1024 // reads that wait for the proof that this node leads
-	maxMembers = 64   // nodes of a region
+	maxReads = 1024 // reads that wait for the proof that this node leads
 )
 
 var errClosed = errors.New("quorum: closed")
@@ -102,8 +107,6 @@ func Open(ctx context.Context, cfg Config) (_ *Quorum, err error) {
 		observed: make(chan raft.Observation, 64),
 		queue:    make(chan *proposal, cfg.Tunables.Queue),
 		reads:    make(chan read, maxReads),
-		changes:  make(chan change),
-		watch:    watch{busy: make(map[raft.ServerID]bool)},
 		flights:  make(chan flight, 1024),
 		raftDown: make(chan struct{}),
 		stopped:  make(chan struct{}),
@@ -129,7 +132,7 @@ func Open(ctx context.Context, cfg Config) (_ *Quorum, err error) {
 
 func (q *Quorum) openFiles() error {
 	var err error
-	if q.lock, err = claimDir(q.cfg.Dir, owner{Cluster: q.cfg.Cluster, Region: q.cfg.Region, Node: q.cfg.Node}); err != nil {
+	if q.lock, err = store.Claim(q.cfg.Dir, store.Owner{Cluster: q.cfg.Cluster, Region: q.cfg.Region, Node: q.cfg.Node}, nameImage); err != nil {
 		return err
 	}
 	img, state, err := image.Open(image.Config{
@@ -141,18 +144,25 @@ func (q *Quorum) openFiles() error {
 	if err != nil {
 		return fmt.Errorf("quorum: %w", err)
 	}
-	q.machine = newMachine(&q.cfg, img, state, q.fail, q.metrics)
-	if q.store, err = openLog(&q.cfg, q.cfg.logFiles, q.fail); err != nil {
+	q.machine = machine.New(machine.Config{
+		Image: img, State: state, OnApply: q.cfg.OnApply, Fatal: q.fail,
+		Restored: func(from io.Reader) {
+			if meta, ok := store.MetaOf(from); ok {
+				q.store.Installed(meta)
+			}
+		},
+		Flushed: func(took time.Duration) { q.metrics.flush.Observe(took.Seconds()) },
+	})
+	if q.store, err = store.OpenLog(q.cfg.store(q.fail)); err != nil {
 		return err
 	}
-	q.machine.installed = q.store.installed
 	return nil
 }
 
 func (q *Quorum) closeFiles() error {
 	var errs []error
 	if q.machine != nil {
-		errs = append(errs, q.machine.close())
+		errs = append(errs, q.machine.Close())
 	}
 	if q.store != nil {
 		errs = append(errs, q.store.Close())
@@ -165,17 +175,15 @@ func (q *Quorum) closeFiles() error {
 
 // startRaft closes the listener if it fails.
 func (q *Quorum) startRaft() (err error) {
-	q.book = newAddressBook(&q.cfg)
-	q.streams = newStreamLayer(&q.cfg, q.book)
-	logger := newRaftLogger(q.log)
-	snaps, err := openSnapshots(&q.cfg)
+	logger := raftlog.New(q.log)
+	snaps, err := store.OpenSnapshots(q.cfg.store(q.fail))
 	if err != nil {
 		return errors.Join(err, q.cfg.Listener.Close())
 	}
 	if err := q.reconcile(snaps); err != nil {
 		return errors.Join(err, q.cfg.Listener.Close())
 	}
-	q.trans = newTransport(q.streams, q.book, logger)
+	q.trans = wire.New(q.cfg.wire(logger))
 	defer func() {
 		// Raft panics when it cannot read its log.
 		if r := recover(); r != nil {
@@ -183,7 +191,7 @@ func (q *Quorum) startRaft() (err error) {
 		}
 		if err != nil {
 			err = errors.Join(err, q.trans.Close())
-			q.streams.cut()
+			q.trans.Cut()
 		}
 	}()
 	if err := q.recoverIfAsked(snaps); err != nil {
@@ -199,7 +207,8 @@ func (q *Quorum) startRaft() (err error) {
 	if q.raft, err = raft.NewRaft(rc, q.machine, q.store, q.store, snaps, q.trans); err != nil {
 		return fmt.Errorf("quorum: start raft: %w", err)
 	}
-	q.book.follow(func() []raft.Server { return q.raft.GetConfiguration().Configuration().Servers })
+	q.members = members.New(q.membersConfig())
+	q.trans.Follow(q.members.Addr, func(term uint64) bool { return q.raft.State() == raft.Leader && q.raft.CurrentTerm() == term })
 	q.raft.RegisterObserver(raft.NewObserver(q.observed, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.RaftState)
 		return ok
@@ -217,7 +226,7 @@ func (q *Quorum) reconcile(snaps raft.SnapshotStore) error {
 	var base uint64
 	if len(metas) > 0 {
 		base = metas[0].Index
-		q.store.follows(metas[0])
+		q.store.Follows(metas[0])
 		if err := q.catchUp(snaps, metas[0]); err != nil {
 			return err
 		}
@@ -230,7 +239,7 @@ func (q *Quorum) reconcile(snaps raft.SnapshotStore) error {
 	if err != nil {
 		return fmt.Errorf("quorum: %w", err)
 	}
-	if last > 0 && base > 0 && !q.store.continues(metas[0], first, last) {
+	if last > 0 && base > 0 && !q.store.Continues(metas[0], first, last) {
 		// The crash came between a snapshot from the leader and the removal of
 		// the entries it replaces.
 		if err := q.store.DeleteRange(first, last); err != nil {
@@ -239,10 +248,10 @@ func (q *Quorum) reconcile(snaps raft.SnapshotStore) error {
 		last = 0
 	}
 	if last > base && first > base+1 {
-		return q.store.damage("it begins at entry %d, and the newest whole snapshot in %s ends at %d", first, filepath.Join(q.cfg.Dir, "snapshots"), base)
+		return q.store.Damage("it begins at entry %d, and the newest whole snapshot in %s ends at %d", first, filepath.Join(q.cfg.Dir, "snapshots"), base)
 	}
-	if applied := q.machine.at.Applied; applied > max(last, base) {
-		return q.store.damage("it ends at entry %d, and entry %d had been applied", max(last, base), applied)
+	if applied := q.machine.Mark().Applied; applied > max(last, base) {
+		return q.store.Damage("it ends at entry %d, and entry %d had been applied", max(last, base), applied)
 	}
 	return nil
 }
@@ -250,22 +259,13 @@ func (q *Quorum) reconcile(snaps raft.SnapshotStore) error {
 // catchUp restores a snapshot that is ahead of the image: the crash came while
 // it was being installed, or the image was moved away.
 func (q *Quorum) catchUp(snaps raft.SnapshotStore, meta *raft.SnapshotMeta) error {
-	if q.machine.at.Applied >= meta.Index {
+	if q.machine.Mark().Applied >= meta.Index {
 		return nil
 	}
-	// A snapshot's index counts entries that no image sees, such as barriers,
-	// so its own summary decides.
-	_, r, err := snaps.Open(meta.ID)
-	var mark image.Mark
-	if err == nil {
-		mark, err = q.machine.image.DumpMark(r)
-		err = errors.Join(err, r.Close())
-	}
-	if err == nil && mark.Applied > q.machine.at.Applied {
-		if _, r, err = snaps.Open(meta.ID); err == nil {
-			err = errors.Join(q.machine.Restore(r), r.Close())
-		}
-	}
+	err := q.machine.CatchUp(func() (io.ReadCloser, error) {
+		_, r, err := snaps.Open(meta.ID)
+		return r, err
+	})
 	if err != nil {
 		return fmt.Errorf("quorum: the snapshot %s is damaged, and the image is behind it: %w: while the other nodes of the region have a leader, move this node's whole directory away and start it again",
 			filepath.Join(q.cfg.Dir, "snapshots", meta.ID), err)
@@ -291,26 +291,36 @@ func (q *Quorum) start() {
 			return f()
 		})
 	}
-	dog := &watchdog{path: filepath.Join(q.cfg.Dir, nameProbe), every: probeEvery}
+	dog := store.NewWatchdog(q.cfg.Dir, probeEvery)
 	use(func() error { return q.runProposer(q.ctx) })
 	use(q.runResolver)
 	use(func() error { return q.establish(q.ctx) })
 	run(func() error { return q.runReads(q.ctx) })
-	run(func() error { return q.runMembers(q.ctx) })
+	run(func() error { return q.members.Run(q.ctx) })
 	run(func() error { return q.found(q.ctx) })
 	run(q.drainNotify)
 	run(q.drainObserver)
-	run(func() error { return q.runFlusher(q.ctx) })
-	run(func() error { return dog.probe(q.ctx) })
-	run(func() error { return dog.watch(q.ctx, q.cfg.Tunables.Stall, &q.store.since) })
+	run(func() error { return q.machine.RunFlusher(q.ctx, q.cfg.Tunables.Flush, q.ails) })
+	run(func() error { return dog.Probe(q.ctx) })
+	run(func() error { return dog.Watch(q.ctx, q.cfg.Tunables.Stall, q.store.Began) })
 	go q.end() // Close waits for it
+}
+
+// ails notes what is wrong with the image; nil if nothing is any more.
+func (q *Quorum) ails(err error) {
+	if err == nil {
+		q.problem.Store(nil)
+		q.log.Info("the image is written again")
+	} else if q.problem.Swap(&err) == nil {
+		q.log.Error("cannot write the image, trying on", "error", err)
+	}
 }
 
 // fail stops the node because of err. For its peers it is gone at once.
 func (q *Quorum) fail(err error) {
 	q.cancel(err)
-	if q.streams != nil {
-		q.streams.cut()
+	if q.trans != nil {
+		q.trans.Cut()
 	}
 }
 
@@ -330,7 +340,7 @@ func (q *Quorum) end() {
 	down := q.raft.Shutdown()
 	// Raft waits for what it asked of peers, which may be away.
 	err := q.trans.Close()
-	q.streams.cut()
+	q.trans.Cut()
 	err = errors.Join(down.Error(), err)
 	close(q.raftDown)
 	q.metrics.unregister()
@@ -338,7 +348,7 @@ func (q *Quorum) end() {
 	if errors.Is(context.Cause(q.ctx), errClosed) {
 		// Saves the next start a replay. After a failure the image stays as it
 		// is: the log has the rest.
-		err = errors.Join(err, q.machine.flush())
+		err = errors.Join(err, q.machine.Flush())
 	}
 	err = errors.Join(err, q.closeFiles())
 	if cause := context.Cause(q.ctx); err == nil && !errors.Is(cause, errClosed) && !errors.Is(cause, context.Canceled) {
@@ -401,7 +411,7 @@ func (q *Quorum) Leading() <-chan bool { return q.lead.subscribe() }
 // View calls f with the registry as applied here. F must not keep the State
 // nor take long, for it holds up Apply: take a Clone and work on that. Records
 // may be kept, but not changed.
-func (q *Quorum) View(f func(*registry.State)) { q.machine.view(f) }
+func (q *Quorum) View(f func(*ledger.State)) { q.machine.View(f) }
 
 // Wait returns once the shard is applied here up to point.
 func (q *Quorum) Wait(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error {
@@ -409,7 +419,7 @@ func (q *Quorum) Wait(ctx context.Context, shard controlplane.Shard, point contr
 	defer cancel(nil)
 	stop := context.AfterFunc(q.ctx, func() { cancel(controlplane.ErrNoLeader) })
 	defer stop()
-	return q.machine.wait(ctx, shard, point)
+	return q.machine.Wait(ctx, shard, point)
 }
 
 // Stats describe a node for people and metrics.
@@ -429,6 +439,7 @@ func (q *Quorum) Stats() Stats {
 	s := Stats{
 		Leading:   q.lead.isReady(),
 		Term:      q.raft.CurrentTerm(),
+		Applied:   q.machine.Mark().Applied,
 		LastIndex: q.raft.LastIndex(),
 	}
 	switch q.raft.State() {
@@ -439,19 +450,16 @@ func (q *Quorum) Stats() Stats {
 	default:
 		s.State = "follower"
 	}
-	q.machine.mu.RLock()
-	s.Applied = q.machine.at.Applied
-	q.machine.mu.RUnlock()
 	s.Leader, _, _ = q.Leader()
 	for _, m := range q.raft.GetConfiguration().Configuration().Servers {
 		s.Members = append(s.Members, string(m.ID))
 	}
-	if err := q.store.fullDisk(); err != nil {
+	if err := q.store.FullDisk(); err != nil {
 		s.Problem = err.Error()
 	} else if p := q.problem.Load(); p != nil {
 		s.Problem = (*p).Error()
-	} else if p := q.outside.Load(); p != nil && s.Leader == "" {
-		s.Problem = (*p).Error()
+	} else if err := q.members.Outside(); err != nil && s.Leader == "" {
+		s.Problem = err.Error()
 	}
 	return s
 }

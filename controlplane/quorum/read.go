@@ -9,7 +9,8 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/quorum/members"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Read returns once this node's copy, as View shows it, holds every write that
@@ -62,10 +63,9 @@ func (q *Quorum) Contact() time.Time {
 
 // Freeze returns the registry as applied here, and the index and term of the
 // last entry in it. The State is the caller's.
-func (q *Quorum) Freeze() (state *registry.State, applied, term uint64) {
-	q.machine.mu.RLock()
-	defer q.machine.mu.RUnlock()
-	return q.machine.state.Clone(), q.machine.at.Applied, q.machine.at.Term
+func (q *Quorum) Freeze() (state *ledger.State, applied, term uint64) {
+	state, at := q.machine.Freeze()
+	return state, at.Applied, at.Term
 }
 
 // leadsIn returns the term that this node leads in and is established for.
@@ -85,15 +85,13 @@ func (q *Quorum) reach(ctx context.Context, index uint64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	defer context.AfterFunc(q.ctx, func() { cancel(controlplane.ErrNoLeader) })()
-	return q.machine.until(ctx, func() bool { return q.machine.at.Applied >= index })
+	return q.machine.Reach(ctx, index)
 }
 
 // lastEffect is the last entry up to index that the machine is told of: those
 // that only serve raft, such as the first of a term, never reach it.
 func (q *Quorum) lastEffect(index uint64) (uint64, error) {
-	q.machine.mu.RLock()
-	applied := q.machine.at.Applied
-	q.machine.mu.RUnlock()
+	applied := q.machine.Mark().Applied
 	for ; index > applied; index-- {
 		var e raft.Log
 		switch err := q.store.GetLog(index, &e); {
@@ -160,7 +158,7 @@ type prover struct {
 func (p *prover) prove(ctx context.Context, term uint64) error {
 	q := p.q
 	var voters, asked int
-	answers := make(chan bool, maxMembers)
+	answers := make(chan bool, members.Max)
 	for _, s := range q.raft.GetConfiguration().Configuration().Servers {
 		if s.Suffrage != raft.Voter {
 			continue

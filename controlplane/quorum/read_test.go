@@ -13,12 +13,11 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/internal/testkit/memnet"
 )
 
 func TestRead(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -54,16 +53,14 @@ func TestRead(t *testing.T) {
 
 // A leader that is cut off answers no read once others may have written.
 func TestReadAtDeposedLeader(t *testing.T) {
-	for _, state := range []linkState{linkCut, linkDark} {
-		dir := fastDir(t)
-		synctest.Test(t, func(t *testing.T) {
-			c := newCluster(t, dir, 3, newMemNet())
+	for _, state := range []memnet.State{memnet.Cut, memnet.Dark} {
+		inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 			c.startAll()
 			defer c.stopAll()
 			old := c.leader()
 			c.mustPropose(old, create(orgID(1), "old"))
 			for _, nd := range c.nodes {
-				c.net.set(old.addr, nd.addr, state)
+				c.net.Set(old.addr, nd.addr, state)
 			}
 			start := time.Now()
 			if err := old.q.Read(t.Context()); !errors.Is(err, controlplane.ErrNoLeader) {
@@ -79,7 +76,7 @@ func TestReadAtDeposedLeader(t *testing.T) {
 				t.Error("a deposed leader answered")
 			}
 			for _, nd := range c.nodes {
-				c.net.set(old.addr, nd.addr, 0)
+				c.net.Set(old.addr, nd.addr, 0)
 			}
 			c.converged()
 		})
@@ -104,7 +101,7 @@ func TestReadSchedules(t *testing.T) {
 }
 
 func readSchedule(t *testing.T, dir string, seed uint64) int {
-	c := newCluster(t, dir, 3, newMemNet())
+	c := newCluster(t, dir, 3)
 	c.tune.Commit = 100 * time.Millisecond // an idle follower costs real time
 	c.startAll()
 	c.leader()
@@ -159,7 +156,7 @@ func readSchedule(t *testing.T, dir string, seed uint64) int {
 	wg.Wait()
 	for _, nd := range c.nodes {
 		for _, other := range c.nodes {
-			c.net.set(nd.addr, other.addr, 0)
+			c.net.Set(nd.addr, other.addr, 0)
 		}
 		if nd.q == nil {
 			c.start(nd)

@@ -18,6 +18,9 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/quorum/image"
+	"ringmain/controlplane/quorum/machine"
+	"ringmain/controlplane/quorum/members"
+	"ringmain/controlplane/quorum/store"
 )
 
 // nameRecover is the file that has a node begin its region anew with the peers
@@ -45,16 +48,11 @@ const maxRecovery = 64 << 10
 // directory of another cluster or region, one without a region's state, one in
 // use, and a list that cannot be.
 func RecoverWith(dir, cluster, region string, peers []Peer) (err error) {
-	path := filepath.Join(dir, nameOwner)
-	text, err := os.ReadFile(path)
-	if err != nil {
-		return fmt.Errorf("quorum: %s is no node's directory: %w", dir, err)
-	}
-	own, err := parseOwner(path, text)
+	own, err := store.ReadOwner(dir)
 	if err != nil {
 		return err
 	}
-	lock, err := lockDir(dir)
+	lock, err := store.Lock(dir)
 	if err != nil {
 		return err
 	}
@@ -63,11 +61,11 @@ func RecoverWith(dir, cluster, region string, peers []Peer) (err error) {
 	if err := r.check(dir, own); err != nil {
 		return err
 	}
-	text, err = json.MarshalIndent(r, "", "  ")
+	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return fmt.Errorf("quorum: %w", err)
 	}
-	if err := writeFileSync(filepath.Join(dir, nameRecover), append(text, '\n')); err != nil {
+	if err := store.WriteFile(filepath.Join(dir, nameRecover), append(text, '\n')); err != nil {
 		return fmt.Errorf("quorum: %w", image.DiskError(err))
 	}
 	return nil
@@ -93,7 +91,7 @@ func parseRecovery(text []byte) (r recovery, err error) {
 }
 
 // check says what keeps the node own, whose directory is dir, from obeying.
-func (r *recovery) check(dir string, own owner) error {
+func (r *recovery) check(dir string, own store.Owner) error {
 	refuse := func(format string, args ...any) error {
 		return fmt.Errorf("quorum: recovery of %s: %s; nothing was changed", dir, fmt.Sprintf(format, args...))
 	}
@@ -111,7 +109,7 @@ func (r *recovery) check(dir string, own owner) error {
 		nodes[p.Node], addrs[p.Addr] = true, true
 	}
 	switch {
-	case len(r.Peers) > maxMembers:
+	case len(r.Peers) > members.Max:
 		return refuse("it names %d peers", len(r.Peers))
 	case !nodes[own.Node]:
 		return refuse("%s itself is not among the peers: list every node that is left, this one included", own.Node)
@@ -142,7 +140,7 @@ func (q *Quorum) obeyRecovery(snaps raft.SnapshotStore) (obeyed bool, err error)
 	if err != nil {
 		return false, fmt.Errorf("quorum: %s cannot be obeyed: %w: write it anew with `ringmain node recover`, or remove it; nothing was changed", path, err)
 	}
-	own := owner{Format: 1, Cluster: q.cfg.Cluster, Region: q.cfg.Region, Node: q.cfg.Node}
+	own := store.Owner{Format: 1, Cluster: q.cfg.Cluster, Region: q.cfg.Region, Node: q.cfg.Node}
 	if err := r.check(q.cfg.Dir, own); err != nil {
 		return false, err
 	}
@@ -165,7 +163,7 @@ func (q *Quorum) obeyRecovery(snaps raft.SnapshotStore) (obeyed bool, err error)
 		conf.Servers = append(conf.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(p.Node), Address: raft.ServerAddress(p.Addr)})
 	}
 	life := uint64(time.Now().UnixMilli())
-	if err := q.machine.begin(life); err != nil {
+	if err := q.machine.Begin(life); err != nil {
 		return false, err
 	}
 	if err := raft.RecoverCluster(q.cfg.raftConfig(nil), recovering{q.machine}, q.store, q.store, snaps, q.trans, conf); err != nil {
@@ -177,7 +175,7 @@ func (q *Quorum) obeyRecovery(snaps raft.SnapshotStore) (obeyed bool, err error)
 	}
 	q.log.Warn("the region begins anew from what this node holds: commits may be lost",
 		"log", "audit", "event", "region.recovered", "cluster", q.cfg.Cluster, "region", q.cfg.Region, "node", q.cfg.Node,
-		"peers", r.Peers, "were", names(before), "applied", q.machine.image.Mark().Applied, "life", life, "file", aside)
+		"peers", r.Peers, "were", names(before), "applied", q.machine.Saved().Applied, "life", life, "file", aside)
 	return true, nil
 }
 
@@ -191,7 +189,7 @@ func names(conf raft.Configuration) []string {
 
 // recovering is the machine as raft.RecoverCluster uses it: the image is as
 // far as every snapshot already.
-type recovering struct{ *machine }
+type recovering struct{ *machine.Machine }
 
 // Restore implements raft.FSM.
 func (recovering) Restore(io.ReadCloser) error { return nil }
@@ -199,7 +197,7 @@ func (recovering) Restore(io.ReadCloser) error { return nil }
 // Snapshot implements raft.FSM. RecoverCluster releases no snapshot, so one
 // releases itself.
 func (r recovering) Snapshot() (raft.FSMSnapshot, error) {
-	s, err := r.machine.Snapshot()
+	s, err := r.Machine.Snapshot()
 	return fleeting{s}, err
 }
 
@@ -211,21 +209,10 @@ func (f fleeting) Persist(sink raft.SnapshotSink) error {
 	return f.FSMSnapshot.Persist(sink)
 }
 
-// begin makes this copy one of another life of the region.
-func (m *machine) begin(life uint64) error {
-	m.imageMu.Lock()
-	defer m.imageMu.Unlock()
-	if err := m.image.Begin(life); err != nil {
-		return fmt.Errorf("quorum: %w", err)
-	}
-	m.life.Store(life)
-	return nil
-}
-
 // Since is which life of the region this node's copy belongs to: 0 is the
 // first. Whoever confirmed something to an earlier life cannot rely on this one
 // to hold it: to the members of its shards it is a new member.
-func (q *Quorum) Since() uint64 { return max(q.cfg.Since, q.machine.life.Load()) }
+func (q *Quorum) Since() uint64 { return max(q.cfg.Since, q.machine.Life()) }
 
 // MayHaveLost is when the region last began anew, from the copies of a minority
 // or from a backup, so that commits may be lost; false if it never did.

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/raft-wal/metadb"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/quorum/store"
 )
 
 // tree sums up all files below dir but those that every start touches.
@@ -42,7 +43,7 @@ func tree(t *testing.T, dir string) map[string][32]byte {
 // bereft is a region of three that lost two for good; c1 is left, stopped.
 func bereft(t *testing.T, dir string, tune func(*Tunables)) (c *cluster, left *node, want string) {
 	t.Helper()
-	c = newCluster(t, dir, 3, newMemNet())
+	c = newCluster(t, dir, 3)
 	if tune != nil {
 		tune(&c.tune)
 	}
@@ -133,9 +134,7 @@ func TestRecover(t *testing.T) {
 }
 
 func TestRecoverTwoOfFive(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 5, newMemNet())
+	inFakeTime(t, 5, func(t *testing.T, c *cluster) {
 		c.startAll()
 		for i := range 10 {
 			c.writeAgain(create(orgID(i), "x"))
@@ -276,7 +275,7 @@ func TestRecoverCrashWindows(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.start(left)
-		if err := left.q.machine.begin(77); err != nil {
+		if err := left.q.machine.Begin(77); err != nil {
 			t.Fatal(err)
 		}
 		c.kill(left)
@@ -303,7 +302,7 @@ func FuzzRecovery(f *testing.F) {
 		if err != nil {
 			return
 		}
-		own := owner{Format: 1, Cluster: "test", Region: "us-east", Node: "c1"}
+		own := store.Owner{Format: 1, Cluster: "test", Region: "us-east", Node: "c1"}
 		if r.check("dir", own) != nil {
 			return
 		}

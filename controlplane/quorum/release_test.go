@@ -20,6 +20,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -91,7 +92,7 @@ func openRelease(t *testing.T, dir, release, state string) {
 // releaseCluster is the one node that every release is of.
 func releaseCluster(t *testing.T, dir, release string) *cluster {
 	t.Helper()
-	c := newCluster(t, dir, 1, newMemNet())
+	c := newCluster(t, dir, 1)
 	key := filepath.Join(dir, "release.key")
 	text, err := os.ReadFile(filepath.Join(release, "region.key"))
 	if err != nil {
@@ -203,7 +204,7 @@ func writeRelease(t *testing.T, q *Quorum, state string) {
 			if err := q.raft.Snapshot().Error(); err != nil {
 				t.Fatal(err)
 			}
-		} else if err := q.machine.flush(); err != nil {
+		} else if err := q.machine.Flush(); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -287,7 +288,7 @@ func loseSome(t *testing.T, q *Quorum) {
 }
 
 func lastOf(q *Quorum, shard controlplane.Shard) (last controlplane.Point) {
-	q.View(func(s *registry.State) {
+	q.View(func(s *ledger.State) {
 		info, _ := s.Shard(shard)
 		last = info.Last
 	})
@@ -353,7 +354,7 @@ func pinned(id, jurisdiction string) []registry.Change {
 func fraShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command) {
 	t.Helper()
 	const shard = controlplane.Shard("any-eu-fra")
-	s := registry.New()
+	s := ledger.New()
 	apply := func(changes ...registry.Change) {
 		e, err := s.Next(shard, changes)
 		if err != nil {
@@ -391,7 +392,7 @@ func fraShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command
 // is encoded.
 func describe(q *Quorum) string {
 	var b strings.Builder
-	q.View(func(s *registry.State) {
+	q.View(func(s *ledger.State) {
 		if v := s.Version(); v > 1 {
 			fmt.Fprintf(&b, "cluster version %d\n", v)
 		}

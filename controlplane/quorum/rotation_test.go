@@ -4,11 +4,8 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
-	"strings"
 	"testing"
-	"testing/synctest"
 
-	"github.com/hashicorp/raft"
 	walfs "github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
 	"github.com/hashicorp/raft-wal/segment"
@@ -17,9 +14,7 @@ import (
 // The wal is stopped after it closed a segment and before it began the next,
 // or halfway through closing it.
 func TestStoppedRotation(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 1, newMemNet())
+	inFakeTime(t, 1, func(t *testing.T, c *cluster) {
 		nd := c.nodes[0]
 		for round, spoil := range []func(data []byte, index int64){
 			func([]byte, int64) {},
@@ -75,42 +70,4 @@ func closeSegment(t *testing.T, dir string) (path string, index int64) {
 		t.Fatal(err)
 	}
 	return filepath.Join(dir, segment.FileName(tail)), int64(start)
-}
-
-// Many small segments, closed and opened at every point.
-func TestRotationAtEveryPoint(t *testing.T) {
-	c := newCluster(t, fastDir(t), 1, newMemNet())
-	cfg := c.config(c.nodes[0])
-	cfg.Tunables.SegmentBytes = 2 << 10
-	if err := errors.Join(cfg.check(), os.MkdirAll(cfg.Dir, 0o700)); err != nil {
-		t.Fatal(err)
-	}
-	open := func() *sealedLog {
-		t.Helper()
-		l, err := openLog(&cfg, nil, func(err error) { t.Errorf("fatal: %v", err) })
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
-	payload := func(i uint64) []byte { return []byte(strings.Repeat("p", int(i*37%400))) }
-	for i := uint64(1); i <= 120; i++ {
-		l := open()
-		if err := l.StoreLog(&raft.Log{Index: i, Term: 1, Data: payload(i)}); err != nil {
-			t.Fatalf("entry %d: %v", i, err)
-		}
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	l := open()
-	var e raft.Log
-	for i := uint64(1); i <= 120; i++ {
-		if err := l.GetLog(i, &e); err != nil || string(e.Data) != string(payload(i)) {
-			t.Fatalf("entry %d: %v", i, err)
-		}
-	}
-	if err := errors.Join(l.Close(), cfg.Listener.Close()); err != nil {
-		t.Fatal(err)
-	}
 }

@@ -11,7 +11,10 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/quorum/wire"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/memnet"
 )
 
 // history is the naive twin: every effective entry that any node applied, by
@@ -44,7 +47,7 @@ const (
 	unwritten
 )
 
-func (h *history) onApply(out registry.Outcome, _ controlplane.Epoch) {
+func (h *history) onApply(out ledger.Outcome, _ controlplane.Epoch) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, e := range out.Effective {
@@ -146,11 +149,11 @@ func TestSchedules(t *testing.T) {
 func runSchedule(t *testing.T, dir string, seed uint64) int {
 	r := seeded(seed)
 	h := &history{applied: make(map[uint64]applied)}
-	c := newCluster(t, dir, 3, newMemNet())
+	c := newCluster(t, dir, 3)
 	c.tune.SegmentBytes = 16 << 10
 	c.tune.Commit = 100 * time.Millisecond // an idle follower costs real time
 	if r.IntN(2) == 0 {
-		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery = uint64(1+r.IntN(40)), uint64(10+r.IntN(60)), time.Duration(1+r.IntN(2000))*time.Millisecond
+		c.tune.TrailingLogs, c.tune.SnapshotEntries, c.tune.SnapshotEvery = uint64(1+r.IntN(40)), uint64(10+r.IntN(60)), time.Duration(5+r.IntN(2000))*time.Millisecond
 	}
 	c.adjust = func(cfg *Config) { cfg.OnApply = h.onApply }
 	c.startAll()
@@ -196,7 +199,7 @@ func runSchedule(t *testing.T, dir string, seed uint64) int {
 	clients.Wait()
 	for _, nd := range c.nodes {
 		for _, other := range c.nodes {
-			c.net.set(nd.addr, other.addr, 0)
+			c.net.Set(nd.addr, other.addr, 0)
 		}
 		if nd.q == nil {
 			c.start(nd)
@@ -204,7 +207,11 @@ func runSchedule(t *testing.T, dir string, seed uint64) int {
 	}
 	time.Sleep(10 * time.Second) // who led when the network healed need not stay
 	c.mustPropose(c.leader(), put(orgID(9), "last"))
+	last := time.Now()
 	c.converged()
+	if took := time.Since(last); took > wire.Timeout { // nobody waits for the end of a pause any more
+		t.Errorf("seed %d: all were current %s after the last write", seed, took)
+	}
 	acks, errs := h.check(func(id string) string { return nameOf(c.nodes[0].q, id) })
 	c.stopAll()
 	for _, e := range errs {
@@ -224,7 +231,7 @@ func nemesis(c *cluster, r *rand.Rand, mu *sync.Mutex, until time.Time) {
 		switch r.IntN(6) {
 		case 0, 1:
 			if q != nil {
-				q.streams.cut()
+				q.trans.Cut()
 				nd.cancel()
 				<-q.stopped
 				mu.Lock()
@@ -242,17 +249,17 @@ func nemesis(c *cluster, r *rand.Rand, mu *sync.Mutex, until time.Time) {
 				mu.Unlock()
 			}
 		case 3:
-			c.net.set(nd.addr, other.addr, linkState(1+r.IntN(2)))
+			c.net.Set(nd.addr, other.addr, memnet.State(1+r.IntN(2)))
 		case 4:
 			for _, a := range c.nodes {
 				for _, b := range c.nodes {
-					c.net.set(a.addr, b.addr, 0)
+					c.net.Set(a.addr, b.addr, 0)
 				}
 			}
 		case 5:
 			if q != nil && q.IsLeader() {
 				for _, b := range c.nodes {
-					c.net.set(nd.addr, b.addr, linkState(1+r.IntN(2)))
+					c.net.Set(nd.addr, b.addr, memnet.State(1+r.IntN(2)))
 				}
 			}
 		}

@@ -10,7 +10,9 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane/quorum/image"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/quorum/machine"
+	"ringmain/controlplane/quorum/store"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -30,11 +32,11 @@ type SeedConfig struct {
 // Seed makes the directory of one node, from which a region begins with state.
 // The other nodes start with empty directories and copy it. Until all of it is
 // there, Dir is not.
-func Seed(cfg SeedConfig, state *registry.State) (err error) {
+func Seed(cfg SeedConfig, state *ledger.State) (err error) {
 	if err := emptyDir(cfg.Dir); err != nil {
 		return err
 	}
-	own := owner{Format: 1, Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node}
+	own := store.Owner{Format: 1, Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node}
 	if err := (&recovery{Format: 1, Cluster: cfg.Cluster, Region: cfg.Region, Peers: cfg.Peers}).check(cfg.Dir, own); err != nil {
 		return err
 	}
@@ -47,7 +49,7 @@ func Seed(cfg SeedConfig, state *registry.State) (err error) {
 			err = errors.Join(fmt.Errorf("quorum: make %s: %w", cfg.Dir, image.DiskError(err)), os.RemoveAll(made))
 		}
 	}()
-	lock, err := claimDir(made, own)
+	lock, err := store.Claim(made, own, nameImage)
 	if err != nil {
 		return err
 	}
@@ -78,7 +80,7 @@ func emptyDir(dir string) error {
 }
 
 // fill writes image, snapshot and votes of a region that begins at the mark.
-func (cfg *SeedConfig) fill(dir string, state *registry.State) (err error) {
+func (cfg *SeedConfig) fill(dir string, state *ledger.State) (err error) {
 	at := image.Mark{Applied: max(cfg.Applied, 2), Term: max(cfg.Term, 1)}
 	ic := image.Config{Path: filepath.Join(dir, nameImage), Cluster: cfg.Cluster, Region: cfg.Region, Sealer: cfg.Sealer}
 	if err := image.Build(ic, state, at, cfg.Life); err != nil {
@@ -97,7 +99,7 @@ func (cfg *SeedConfig) fill(dir string, state *registry.State) (err error) {
 	qc := Config{Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Dir: dir, Peers: cfg.Peers, Sealer: cfg.Sealer}
 	qc.Tunables.setDefaults()
 	qc.Logger = slog.New(slog.DiscardHandler)
-	snaps, err := openSnapshots(&qc)
+	snaps, err := store.OpenSnapshots(qc.store(func(error) {}))
 	if err != nil {
 		return err
 	}
@@ -107,10 +109,10 @@ func (cfg *SeedConfig) fill(dir string, state *registry.State) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := (snapshot{view}).Persist(sink); err != nil {
+	if err := machine.Persist(view, sink); err != nil {
 		return err
 	}
-	log, err := openLog(&qc, nil, func(error) {})
+	log, err := store.OpenLog(qc.store(func(error) {}))
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	walfs "github.com/hashicorp/raft-wal/fs"
@@ -43,9 +42,7 @@ func (d stalledDisk) Create(dir, name string, size uint64) (types.WritableFile, 
 // A leader whose disk hangs goes on beating, and would lead for ever: it gives
 // up within the bound, and another writes.
 func TestStalledDiskGivesLeadershipUp(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		hangs := make(map[string]*atomic.Pointer[chan struct{}])
 		c.adjust = func(cfg *Config) {
 			hangs[cfg.Node] = new(atomic.Pointer[chan struct{}])
@@ -101,9 +98,7 @@ func TestStalledDiskGivesLeadershipUp(t *testing.T) {
 
 // A follower whose disk hangs holds nobody up.
 func TestStalledFollowerIsDoneWithout(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		hangs := make(map[string]*atomic.Pointer[chan struct{}])
 		c.adjust = func(cfg *Config) {
 			hangs[cfg.Node] = new(atomic.Pointer[chan struct{}])

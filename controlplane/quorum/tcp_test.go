@@ -15,8 +15,8 @@ import (
 // newTCPCluster has real files and loopback sockets.
 func newTCPCluster(t testing.TB, n int) *cluster {
 	t.Helper()
-	c := newCluster(t, t.TempDir(), n, nil)
-	c.tune = Tunables{}
+	c := newCluster(t, t.TempDir(), n)
+	c.net, c.tune = nil, Tunables{}
 	for i, nd := range c.nodes {
 		var lc net.ListenConfig
 		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
@@ -45,7 +45,7 @@ func TestLeaderKillOverTCP(t *testing.T) {
 		victim := c.leader()
 		c.writeAgain(put(orgID(i), "before"))
 		start := time.Now()
-		victim.q.streams.cut() // as a process that is gone
+		victim.q.trans.Cut() // as a process that is gone
 		gone := victim.q
 		victim.q = nil
 		c.writeAgain(put(orgID(i), "after"))

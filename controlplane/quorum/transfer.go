@@ -9,6 +9,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/quorum/members"
 )
 
 // Transfer has another node lead, the named one or ("") whichever is furthest.
@@ -57,7 +58,7 @@ func (q *Quorum) successor(to string) (*raft.Server, error) {
 		case string(s.ID) == to && s.Suffrage == raft.Voter:
 			return &s, nil
 		case string(s.ID) == to:
-			return nil, controlplane.Refuse(controlplane.RuleConflict, "to", "%s is a %s: only a voter can lead", to, roleOf(s))
+			return nil, controlplane.Refuse(controlplane.RuleConflict, "to", "%s is a %s: only a voter can lead", to, members.RoleOf(s))
 		case s.Suffrage == raft.Voter && string(s.ID) != q.cfg.Node:
 			others++
 		}

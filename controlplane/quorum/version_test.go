@@ -4,23 +4,20 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"net"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
-
-	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // whole is all that the node's registry holds, tails and quarantines too.
 func whole(t *testing.T, q *Quorum) string {
 	t.Helper()
 	var b bytes.Buffer
-	q.View(func(s *registry.State) {
+	q.View(func(s *ledger.State) {
 		if err := s.Snapshot(&b); err != nil {
 			t.Fatal(err)
 		}
@@ -30,9 +27,7 @@ func whole(t *testing.T, q *Quorum) string {
 
 // A region goes over to the next cluster version only together.
 func TestRaise(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		lead := c.leader()
@@ -72,37 +67,16 @@ func TestRaise(t *testing.T) {
 		}
 		for _, nd := range c.nodes {
 			c.eventually(10*time.Second, "version 2 at "+nd.name, func() (there bool) {
-				nd.q.View(func(s *registry.State) { there = s.Version() == registry.Version })
+				nd.q.View(func(s *ledger.State) { there = s.Version() == registry.Version })
 				return there
 			})
 		}
 	})
 }
 
-// A node of the first release takes the question for a raft message that it
-// does not know, and hangs up.
-func TestFirstReleaseDoesNotAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cfg := &Config{Peers: []Peer{{"old", "x:1"}}, Dial: func(context.Context, string, string) (net.Conn, error) {
-			ours, theirs := net.Pipe()
-			go func() {
-				_, _ = theirs.Read(make([]byte, 1))
-				_ = theirs.Close()
-			}()
-			return ours, nil
-		}}
-		q := &Quorum{streams: newStreamLayer(cfg, newAddressBook(cfg))}
-		if v, err := q.peerVersion(context.Background(), raft.Server{ID: "old", Address: "x:1"}); err == nil {
-			t.Errorf("it reads version %d", v)
-		}
-	})
-}
-
 // From opening to quarantine, through Raft and restarts of all nodes.
 func TestHomeIsDeposed(t *testing.T) {
-	dir := fastDir(t)
-	synctest.Test(t, func(t *testing.T) {
-		c := newCluster(t, dir, 3, newMemNet())
+	inFakeTime(t, 3, func(t *testing.T, c *cluster) {
 		c.startAll()
 		defer c.stopAll()
 		ctx := context.Background()
@@ -125,7 +99,7 @@ func TestHomeIsDeposed(t *testing.T) {
 			lead = c.leader()
 			same()
 		}
-		do := func(cmd *registry.Command) registry.Outcome {
+		do := func(cmd *registry.Command) ledger.Outcome {
 			t.Helper()
 			out, err := lead.q.ProposeCommand(ctx, cmd)
 			if err != nil {
@@ -169,8 +143,8 @@ func TestHomeIsDeposed(t *testing.T) {
 			t.Fatalf("a write to another's shard: %v", err)
 		}
 		restart()
-		var lost []*registry.Quarantined
-		lead.q.View(func(s *registry.State) {
+		var lost []*ledger.Quarantined
+		lead.q.View(func(s *ledger.State) {
 			for l := range s.Quarantine(testShard) {
 				lost = append(lost, l)
 			}

@@ -17,6 +17,14 @@ const (
 	commandVersionSafety = 3
 )
 
+// Cluster versions: what the region's log may carry from each on.
+const (
+	VersionOwnership = 2 // seal, take, confirm, and what is cut goes to the quarantine
+	VersionSafety    = 3 // all kinds of the safety set, and forgetting
+
+	Version = VersionSafety // the newest that this code knows
+)
+
 // CommandType says what a Command asks of Apply.
 type CommandType uint8
 
@@ -129,14 +137,14 @@ const (
 
 // EncodeCommand returns the version byte and the command in deterministic CBOR.
 func EncodeCommand(c *Command) ([]byte, error) {
-	if err := c.wellFormed(); err != nil {
+	if err := c.WellFormed(); err != nil {
 		return nil, err
 	}
 	b, err := encMode.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode command: %w", err)
 	}
-	return append([]byte{c.version()}, b...), nil
+	return append([]byte{byte(c.Needs())}, b...), nil
 }
 
 // DecodeCommand reads what EncodeCommand wrote. Anything else is
@@ -149,17 +157,18 @@ func DecodeCommand(b []byte) (*Command, error) {
 	if err := decMode.Unmarshal(b[1:], c); err != nil {
 		return nil, fmt.Errorf("%w: command: %w", controlplane.ErrUnknownEntry, err)
 	}
-	if err := c.wellFormed(); err != nil {
+	if err := c.WellFormed(); err != nil {
 		return nil, err
 	}
-	if v := c.version(); v != b[0] {
+	if v := c.Needs(); v != uint64(b[0]) {
 		return nil, fmt.Errorf("%w: a command of version %d under version byte %d", controlplane.ErrUnknownEntry, v, b[0])
 	}
 	return c, nil
 }
 
-// version is the first byte of the encoded command.
-func (c *Command) version() byte {
+// Needs is the oldest cluster version that can read all that the command says;
+// the first byte of its encoding.
+func (c *Command) Needs() uint64 {
 	if c.needsSafety() {
 		return commandVersionSafety
 	}
@@ -182,14 +191,14 @@ func (c *Command) needsSafety() bool {
 	if c.Adopt != nil && c.Adopt.Now != 0 {
 		return true
 	}
-	return c.Stage != nil && (slices.ContainsFunc(c.Stage.Revocations, func(v Revocation) bool { return !v.Kind.known() }) ||
+	return c.Stage != nil && (slices.ContainsFunc(c.Stage.Revocations, func(v Revocation) bool { return !v.Kind.Known() }) ||
 		slices.ContainsFunc(c.Stage.Records, recentRecord))
 }
 
 // At returns the command as a region at the cluster version takes it: imports
 // without what that version does not know, others as they are or not at all.
 func (c *Command) At(version uint64) (*Command, error) {
-	if uint64(c.version()) <= version || c.Type == CmdVersion {
+	if c.Needs() <= version || c.Type == CmdVersion {
 		return c, nil
 	}
 	plain := *c
@@ -204,14 +213,14 @@ func (c *Command) At(version uint64) (*Command, error) {
 			plain.Adopt.Spans, plain.Adopt.Repair = nil, false
 		}
 	}
-	if need := plain.version(); uint64(need) > version {
+	if need := plain.Needs(); need > version {
 		return nil, fmt.Errorf("the command needs cluster version %d, and the region is at %d: upgrade all of its nodes", need, version)
 	}
 	return &plain, nil
 }
 
-// wellFormed reports a command whose parts do not fit its type.
-func (c *Command) wellFormed() error {
+// WellFormed reports a command whose parts do not fit its type.
+func (c *Command) WellFormed() error {
 	parts := [...]bool{
 		CmdEntry: len(c.Entries) > 0 && c.Type != CmdAccept, CmdAccept: len(c.Entries) > 0 && c.Type == CmdAccept,
 		CmdStage: c.Stage != nil, CmdAdopt: c.Adopt != nil, CmdSeal: c.Seal != nil, CmdTake: c.Take != nil,
@@ -243,7 +252,7 @@ func (c *Command) wellFormed() error {
 // cannot read. Call it before proposing what another region sent: once such a
 // command is in the log, every node of the region must halt.
 func (c *Command) Readable() error {
-	if err := c.wellFormed(); err != nil {
+	if err := c.WellFormed(); err != nil {
 		return err
 	}
 	entries := c.Entries

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 )
@@ -65,7 +63,7 @@ type Entry struct {
 // Header is e without its content.
 func (e *Entry) Header() ownership.Header {
 	h := ownership.Header{Epoch: e.Epoch, Seq: e.Seq, Prev: e.Prev}
-	if e.opens() {
+	if e.Opens() {
 		h.Members, h.Forced = e.Changes[0].members(), e.Changes[0].Forced
 	}
 	return h
@@ -84,8 +82,8 @@ func (c *Change) members() []ownership.Member {
 	return all
 }
 
-// opening is the change that opens an epoch of the home for the members.
-func opening(home string, members []ownership.Member, forced bool) Change {
+// Opening is the change that opens an epoch of the home for the members.
+func Opening(home string, members []ownership.Member, forced bool) Change {
 	c := Change{Op: OpOpen, Home: home, Forced: forced}
 	for _, m := range members {
 		c.Members = append(c.Members, m.Region)
@@ -100,27 +98,6 @@ func opening(home string, members []ownership.Member, forced bool) Change {
 // Point is the position right after e.
 func (e *Entry) Point() controlplane.Point {
 	return controlplane.Point{Epoch: e.Epoch, Seq: e.Seq}
-}
-
-var encMode = must(cbor.CoreDetEncOptions().EncMode())
-
-// Decoding is strict: an unknown field, a duplicate key or a trailing byte is
-// an error, because skipping part of a command would fork the state.
-var decMode = must(cbor.DecOptions{
-	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	IndefLength:       cbor.IndefLengthForbidden,
-	TagsMd:            cbor.TagsForbidden,
-	MaxNestedLevels:   16,
-	MaxArrayElements:  1 << 20,
-	MaxMapPairs:       1 << 16,
-}.DecMode())
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
 }
 
 // EncodeEntry returns the format version byte and the entry in deterministic CBOR.
@@ -178,11 +155,11 @@ func (c *Change) known() error {
 			return c.Record.known()
 		}
 	case OpDelete:
-		if !c.Kind.known() {
+		if !c.Kind.Known() {
 			return fmt.Errorf("%w: %s", controlplane.ErrUnknownEntry, c.Kind)
 		}
 	case OpRevoke, OpForget:
-		if !c.Kind.known() && !c.Kind.safety() {
+		if !c.Kind.Known() && !c.Kind.safety() {
 			return fmt.Errorf("%w: %s", controlplane.ErrUnknownEntry, c.Kind)
 		}
 	case OpOpen:
@@ -193,23 +170,41 @@ func (c *Change) known() error {
 }
 
 func (r *Record) known() error {
-	if !r.Kind.known() || !r.oneBody() {
+	if !r.Kind.Known() || !r.oneBody() {
 		return fmt.Errorf("%w: record of %s", controlplane.ErrUnknownEntry, r.Kind)
 	}
 	return nil
 }
 
-// EncodeRecord returns the record in deterministic CBOR.
-func EncodeRecord(r *Record) ([]byte, error) { return encMode.Marshal(r) }
+// NextAfter returns the entry that a home proposes after the point after, with
+// the given changes. It checks nothing. A proposer with entries in flight
+// passes the point of the last of them.
+func NextAfter(shard controlplane.Shard, after controlplane.Point, changes []Change) *Entry {
+	e := &Entry{Shard: shard, Epoch: after.Epoch, Seq: after.Seq + 1, Prev: after.Epoch, Changes: changes}
+	if e.Opens() {
+		e.Epoch = controlplane.Epoch{Counter: after.Epoch.Counter + 1, Region: changes[0].Home}
+	}
+	return e
+}
 
-// DecodeRecord reads what EncodeRecord wrote.
-func DecodeRecord(b []byte) (*Record, error) {
-	r := new(Record)
-	if err := decMode.Unmarshal(b, r); err != nil {
-		return nil, fmt.Errorf("%w: record: %w", controlplane.ErrUnknownEntry, err)
+// Opens reports an entry that starts an epoch.
+func (e *Entry) Opens() bool { return len(e.Changes) > 0 && e.Changes[0].Op == OpOpen }
+
+// Ref names a record or revocation.
+type Ref struct {
+	Shard controlplane.Shard
+	Kind  Kind
+	ID    string
+}
+
+// Ref names what the change is about; zero for an opening.
+func (c *Change) Ref(shard controlplane.Shard) Ref {
+	switch c.Op {
+	case OpPut:
+		return Ref{Shard: shard, Kind: c.Record.Kind, ID: c.Record.Meta.ID}
+	case OpDelete, OpRevoke, OpForget:
+		return Ref{Shard: shard, Kind: c.Kind, ID: c.ID}
+	default:
+		return Ref{}
 	}
-	if err := r.known(); err != nil {
-		return nil, err
-	}
-	return r, nil
 }

@@ -19,14 +19,14 @@ var kindPrefixes = [...]string{
 	KindRoute: "rte", KindPolicy: "pol", KindRegion: "reg", KindRelocation: "rel",
 }
 
-func (k Kind) known() bool { return k >= KindOrg && k <= KindRelocation }
+func (k Kind) Known() bool { return k >= KindOrg && k <= KindRelocation }
 
 // safety reports a kind of which there are no records, but members of the
 // safety set.
 func (k Kind) safety() bool { return k >= KindCredential && k <= KindPin }
 
-// global reports whether what is of the kind lives in ShardGlobal.
-func (k Kind) global() bool {
+// Global reports whether what is of the kind lives in ShardGlobal.
+func (k Kind) Global() bool {
 	switch k {
 	case KindUpstream, KindRoute, KindRegion, KindCredential, KindNode, KindToken:
 		return true
@@ -38,7 +38,7 @@ func (k Kind) global() bool {
 // credential, node, token, pin.
 func (k Kind) String() string {
 	switch {
-	case k.known():
+	case k.Known():
 		return kindNames[k]
 	case k.safety():
 		return safetyNames[k-KindCredential]
@@ -49,7 +49,7 @@ func (k Kind) String() string {
 // Prefix is what ids of the kind begin with, without the "_"; "" if the kind is unknown.
 func (k Kind) Prefix() string {
 	switch {
-	case k.known():
+	case k.Known():
 		return kindPrefixes[k]
 	case k.safety():
 		return safetyPrefixes[k-KindCredential]
@@ -93,23 +93,23 @@ func NewID(prefix, jurisdiction string, at time.Time, random io.Reader) string {
 // RegionID returns the id of the region called name.
 func RegionID(name string) string { return "reg_" + name }
 
-// parseID splits an id of the kind, and reports whether its shape is right.
+// ParseID splits an id of the kind, and reports whether its shape is right.
 // The jurisdiction is empty for the kinds that live in ShardGlobal.
-func parseID(kind Kind, id string) (jurisdiction string, ok bool) {
+func ParseID(kind Kind, id string) (jurisdiction string, ok bool) {
 	rest, ok := strings.CutPrefix(id, kind.Prefix()+"_")
 	if kind.safety() {
 		jurisdiction, safe := parseSafetyID(kind, rest)
 		return jurisdiction, ok && safe
 	}
-	if !ok || !kind.known() {
+	if !ok || !kind.Known() {
 		return "", false
 	}
 	if kind == KindRegion {
 		return "", isRegionName(rest)
 	}
-	if !kind.global() {
+	if !kind.Global() {
 		jurisdiction, rest, ok = strings.Cut(rest, "_")
-		if !ok || !isJurisdiction(jurisdiction) {
+		if !ok || !IsJurisdiction(jurisdiction) {
 			return "", false
 		}
 	}
@@ -128,8 +128,8 @@ func isAlphanumeric(c byte) bool {
 	return c >= '0' && c <= '9' || c >= 'A' && c <= 'Z' || c >= 'a' && c <= 'z'
 }
 
-// isJurisdiction reports two to four lowercase letters; "any" is one.
-func isJurisdiction(s string) bool {
+// IsJurisdiction reports two to four lowercase letters; "any" is one.
+func IsJurisdiction(s string) bool {
 	if len(s) < 2 || len(s) > 4 {
 		return false
 	}
@@ -153,46 +153,26 @@ func isRegionName(s string) bool {
 
 const anyPrefix = "any-"
 
-// pinnedTo returns the jurisdiction of a shard of pinned orgs.
-func pinnedTo(shard controlplane.Shard) (jurisdiction string, ok bool) {
-	return string(shard), isJurisdiction(string(shard)) && shard != controlplane.JurisdictionAny
+// PinnedTo returns the jurisdiction of a shard of pinned orgs.
+func PinnedTo(shard controlplane.Shard) (jurisdiction string, ok bool) {
+	return string(shard), IsJurisdiction(string(shard)) && shard != controlplane.JurisdictionAny
 }
 
-func isShard(shard controlplane.Shard) bool {
-	if _, pinned := pinnedTo(shard); pinned || shard == controlplane.ShardGlobal {
+func IsShard(shard controlplane.Shard) bool {
+	if _, pinned := PinnedTo(shard); pinned || shard == controlplane.ShardGlobal {
 		return true
 	}
 	region, ok := strings.CutPrefix(string(shard), anyPrefix)
 	return ok && isRegionName(region)
 }
 
-// holds reports whether an id of that kind and jurisdiction belongs in shard.
-func holds(shard controlplane.Shard, kind Kind, jurisdiction string) bool {
+// Holds reports whether an id of that kind and jurisdiction belongs in shard.
+func Holds(shard controlplane.Shard, kind Kind, jurisdiction string) bool {
 	switch {
-	case kind.global():
+	case kind.Global():
 		return shard == controlplane.ShardGlobal
 	case jurisdiction == controlplane.JurisdictionAny:
 		return strings.HasPrefix(string(shard), anyPrefix)
 	}
 	return shard == controlplane.ShardPinned(jurisdiction)
-}
-
-// ShardOf returns the shard in which the record lives or would live. It is
-// false if the id is malformed, or is that of an unpinned record that s does
-// not hold: such a record belongs in the shard of its org.
-func ShardOf(kind Kind, id string, s *State) (controlplane.Shard, bool) {
-	jurisdiction, ok := parseID(kind, id)
-	switch {
-	case !ok:
-		return "", false
-	case kind.global():
-		return controlplane.ShardGlobal, true
-	case jurisdiction != controlplane.JurisdictionAny:
-		return controlplane.ShardPinned(jurisdiction), true
-	}
-	r, ok := s.Get(kind, id)
-	if !ok {
-		return "", false
-	}
-	return r.Meta.Shard, true
 }

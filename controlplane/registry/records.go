@@ -1,7 +1,16 @@
+// Package registry holds the words of what is replicated: records and their ids,
+// the safety set, changes, entries and commands, each with its one encoding and
+// what it must say by itself to be looked at.
+//
+// The parts that know state are rooms of their own: content (one shard's records),
+// rules (what a home accepts), ledger (State and Apply). Nothing here knows which
+// records there are; no clock, randomness, logger, disk or network may enter.
+// DESIGN.md says why it is so.
 package registry
 
 import (
 	"fmt"
+	"slices"
 
 	"ringmain/controlplane"
 )
@@ -100,6 +109,19 @@ type Upstream struct {
 // Format writes the name alone under every verb: the credential must not reach
 // a log.
 func (u Upstream) Format(f fmt.State, _ rune) { _, _ = fmt.Fprintf(f, "upstream %s", u.Name) }
+
+// endpoints are the paths that upstreams may serve, by dialect.
+var endpoints = map[string][]string{
+	"openai": {
+		"/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/embeddings",
+		"/v1/audio/speech", "/v1/audio/transcriptions", "/v1/audio/translations",
+		"/v1/images/generations", "/v1/images/edits", "/v1/images/variations",
+	},
+	"anthropic": {"/v1/messages", "/v1/messages/count_tokens"},
+}
+
+// EndpointsOf lists the paths that an upstream of the dialect may serve.
+func EndpointsOf(dialect string) []string { return slices.Clone(endpoints[dialect]) }
 
 // Target is one way to serve a model.
 type Target struct {

@@ -58,7 +58,7 @@ func recentRecord(b []byte) bool {
 
 // wellFormed checks what r says by itself.
 func (r *Relocation) wellFormed(id string) *controlplane.RuleError {
-	own, ok := parseID(KindOrg, r.Org)
+	own, ok := ParseID(KindOrg, r.Org)
 	if !ok || RelocationID(r.Org) != id {
 		return invalid("org", "%q is not the org that %s stands beside", r.Org, id)
 	}
@@ -66,11 +66,11 @@ func (r *Relocation) wellFormed(id string) *controlplane.RuleError {
 		return invalid("to", "a relocation leads to an org or from one, and not both")
 	}
 	other := r.To + r.From
-	jurisdiction, ok := parseID(KindOrg, other)
+	jurisdiction, ok := ParseID(KindOrg, other)
 	switch {
 	case !ok || jurisdiction == own || Chance(r.Org) != Chance(other) || r.To != "" && Relocated(r.Org, r.To) != r.To:
 		return invalid("to", "%q is not %s in another jurisdiction", other, r.Org)
-	case !holds(r.Shard, KindOrg, jurisdiction):
+	case !Holds(r.Shard, KindOrg, jurisdiction):
 		return invalid("shard", "%q does not belong in shard %s", other, r.Shard)
 	case r.Retired < 0 || r.Copied < 0 || r.InForce < 0:
 		return invalid("retired", "times are Unix milliseconds, not negative")
@@ -80,158 +80,4 @@ func (r *Relocation) wellFormed(id string) *controlplane.RuleError {
 		return invalid("in_force", "the records must have been copied before")
 	}
 	return nil
-}
-
-// relocation checks a step of an org's change of jurisdiction.
-func (k *checker) relocation(r, old *Record) *controlplane.RuleError {
-	now := r.Relocation
-	own, _ := parseID(KindOrg, now.Org)
-	other, _ := parseID(KindOrg, now.To+now.From)
-	if v := k.state.Version(); v < VersionSafety {
-		return controlplane.Refuse(controlplane.RuleConflict, "org", "relocations need cluster version %d, and the region is at %d: upgrade all of its nodes", VersionSafety, v)
-	}
-	if _, ok := k.find(KindOrg, now.Org); !ok {
-		return missing("org", now.Org)
-	}
-	if own != controlplane.JurisdictionAny && other != controlplane.JurisdictionAny {
-		return invalid("to", "an org pinned to %q cannot be pinned to %q: nothing lies in both. Change its pin to any first, and from there", own, other)
-	}
-	var was Relocation
-	if old != nil {
-		was = *old.Relocation
-	}
-	if now.To != "" && was.From != "" && was.InForce == 0 {
-		return controlplane.Refuse(controlplane.RuleConflict, "to", "the org takes the place of %s, and that is not finished: finish it first", was.From)
-	}
-	if old == nil || now.To != "" && was.From != "" {
-		if now.Retired+now.Copied+now.InForce != 0 {
-			return invalid("retired", "a relocation begins with nothing done")
-		}
-		return k.leaving(now, other)
-	}
-	if was.Retired == 0 {
-		was.Retired = now.Retired
-	}
-	if was.Copied == 0 {
-		was.Copied = now.Copied
-	}
-	if was.InForce == 0 {
-		was.InForce = now.InForce
-	}
-	if was != *now {
-		return invalid("to", "a relocation only goes on: what it says stays")
-	}
-	if now.Retired != 0 && old.Relocation.Retired == 0 {
-		if key := k.inForce(now.Org); key != "" {
-			return controlplane.Refuse(controlplane.RuleConflict, "retired", "%s is not revoked: revoke all keys of the org first", key)
-		}
-		if upstream := k.dedicatedTo(now.Org); upstream != "" && k.dedicatedTo(now.To) == "" {
-			return controlplane.Refuse(controlplane.RuleConflict, "to",
-				"upstream %s is dedicated to the org, and none to %s, which takes its place: create one first, dedicated to that id", upstream, now.To)
-		}
-	}
-	return nil
-}
-
-// leaving checks the beginning of a relocation at the org that is left.
-func (k *checker) leaving(r *Relocation, to string) *controlplane.RuleError {
-	if r.To == "" {
-		return nil
-	}
-	if to != controlplane.JurisdictionAny {
-		if _, pinned := k.shard.revocation(KindPin, PinID(r.Org, to)); !pinned {
-			return controlplane.Refuse(controlplane.RuleConflict, "to", "the pin of %s to %s must be in the safety set before", r.Org, to)
-		}
-	}
-	return nil
-}
-
-// inForce returns a key of the org that is not revoked, or "".
-func (k *checker) inForce(org string) (key string) {
-	k.shard.children(KindProject, org, "", func(p *Record) bool {
-		k.shard.children(KindKey, p.Meta.ID, "", func(r *Record) bool {
-			if r.Key.Revoked == 0 {
-				key = r.Meta.ID
-			}
-			return key == ""
-		})
-		return key == ""
-	})
-	return key
-}
-
-// beside returns the relocation that stands beside the record's org, or nil.
-func (k *checker) beside(r *Record) *Relocation {
-	org := parent(r)
-	switch {
-	case r.Org != nil:
-		org = r.Meta.ID
-	case r.Key != nil:
-		p, ok := k.find(KindProject, r.Key.Project)
-		if !ok {
-			return nil
-		}
-		org = p.Project.Org
-	}
-	if org == "" || r.Relocation != nil {
-		return nil
-	}
-	rel, ok := k.find(KindRelocation, RelocationID(org))
-	if !ok {
-		return nil
-	}
-	return rel.Relocation
-}
-
-// frozen refuses writes to an org that is being left: they would be lost.
-func (k *checker) frozen(r *Record) *controlplane.RuleError {
-	rel := k.beside(r)
-	switch {
-	case rel == nil:
-	case rel.To != "":
-		return controlplane.Refuse(controlplane.RuleConflict, "id",
-			"the pin of org %s is being changed, and its records are frozen: change %s, which takes its place, or revoke its keys", rel.Org, rel.To)
-	case rel.Copied == 0 && r.Key != nil:
-		return controlplane.Refuse(controlplane.RuleConflict, "id", "the records of org %s are still being copied from %s: make keys when they are", rel.Org, rel.From)
-	}
-	return nil
-}
-
-// reissued refuses a second key in the place of one of the org that is left:
-// both would be in force, and only one is shown beside the old one.
-func (k *checker) reissued(r *Record) (err *controlplane.RuleError) {
-	if rel := k.beside(r); rel == nil || rel.From == "" || rel.InForce != 0 {
-		return nil
-	}
-	k.shard.children(KindKey, r.Key.Project, "", func(other *Record) bool {
-		if other.Meta.ID != r.Meta.ID && Chance(other.Meta.ID) == Chance(r.Meta.ID) {
-			err = controlplane.Refuse(controlplane.RuleConflict, "id",
-				"key %s was issued in its place already: rotate that one to see a secret", other.Meta.ID)
-		}
-		return err == nil
-	})
-	return err
-}
-
-// retired refuses to delete what is still in use of an org that is being left,
-// and the word of it as long as something is there.
-func (k *checker) retired(r *Record) *controlplane.RuleError {
-	if rel := k.beside(r); rel != nil && rel.To != "" && rel.Retired == 0 {
-		return controlplane.Refuse(controlplane.RuleConflict, "id",
-			"the pin of org %s is being changed, and its records are frozen until that is finished", rel.Org)
-	}
-	rel := r.Relocation
-	if rel == nil {
-		return nil
-	}
-	unfinished := rel.To != "" && rel.Retired == 0 || rel.From != "" && rel.InForce == 0
-	if unfinished || k.shard.hasChild(KindProject, rel.Org) || k.shard.hasChild(KindPolicy, rel.Org) {
-		return controlplane.Refuse(controlplane.RuleConflict, "id", "the pin of org %s is being changed: finish that, and delete what belongs to it first", rel.Org)
-	}
-	return nil
-}
-
-// Relocation returns the relocation that stands beside an org.
-func (s *State) Relocation(org string) (*Record, bool) {
-	return s.Get(KindRelocation, RelocationID(org))
 }

@@ -71,8 +71,8 @@ func ParsePinID(id string) (org, jurisdiction string, ok bool) {
 		return "", "", false
 	}
 	org, jurisdiction = rest[:i], rest[i+1:]
-	_, ok = parseID(KindOrg, org)
-	return org, jurisdiction, ok && isJurisdiction(jurisdiction) && jurisdiction != controlplane.JurisdictionAny
+	_, ok = ParseID(KindOrg, org)
+	return org, jurisdiction, ok && IsJurisdiction(jurisdiction) && jurisdiction != controlplane.JurisdictionAny
 }
 
 // parseSafetyID checks an id of a safety kind without its prefix, and returns
@@ -91,7 +91,7 @@ func parseSafetyID(kind Kind, rest string) (jurisdiction string, ok bool) {
 		if !ok {
 			return "", false
 		}
-		jurisdiction, ok = parseID(KindOrg, org)
+		jurisdiction, ok = ParseID(KindOrg, org)
 		return jurisdiction, ok
 	}
 }
@@ -108,4 +108,9 @@ func isNodeName(s string) bool {
 		}
 	}
 	return s != "" && len(s) <= 63 && s[0] != '-' && s[len(s)-1] != '-'
+}
+
+// Forget is the change that takes v out of the safety set.
+func (v *Revocation) Forget(now int64) Change {
+	return Change{Op: OpForget, Kind: v.Kind, ID: v.ID, At: v.At, Expires: v.Expires, Now: now}
 }

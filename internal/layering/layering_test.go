@@ -27,18 +27,38 @@ var allowed = map[string][]string{
 	"controlplane/seal":      {"controlplane"},
 	"controlplane/identity":  {"controlplane"},
 	"controlplane/registry":  {"controlplane", "controlplane/ownership"},
-	// pin is the room of a rule that spans two shards; registry has no place left for it.
-	"controlplane/pin":    {"controlplane", "controlplane/registry"},
-	"controlplane/quorum": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/seal"},
+	// The registry's rooms, each on top of those before it: words, one shard's content, rules, state.
+	"controlplane/registry/tree":    {},
+	"controlplane/registry/content": {"controlplane", "controlplane/registry", "controlplane/registry/tree"},
+	"controlplane/registry/rules":   {"controlplane", "controlplane/registry", "controlplane/registry/content"},
+	"controlplane/registry/ledger":  {"controlplane", "controlplane/ownership", "controlplane/registry/..."},
+	// pin is the room of a rule that spans two shards, above the state of each.
+	"controlplane/pin":    {"controlplane", "controlplane/registry", "controlplane/registry/ledger"},
+	"controlplane/quorum": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/registry/ledger", "controlplane/seal"},
+	// Parts of quorum: none knows another, but for the image's words on a disk.
+	"controlplane/quorum/image":   {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/seal"},
+	"controlplane/quorum/machine": {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/quorum/image"},
+	"controlplane/quorum/members": {"controlplane"},
+	"controlplane/quorum/raftlog": {},
+	"controlplane/quorum/store":   {"controlplane", "controlplane/seal", "controlplane/quorum/image"},
+	"controlplane/quorum/wire":    {},
 	// backup has quorum make the directory that a restored region begins from.
-	"controlplane/backup": {"controlplane", "controlplane/registry", "controlplane/quorum", "controlplane/seal"},
-	"controlplane/feed":   {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/identity"},
+	"controlplane/backup": {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/quorum", "controlplane/seal"},
+	// retry is how long to wait before asking again.
+	"controlplane/retry": {},
+	"controlplane/feed":  {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/retry"},
+	// Neither end of the feed knows the other; they share its format and Watch.
+	"controlplane/feed/age":      {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/feed"},
+	"controlplane/feed/push":     {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/retry", "controlplane/feed"},
+	"controlplane/feed/importer": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/feed"},
+	// hub serves the history, and beside it what the board has.
+	"controlplane/feed/hub": {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/retry", "controlplane/feed", "controlplane/feed/push"},
 	// roster checks by certificate who speaks for a region.
 	"controlplane/roster": {"controlplane", "controlplane/identity"},
 	// homes reads the feed's frames when it copies a whole shard.
-	"controlplane/homes": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/feed", "controlplane/identity"},
+	"controlplane/homes": {"controlplane", "controlplane/ownership", "controlplane/registry", "controlplane/registry/ledger", "controlplane/feed", "controlplane/identity", "controlplane/retry"},
 	// admin hands a new key's verdict to the feed, in the feed's own type.
-	"controlplane/admin": {"controlplane", "controlplane/registry", "controlplane/identity", "controlplane/apikey", "controlplane/feed", "controlplane/homes", "controlplane/pin"},
+	"controlplane/admin": {"controlplane", "controlplane/registry", "controlplane/registry/ledger", "controlplane/identity", "controlplane/apikey", "controlplane/feed", "controlplane/homes", "controlplane/pin"},
 
 	"gossip/bulletin": {},
 	"gossip":          {"gossip/bulletin", "controlplane"},
@@ -68,8 +88,14 @@ var allowed = map[string][]string{
 	// keeper finds one receipt in the batches it keeps.
 	"dataplane/keeper": {"controlplane", "controlplane/registry", "controlplane/seal", "controlplane/identity", "controlplane/feed", "controlplane/apikey", "dataplane/link/...", "dataplane/view", "dataplane/receipt/proof"},
 	// documents publishes which fields the records and receipts have.
-	"dataplane/documents": {"controlplane", "controlplane/registry", "dataplane/meter", "dataplane/receipt"},
-	"dataplane":           {"controlplane/...", "dataplane/..."},
+	"dataplane/documents": {"controlplane", "controlplane/registry", "dataplane/link", "dataplane/meter", "dataplane/receipt"},
+	// body only says, in the dialects' own words, why it does not read one.
+	"dataplane/body": {"dataplane/dialect"},
+	// walk has whatever one attempt takes, and what decides about the next.
+	"dataplane/walk": {"controlplane/registry", "dataplane/admission", "dataplane/body", "dataplane/breaker", "dataplane/dialect/...", "dataplane/link", "dataplane/policy", "dataplane/receipt", "dataplane/relay", "dataplane/route", "dataplane/view"},
+	// exchange strings together all that one request needs; the worker, all that the process does.
+	"dataplane/exchange": {"controlplane/...", "dataplane/..."},
+	"dataplane":          {"controlplane/...", "dataplane/..."},
 }
 
 type pkg struct {

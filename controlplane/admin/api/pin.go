@@ -29,7 +29,9 @@ type PinChange struct {
 	Copied             *time.Time `json:"copied,omitempty"`
 	Retired            *time.Time `json:"retired,omitempty"`
 	InForce            *time.Time `json:"in_force,omitempty" doc:"Since when every data node refuses the old ids"`
-	Keys               []PinKey   `json:"keys,omitempty" doc:"Old keys that are in force, and the keys that take their place"`
+	KeysInForce        int        `json:"keys_in_force" doc:"How many old keys there are"`
+	KeysUnissued       int        `json:"keys_unissued" doc:"How many of those have no other in their place"`
+	Keys               []PinKey   `json:"keys,omitempty" doc:"100 of them at most, with the keys that take their place; those that have none come first. /orgs/{org}/pin/keys lists all"`
 	Held               *Held      `json:"held,omitempty" doc:"While retired: who refuses the old keys, and who is not known to"`
 	SurvivesRegionLoss bool       `json:"survives_region_loss" doc:"More than one region holds the successor. If not, nothing of it is acknowledged multi-region, and its traffic has no second home"`
 	Acknowledged       string     `json:"acknowledged,omitempty"`
@@ -44,6 +46,12 @@ type PinKey struct {
 	New     string `json:"new,omitempty" doc:"Absent: none was issued"`
 	Name    string `json:"name"`
 	Project string `json:"project" doc:"The project that the new key belongs to"`
+}
+
+// PinKeyList is one page of an org's old keys.
+type PinKeyList struct {
+	Page
+	Items []PinKey `json:"items" nullable:"false"`
 }
 
 // PinStep is what the target's home asks of the home of the org that is left.

@@ -1,4 +1,4 @@
-package admin
+package gate
 
 import (
 	"bytes"
@@ -17,17 +17,16 @@ import (
 	"time"
 
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/problem"
+	"ringmain/controlplane/admin/records"
 	"ringmain/controlplane/registry"
 )
 
 // exchange is what the layers around a handler know of one request.
 type exchange struct {
-	actor    string // token name
-	entry    string // region where the request arrived
-	internal bool   // another control node sent it
+	records.Request
+	internal bool // another control node sent it
 	body     []byte
-	level    level // of acknowledgement, on writes
-	once     *once // nil without Idempotency-Key, and where another node answers
 }
 
 type exchangeKey struct{}
@@ -45,37 +44,37 @@ var requestID = regexp.MustCompile(`^[A-Za-z0-9_-]{8,64}$`)
 
 // prepare gives the request an id, a deadline and a buffered body, and turns a
 // panic into a 500.
-func (a *API) prepare(next http.Handler) http.Handler {
+func (g *Gate) prepare(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(inner http.ResponseWriter, r *http.Request) {
-		started := a.cfg.Now()
+		started := g.cfg.Now()
 		w := &statusWriter{ResponseWriter: inner}
 		id := r.Header.Get(api.HeaderRequestID)
 		if !requestID.MatchString(id) {
-			id = registry.NewID("req", "", started, a.cfg.Random)
+			id = registry.NewID("req", "", started, g.cfg.Random)
 		}
 		w.Header().Set(api.HeaderRequestID, id)
-		w.Header().Set(api.HeaderAnswered, a.cfg.Region+"/"+a.cfg.Node)
+		w.Header().Set(api.HeaderAnswered, g.cfg.Region+"/"+g.cfg.Node)
 		w.Header().Set("Cache-Control", "no-store")
 		w.Header().Set("X-Content-Type-Options", "nosniff")
-		ctx, cancel := context.WithTimeout(r.Context(), answerIn)
+		ctx, cancel := context.WithTimeout(r.Context(), AnswerIn)
 		defer cancel()
 		defer func() {
 			if v := recover(); v != nil {
-				a.cfg.Logger.Error("management handler panicked", "request_id", id, "method", r.Method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
+				g.cfg.Logger.Error("management handler panicked", "request_id", id, "method", r.Method, "panic", fmt.Sprint(v), "stack", string(debug.Stack()))
 				if w.status == 0 {
-					writeProblem(w, explain(nil))
+					problem.Write(w, problem.Of(nil))
 				}
 			}
-			a.metrics.requests.WithLabelValues(knownMethod(r.Method), strconv.Itoa(w.status)).Inc()
-			a.metrics.seconds.Observe(a.cfg.Now().Sub(started).Seconds())
+			g.metrics.requests.WithLabelValues(knownMethod(r.Method), strconv.Itoa(w.status)).Inc()
+			g.metrics.seconds.Observe(g.cfg.Now().Sub(started).Seconds())
 		}()
 		body, err := readBody(w, r)
 		if err != nil {
-			writeProblem(w, err)
+			problem.Write(w, err)
 			return
 		}
-		x := &exchange{entry: a.cfg.Region, body: body}
-		r = r.WithContext(context.WithValue(ctx, exchangeKey{}, x))
+		x := &exchange{Request: records.Request{Entry: g.cfg.Region}, body: body}
+		r = r.WithContext(records.With(context.WithValue(ctx, exchangeKey{}, x), &x.Request))
 		r.Body, r.ContentLength = io.NopCloser(bytes.NewReader(body)), int64(len(body))
 		next.ServeHTTP(w, r)
 	})
@@ -95,39 +94,39 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return nil, problem(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "", fmt.Sprintf("The body is larger than %d bytes: send less at once.", MaxBody))
+		return nil, problem.New(http.StatusRequestEntityTooLarge, api.CodeTooLarge, "", fmt.Sprintf("The body is larger than %d bytes: send less at once.", MaxBody))
 	case err != nil:
-		return nil, problem(http.StatusRequestTimeout, api.CodeTimeout, "", "The body did not arrive whole: send the request again.")
+		return nil, problem.New(http.StatusRequestTimeout, api.CodeTimeout, "", "The body did not arrive whole: send the request again.")
 	}
 	return body, nil
 }
 
 // authenticate lets bearers of a token in. It compares hashes in constant time
 // with every token, so that its duration says nothing.
-func (a *API) authenticate(next http.Handler) http.Handler {
+func (g *Gate) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name, err := a.bearer(r)
+		name, err := g.bearer(r)
 		if err != nil {
-			a.audit.AccessRefused(r.RemoteAddr, name, err.Error())
-			writeProblem(w, unauthorized())
+			g.cfg.Audit.AccessRefused(r.RemoteAddr, name, err.Error())
+			problem.Write(w, problem.Unauthorized())
 			return
 		}
-		heard := a.cfg.Store.Contact()
-		if heard.Before(a.began) {
-			heard = a.began // nothing is known of the time before
+		heard := g.cfg.Store.Contact()
+		if heard.Before(g.began) {
+			heard = g.began // nothing is known of the time before
 		}
-		if age := a.cfg.Now().Sub(heard); age > a.cfg.TokenAge {
-			a.audit.AccessRefused(r.RemoteAddr, name, "no leader heard for "+age.Round(time.Second).String())
-			writeProblem(w, problem(http.StatusServiceUnavailable, api.CodeNotReady, "",
+		if age := g.cfg.Now().Sub(heard); age > g.cfg.TokenAge {
+			g.cfg.Audit.AccessRefused(r.RemoteAddr, name, "no leader heard for "+age.Round(time.Second).String())
+			problem.Write(w, problem.New(http.StatusServiceUnavailable, api.CodeNotReady, "",
 				"This node has heard no leader of its region for too long to know that the token is not revoked: ask another control node."))
 			return
 		}
-		exchangeOf(r.Context()).actor = name
+		exchangeOf(r.Context()).Actor = name
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (a *API) bearer(r *http.Request) (name string, err error) {
+func (g *Gate) bearer(r *http.Request) (name string, err error) {
 	values := r.Header.Values("Authorization")
 	if len(values) != 1 {
 		return "", fmt.Errorf("%d authorization headers", len(values))
@@ -138,46 +137,46 @@ func (a *API) bearer(r *http.Request) (name string, err error) {
 	}
 	sum := sha256.Sum256([]byte(token))
 	var found *Token
-	for i := range a.cfg.Tokens {
-		if subtle.ConstantTimeCompare(sum[:], a.cfg.Tokens[i].SHA256[:]) == 1 {
-			found = &a.cfg.Tokens[i]
+	for i := range g.cfg.Tokens {
+		if subtle.ConstantTimeCompare(sum[:], g.cfg.Tokens[i].SHA256[:]) == 1 {
+			found = &g.cfg.Tokens[i]
 		}
 	}
 	switch {
 	case found == nil:
 		return "", errors.New("unknown token")
-	case !a.cfg.Now().Before(found.Expires):
+	case !g.cfg.Now().Before(found.Expires):
 		return found.Name, fmt.Errorf("token ended at %s", found.Expires.UTC().Format(time.RFC3339))
 	}
-	if _, revoked := a.refusesToken(found.SHA256); revoked {
+	if g.cfg.Refused(found.SHA256) {
 		return found.Name, errors.New("token is revoked")
 	}
 	return found.Name, nil
 }
 
 // routes is the mux, with problems instead of its plain-text 404 and 405.
-func (a *API) routes() http.Handler {
+func (g *Gate) routes() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		h, pattern := a.mux.Handler(r)
+		h, pattern := g.mux.Handler(r)
 		if pattern != "" {
-			a.mux.ServeHTTP(w, r)
+			g.mux.ServeHTTP(w, r)
 			return
 		}
 		probe := &statusWriter{ResponseWriter: discard{w.Header()}}
 		h.ServeHTTP(probe, r)
 		w.Header().Del("Content-Type")
 		if probe.status == http.StatusMethodNotAllowed {
-			writeProblem(w, problem(http.StatusMethodNotAllowed, api.CodeMethod, "",
+			problem.Write(w, problem.New(http.StatusMethodNotAllowed, api.CodeMethod, "",
 				r.Method+" is not possible here; possible: "+w.Header().Get("Allow")+"."))
 			return
 		}
 		w.Header().Del("Location")
-		writeProblem(w, notHere())
+		problem.Write(w, notHere())
 	})
 }
 
 func notHere() *api.Problem {
-	return problem(http.StatusNotFound, api.CodeNotFound, "", "There is nothing at this path: /openapi.json lists what there is.")
+	return problem.New(http.StatusNotFound, api.CodeNotFound, "", "There is nothing at this path: /openapi.json lists what there is.")
 }
 
 // statusWriter remembers the status sent.

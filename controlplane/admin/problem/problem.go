@@ -1,4 +1,7 @@
-package admin
+// Package problem says errors in HTTP: the one place where what a room below
+// reports becomes a status, a code and the caller's next move. It decides
+// nothing else, and knows no request.
+package problem
 
 import (
 	"context"
@@ -12,29 +15,36 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/homes"
 )
 
-// This file is the one place where errors become HTTP.
-
-// problem builds an error answer.
-func problem(status int, code, field, detail string) *api.Problem {
+// New builds an error answer; field may be empty.
+func New(status int, code, field, detail string) *api.Problem {
 	return &api.Problem{
 		Type: "urn:ringmain:problem:" + code, Title: http.StatusText(status),
 		Status: status, Code: code, Field: field, Detail: detail,
 	}
 }
 
-func invalid(field, detail string) *api.Problem {
-	return problem(http.StatusUnprocessableEntity, api.CodeInvalid, field, detail)
+// Invalid says that a field of the request is wrong.
+func Invalid(field, detail string) *api.Problem {
+	return New(http.StatusUnprocessableEntity, api.CodeInvalid, field, detail)
 }
 
-func unauthorized() *api.Problem {
-	return problem(http.StatusUnauthorized, api.CodeUnauthorized, "",
+// Conflict says that what is there forbids it.
+func Conflict(field, detail string) *api.Problem {
+	return New(http.StatusConflict, string(controlplane.RuleConflict), field, detail)
+}
+
+// Unauthorized says that nobody knows who asks.
+func Unauthorized() *api.Problem {
+	return New(http.StatusUnauthorized, api.CodeUnauthorized, "",
 		"Send `authorization: Bearer <admin token>` with a token that this cluster knows and that has not ended.")
 }
 
-func notFound(what, id string) *api.Problem {
-	return problem(http.StatusNotFound, api.CodeNotFound, "",
+// NotFound says that there is no such record.
+func NotFound(what, id string) *api.Problem {
+	return New(http.StatusNotFound, api.CodeNotFound, "",
 		what+" "+strconv.Quote(id)+" does not exist here. If it was created through another region a moment ago, try again")
 }
 
@@ -64,9 +74,9 @@ var sentinels = []struct {
 	{controlplane.ErrNoLeader, api.CodeNoLeader, "The region has no leader at the moment. Nothing was written: repeat the request in a second."},
 }
 
-// explain turns any error into the Problem that the caller sees. The texts of
+// Of turns any error into the Problem that the caller sees. The texts of
 // errors that we did not foresee stay in the log.
-func explain(err error) *api.Problem {
+func Of(err error) *api.Problem {
 	var p *api.Problem
 	if errors.As(err, &p) {
 		return p
@@ -78,31 +88,31 @@ func explain(err error) *api.Problem {
 			status = http.StatusUnprocessableEntity
 		}
 		field := strings.TrimPrefix(rule.Field, "meta.")
-		return problem(status, string(rule.Code), field, rule.Message)
+		return New(status, string(rule.Code), field, rule.Message)
 	}
 	if p := explainHomes(err); p != nil {
 		return p
 	}
 	if errors.Is(err, controlplane.ErrUncertain) && errors.Is(err, controlplane.ErrDiskFull) {
-		return problem(http.StatusServiceUnavailable, api.CodeUncertain, "",
+		return New(http.StatusServiceUnavailable, api.CodeUncertain, "",
 			"The disk of the control node is full: free space. The write may or may not have been committed: read the record before you repeat it.")
 	}
 	for _, s := range sentinels {
 		if errors.Is(err, s.err) {
-			return problem(http.StatusServiceUnavailable, s.code, "", s.detail)
+			return New(http.StatusServiceUnavailable, s.code, "", s.detail)
 		}
 	}
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
-		return problem(http.StatusServiceUnavailable, api.CodeUncertain, "",
+		return New(http.StatusServiceUnavailable, api.CodeUncertain, "",
 			"The request took too long. If it was a write, it may or may not have been committed: read the record before you repeat it.")
 	}
-	return problem(http.StatusInternalServerError, api.CodeInternal, "",
+	return New(http.StatusInternalServerError, api.CodeInternal, "",
 		"The node failed to answer: report this with the request id, which the node's log has too.")
 }
 
-// fromHuma turns the errors that huma makes (validation, body, negotiation)
+// OfHuma turns the errors that huma makes (validation, body, negotiation)
 // into ours. It drops the rejected values, which may be credentials.
-func fromHuma(e *huma.ErrorModel) *api.Problem {
+func OfHuma(e *huma.ErrorModel) *api.Problem {
 	code := map[int]string{
 		http.StatusBadRequest:            api.CodeInvalidJSON,
 		http.StatusUnprocessableEntity:   api.CodeInvalid,
@@ -114,7 +124,7 @@ func fromHuma(e *huma.ErrorModel) *api.Problem {
 	if code == "" {
 		code = api.CodeInternal
 	}
-	p := problem(e.Status, code, "", e.Detail)
+	p := New(e.Status, code, "", e.Detail)
 	for _, d := range e.Errors {
 		if d == nil {
 			continue
@@ -135,14 +145,14 @@ func fromHuma(e *huma.ErrorModel) *api.Problem {
 		p.Errors = nil
 	}
 	if e.Status == http.StatusInternalServerError {
-		p.Detail, p.Errors = explain(nil).Detail, nil
+		p.Detail, p.Errors = Of(nil).Detail, nil
 	}
 	return p
 }
 
-// finish completes a Problem for the request, and sets the headers it needs.
-func finish(h http.Header, p *api.Problem) *api.Problem {
-	done := *p // explain may hand out the same Problem to several requests
+// Finish completes a Problem for the request, and sets the headers it needs.
+func Finish(h http.Header, p *api.Problem) *api.Problem {
+	done := *p // Of may hand out the same Problem to several requests
 	done.RequestID = h.Get(api.HeaderRequestID)
 	h.Set(api.HeaderErrorCode, done.Code)
 	switch done.Status {
@@ -154,10 +164,43 @@ func finish(h http.Header, p *api.Problem) *api.Problem {
 	return &done
 }
 
-// writeProblem answers with err, outside of huma.
-func writeProblem(w http.ResponseWriter, err error) {
-	p := finish(w.Header(), explain(err))
+// Write answers with err, outside of huma.
+func Write(w http.ResponseWriter, err error) {
+	p := Finish(w.Header(), Of(err))
 	w.Header().Set("Content-Type", p.ContentType(""))
 	w.WriteHeader(p.Status)
 	_ = json.NewEncoder(w).Encode(p) // the client is gone: nobody to tell
+}
+
+// homesProblems say in HTTP what may come of a takeover or move. Nobody can
+// repeat these blindly: they are not of class 503.
+var homesProblems = []struct {
+	err    error
+	status int
+	code   string
+}{
+	{homes.ErrHomeLives, http.StatusConflict, api.CodeHomeLives},
+	{homes.ErrAlreadyHome, http.StatusConflict, string(controlplane.RuleConflict)},
+	{homes.ErrNoVersion, http.StatusConflict, api.CodeNotUpgraded},
+	{homes.ErrRival, http.StatusConflict, string(controlplane.RuleConflict)},
+	{homes.ErrBusy, http.StatusConflict, string(controlplane.RuleConflict)},
+	{homes.ErrMoveAborted, http.StatusConflict, api.CodeMoveAborted},
+	{homes.ErrParted, http.StatusConflict, string(controlplane.RuleConflict)},
+	{homes.ErrFormerLife, http.StatusConflict, string(controlplane.RuleConflict)},
+	{homes.ErrNotMember, http.StatusUnprocessableEntity, api.CodeInvalid},
+	{homes.ErrNoMajority, http.StatusServiceUnavailable, api.CodeNoMajority},
+	{homes.ErrDeposed, http.StatusConflict, api.CodeDeposed},
+}
+
+func explainHomes(err error) *api.Problem {
+	for _, h := range homesProblems {
+		if errors.Is(err, h.err) {
+			text := h.err.Error()
+			if errors.Is(err, homes.ErrHomeLives) {
+				text = "the shard's home answers: move the shard instead (`ringmain shard move`), or take it all the same, which stops the home's writes, with live: true (`--force`)"
+			}
+			return New(h.status, h.code, "", strings.ToUpper(text[:1])+text[1:]+".")
+		}
+	}
+	return nil
 }

@@ -1,8 +1,7 @@
-package admin
+package records
 
 import (
 	"context"
-	"crypto/hkdf"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/binary"
@@ -16,8 +15,10 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/problem"
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // A request that creates something, or makes a secret, may carry an
@@ -37,42 +38,38 @@ const skew = 30 * time.Second
 
 var idempotencyKey = regexp.MustCompile(`^[\x21-\x7e]{16,128}$`)
 
-// once is what an Idempotency-Key makes of one request.
-type once struct {
+// Once is what an Idempotency-Key makes of one request.
+type Once struct {
 	seed   [sha256.Size]byte
 	first  time.Time // when this node first saw it
 	replay bool      // the outcome is that of an earlier request
 }
 
-// onceOf reads the request's Idempotency-Key; nil if it has none.
-func (a *API) onceOf(r *http.Request, x *exchange) (*once, error) {
-	values := r.Header.Values(api.HeaderIdempotency)
+// OnceOf reads the Idempotency-Key of req, which actor makes; nil if it has none.
+func (r *Records) OnceOf(req *http.Request, actor string) (*Once, error) {
+	values := req.Header.Values(api.HeaderIdempotency)
 	if len(values) == 0 {
 		return nil, nil
 	}
 	if len(values) > 1 || !idempotencyKey.MatchString(values[0]) {
-		return nil, problem(http.StatusBadRequest, api.CodeInvalidHead, api.HeaderIdempotency,
+		return nil, problem.New(http.StatusBadRequest, api.CodeInvalidHead, api.HeaderIdempotency,
 			"Send one value of 16 to 128 visible ASCII characters, new and random for each request, such as a UUID.")
 	}
-	mac := hmac.New(sha256.New, a.onceKey)
-	for _, part := range []string{x.actor, r.Method, r.URL.Path, values[0]} {
+	mac := hmac.New(sha256.New, r.onceKey)
+	for _, part := range []string{actor, req.Method, req.URL.Path, values[0]} {
 		var n [8]byte
 		binary.BigEndian.PutUint64(n[:], uint64(len(part)))
 		mac.Write(n[:])
 		mac.Write([]byte(part))
 	}
-	o := &once{}
+	o := &Once{}
 	mac.Sum(o.seed[:0])
-	o.first = a.firsts.note(o.seed, a.cfg.Now())
+	o.first = r.firsts.note(o.seed, r.cfg.Now())
 	return o, nil
 }
 
-func onceKey(clusterSecret []byte) ([]byte, error) {
-	return hkdf.Key(sha256.New, clusterSecret, nil, "ringmain idempotency/1", sha256.Size)
-}
-
 // drawn gives the same bytes for the same seed and purpose.
-func (o *once) drawn(purpose string) io.Reader {
+func (o *Once) drawn(purpose string) io.Reader {
 	return &drawn{seed: o.seed, purpose: purpose}
 }
 
@@ -100,12 +97,12 @@ func (d *drawn) Read(p []byte) (int, error) {
 	return n, nil
 }
 
-// newID makes the id of the record that the request creates in the shard: the
+// NewID makes the id of the record that the request creates in the shard: the
 // id of the one that it has created already, if it is a repetition.
-func (a *API) newID(ctx context.Context, kind registry.Kind, jurisdiction string, shard controlplane.Shard) string {
-	o := exchangeOf(ctx).once
+func (r *Records) NewID(ctx context.Context, kind registry.Kind, jurisdiction string, shard controlplane.Shard) string {
+	o := RequestOf(ctx).Once
 	if o == nil {
-		return registry.NewID(kind.Prefix(), jurisdiction, a.cfg.Now(), a.cfg.Random)
+		return registry.NewID(kind.Prefix(), jurisdiction, r.cfg.Now(), r.cfg.Random)
 	}
 	// An unpinned org belongs to the region that was asked, which may have been
 	// another the first time: its id must not be used twice.
@@ -113,7 +110,7 @@ func (a *API) newID(ctx context.Context, kind registry.Kind, jurisdiction string
 		return registry.NewID(kind.Prefix(), jurisdiction, at, o.drawn("id in "+string(shard)))
 	}
 	own := id(shard, o.first)
-	a.view(func(s *registry.State) {
+	r.View(func(s *ledger.State) {
 		for _, shard := range elsewhere(s, kind, shard) {
 			for age := -skew; age <= replayFor; age += time.Second {
 				earlier := id(shard, o.first.Add(-age))
@@ -129,7 +126,7 @@ func (a *API) newID(ctx context.Context, kind registry.Kind, jurisdiction string
 
 // elsewhere lists the shards in which the same request may have made its record
 // already: the given one, and the other regions' if that is one of an unpinned org.
-func elsewhere(s *registry.State, kind registry.Kind, shard controlplane.Shard) []controlplane.Shard {
+func elsewhere(s *ledger.State, kind registry.Kind, shard controlplane.Shard) []controlplane.Shard {
 	all := []controlplane.Shard{shard}
 	const unpinned = "any-"
 	if kind != registry.KindOrg || !strings.HasPrefix(string(shard), unpinned) {
@@ -143,30 +140,30 @@ func elsewhere(s *registry.State, kind registry.Kind, shard controlplane.Shard) 
 	return all
 }
 
-// newKey makes a whole key with the id of a record to be, or that is there.
-func (a *API) newKey(ctx context.Context, class, recordID string) (controlplane.Secret, apikey.Parsed, error) {
+// NewKey makes a whole key with the id of a record to be, or that is there.
+func (r *Records) NewKey(ctx context.Context, class, recordID string) (controlplane.Secret, apikey.Parsed, error) {
 	parsed, err := apikey.FromRecord(class, recordID)
 	if err != nil {
 		return controlplane.Secret{}, apikey.Parsed{}, err
 	}
-	random := a.cfg.Random
-	if o := exchangeOf(ctx).once; o != nil {
+	random := r.cfg.Random
+	if o := RequestOf(ctx).Once; o != nil {
 		random = o.drawn("secret of " + recordID)
 	}
 	whole, err := apikey.NewSecretFor(parsed, random)
 	return whole, parsed, err
 }
 
-// rotation makes the next secret of a key. done says that it is the present
+// NextSecret makes the next secret of a key. done says that it is the present
 // one: the request has been here before.
-func (a *API) rotation(ctx context.Context, rec *registry.Record) (whole controlplane.Secret, done bool, err error) {
+func (r *Records) NextSecret(ctx context.Context, rec *registry.Record) (whole controlplane.Secret, done bool, err error) {
 	parsed, err := apikey.FromRecord(rec.Key.Class, rec.Meta.ID)
 	if err != nil {
 		return controlplane.Secret{}, false, err
 	}
-	o := exchangeOf(ctx).once
+	o := RequestOf(ctx).Once
 	if o == nil {
-		whole, err = apikey.NewSecretFor(parsed, a.cfg.Random)
+		whole, err = apikey.NewSecretFor(parsed, r.cfg.Random)
 		return whole, false, err
 	}
 	window := o.first.Unix() / int64(replayFor/time.Second)
@@ -180,42 +177,51 @@ func (a *API) rotation(ctx context.Context, rec *registry.Record) (whole control
 			return whole, true, nil
 		}
 		if len(rec.Key.PrevHash) > 0 && apikey.Match(rec.Key.PrevHash, whole.Reveal()) == nil {
-			return controlplane.Secret{}, false, problem(http.StatusConflict, string(controlplane.RuleConflict), api.HeaderIdempotency,
+			return controlplane.Secret{}, false, problem.Conflict(api.HeaderIdempotency,
 				"The key was rotated again since this request was made first: its secret cannot be shown again.")
 		}
 	}
 	return whole, false, nil
 }
 
+// Repeated is what an earlier request made of rec, once the caller has seen that
+// this one repeats it.
+func (r *Records) Repeated(ctx context.Context, rec *registry.Record) (Written, error) {
+	if o := RequestOf(ctx).Once; o != nil {
+		o.replay = true
+	}
+	return r.replayed(rec)
+}
+
 // replayed returns what an earlier request with the same Idempotency-Key made
 // of rec. The error says that the earlier one asked for something else.
-func (a *API) replayed(rec *registry.Record) (written, error) {
+func (r *Records) replayed(rec *registry.Record) (Written, error) {
 	var at controlplane.Point
-	stored, err := a.get(rec.Kind, rec.Meta.ID)
+	stored, err := r.Get(rec.Kind, rec.Meta.ID)
 	if err != nil {
-		return written{}, err
+		return Written{}, err
 	}
-	a.view(func(s *registry.State) {
+	r.View(func(s *ledger.State) {
 		info, _ := s.Shard(stored.Meta.Shard)
 		at = info.Last
 	})
 	asked, err := copyOf(rec)
 	if err != nil {
-		return written{}, err
+		return Written{}, err
 	}
 	asked.Meta = stored.Meta
 	if asked.Key != nil {
 		asked.Key.Hash = stored.Key.Hash // salted anew each time
 	}
-	same, err := equal(asked, stored)
+	same, err := Equal(asked, stored)
 	if err != nil {
-		return written{}, err
+		return Written{}, err
 	}
 	if untouched := stored.Meta.Created == stored.Meta.Updated; !same && untouched {
-		return written{}, problem(http.StatusUnprocessableEntity, api.CodeReused, api.HeaderIdempotency,
+		return Written{}, problem.New(http.StatusUnprocessableEntity, api.CodeReused, api.HeaderIdempotency,
 			"An earlier request with this key asked for something else, and made "+rec.Meta.ID+": use a new key for each request.")
 	}
-	return written{stored, at}, nil
+	return Written{stored, at}, nil
 }
 
 // firsts remembers when each Idempotency-Key came first, so that a repetition

@@ -1,17 +1,18 @@
-package admin
+package shards
 
 import (
 	"testing"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // A key that was made and revoked in a history that lost does not come back
 // live because only its making is replayed.
 func TestReplayBringsRevocationsAlong(t *testing.T) {
 	const shard, id = controlplane.Shard("any-us"), "key_any_0000000000000001"
-	s := registry.New()
+	s := ledger.New()
 	apply := func(changes ...registry.Change) {
 		t.Helper()
 		e, err := s.Next(shard, changes)

@@ -1,84 +1,114 @@
-package admin
+// Package shards shows which region writes which records, has another region
+// become home, and sees to the writes that a former home alone has.
+package shards
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"slices"
-	"strings"
 	"time"
-
-	"github.com/danielgtaylor/huma/v2"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
+	"ringmain/controlplane/admin/audit"
+	"ringmain/controlplane/admin/gate"
+	"ringmain/controlplane/admin/problem"
+	"ringmain/controlplane/admin/records"
 	"ringmain/controlplane/homes"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
+
+// Store is the region's replicated registry, as this room needs it.
+type Store interface {
+	ProposeLevel(ctx context.Context, shard controlplane.Shard, level registry.Level, changes []registry.Change) (ledger.Outcome, error)
+	// ProposeCommand commits what is no entry of this region's.
+	ProposeCommand(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error)
+}
+
+// Homes moves shards between regions. It answers on the region's leader.
+type Homes interface {
+	// Confirmed returns once a majority of the shard's members holds the entry at point.
+	Confirmed(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error
+	Reach(shard controlplane.Shard) (homes.Reach, error)
+	// Takeover and Move make this region the shard's home.
+	Takeover(ctx context.Context, shard controlplane.Shard, opts homes.TakeoverOptions) (homes.Result, error)
+	Move(ctx context.Context, shard controlplane.Shard) (homes.Result, error)
+}
+
+// Config is what Register needs.
+type Config struct {
+	Region    string
+	Records   *records.Records
+	Store     Store
+	Homes     Homes         // nil moves no shard
+	ConfirmIn time.Duration // how long a replayed entry may take to be confirmed
+	Audit     audit.Log
+}
+
+type desk struct {
+	cfg     Config
+	records *records.Records
+	ask     func(ctx context.Context, region, path string, in, out any) error
+}
+
+// Register has g answer the operations of this room.
+func Register(g *gate.Gate, cfg Config) {
+	d := &desk{cfg, cfg.Records, g.Ask}
+	d.register(g)
+	d.registerQuarantine(g)
+}
 
 // takeoverIn bounds a takeover or move; after it the region may go on with
 // what it began, and the list of shards says what came of it.
-const takeoverIn = answerIn - time.Second
+const takeoverIn = gate.AnswerIn - time.Second
 
 // ShardPath names a shard in a path.
 type ShardPath struct {
 	Shard string `path:"shard" doc:"Name of the shard: global, any-<region> or a jurisdiction"`
 }
 
-// AtRegion names the region that is to answer.
-type AtRegion struct {
-	Region string `query:"region" doc:"Region whose own copy is meant; absent = the one that is asked"`
-}
-
-// inRegion places a request at the leader of the region in its query.
-func inRegion(_ *registry.State, r *http.Request, x *exchange) place {
-	if region := r.URL.Query().Get("region"); region != "" {
-		return place{region: region}
-	}
-	return place{region: x.entry}
-}
-
-func (a *API) shards(h huma.API) {
+func (d *desk) register(g *gate.Gate) {
 	const tag = "Shards"
-	add(a, h, operation{
-		id: "list-shards", method: http.MethodGet, path: "/shards", tag: tag, summary: "List the shards that a region holds, with their homes and members", place: inRegion,
-		description: "As the region's leader knows it: who answered it when, and how far each member's copy is.",
-	}, a.listShards)
-	add(a, h, operation{
-		id: "move-shard", method: http.MethodPost, path: "/shards/{shard}/move", tag: tag, summary: "Make another region the home of a shard whose home answers", place: inRegion,
-		description: "The region in the query becomes home. The present home hands over all it has: nothing is lost, and writes are refused for less than a second.",
+	gate.Add(g, gate.Operation{
+		ID: "list-shards", Method: http.MethodGet, Path: "/shards", Tag: tag, Summary: "List the shards that a region holds, with their homes and members", Place: gate.InRegion,
+		Description: "As the region's leader knows it: who answered it when, and how far each member's copy is.",
+	}, d.listShards)
+	gate.Add(g, gate.Operation{
+		ID: "move-shard", Method: http.MethodPost, Path: "/shards/{shard}/move", Tag: tag, Summary: "Make another region the home of a shard whose home answers", Place: gate.InRegion,
+		Description: "The region in the query becomes home. The present home hands over all it has: nothing is lost, and writes are refused for less than a second.",
 	}, func(ctx context.Context, in *struct {
 		ShardPath
-		AtRegion
-	}) (*answer[api.ShardMoved], error) {
-		return a.takeOver(ctx, in.Shard, func(ctx context.Context, shard controlplane.Shard) (homes.Result, error) {
-			a.audit.ShardMoveAsked(exchangeOf(ctx).actor, in.Shard, a.cfg.Region)
-			return a.cfg.Homes.Move(ctx, shard)
+		gate.AtRegion
+	}) (*gate.Answer[api.ShardMoved], error) {
+		return d.takeOver(ctx, in.Shard, func(ctx context.Context, shard controlplane.Shard) (homes.Result, error) {
+			d.cfg.Audit.ShardMoveAsked(records.RequestOf(ctx).Actor, in.Shard, d.cfg.Region)
+			return d.cfg.Homes.Move(ctx, shard)
 		})
 	})
-	add(a, h, operation{
-		id: "take-over-shard", method: http.MethodPost, path: "/shards/{shard}/takeover", tag: tag, summary: "Make another region the home of a shard whose home is lost", place: inRegion,
-		description: "The region in the query becomes home, with everything that a majority of the shard's regions has. What the former home has beyond that goes into its quarantine when it returns.",
+	gate.Add(g, gate.Operation{
+		ID: "take-over-shard", Method: http.MethodPost, Path: "/shards/{shard}/takeover", Tag: tag, Summary: "Make another region the home of a shard whose home is lost", Place: gate.InRegion,
+		Description: "The region in the query becomes home, with everything that a majority of the shard's regions has. What the former home has beyond that goes into its quarantine when it returns.",
 	}, func(ctx context.Context, in *struct {
 		ShardPath
-		AtRegion
+		gate.AtRegion
 		Body *api.TakeoverInput
-	}) (*answer[api.ShardMoved], error) {
+	}) (*gate.Answer[api.ShardMoved], error) {
 		var opts homes.TakeoverOptions
 		if in.Body != nil {
 			opts = homes.TakeoverOptions{Live: in.Body.Live, Lost: in.Body.Lost, Add: in.Body.Add}
 		}
-		return a.takeOver(ctx, in.Shard, func(ctx context.Context, shard controlplane.Shard) (homes.Result, error) {
-			a.audit.ShardTakeoverAsked(exchangeOf(ctx).actor, in.Shard, a.cfg.Region, opts.Live, opts.Lost, opts.Add)
-			return a.cfg.Homes.Takeover(ctx, shard, opts)
+		return d.takeOver(ctx, in.Shard, func(ctx context.Context, shard controlplane.Shard) (homes.Result, error) {
+			d.cfg.Audit.ShardTakeoverAsked(records.RequestOf(ctx).Actor, in.Shard, d.cfg.Region, opts.Live, opts.Lost, opts.Add)
+			return d.cfg.Homes.Takeover(ctx, shard, opts)
 		})
 	})
 }
 
-func (a *API) listShards(_ context.Context, _ *AtRegion) (*answer[api.ShardList], error) {
+func (d *desk) listShards(_ context.Context, _ *gate.AtRegion) (*gate.Answer[api.ShardList], error) {
 	var infos []registry.ShardInfo
 	quarantined := map[controlplane.Shard]int{}
-	a.view(func(s *registry.State) {
+	d.records.View(func(s *ledger.State) {
 		infos = s.Shards()
 		for _, info := range infos {
 			for range s.Quarantine(info.Shard) {
@@ -86,22 +116,22 @@ func (a *API) listShards(_ context.Context, _ *AtRegion) (*answer[api.ShardList]
 			}
 		}
 	})
-	list := api.ShardList{Region: a.cfg.Region, Items: []api.Shard{}}
+	list := api.ShardList{Region: d.cfg.Region, Items: []api.Shard{}}
 	for _, info := range infos {
-		list.Items = append(list.Items, a.showShard(info, quarantined[info.Shard]))
+		list.Items = append(list.Items, d.showShard(info, quarantined[info.Shard]))
 	}
-	return &answer[api.ShardList]{Body: list}, nil
+	return &gate.Answer[api.ShardList]{Body: list}, nil
 }
 
-func (a *API) showShard(info registry.ShardInfo, quarantined int) api.Shard {
+func (d *desk) showShard(info registry.ShardInfo, quarantined int) api.Shard {
 	out := api.Shard{
 		Shard: string(info.Shard), Home: info.Home, Epoch: info.Epoch.String(), Position: api.FormatPoint(info.Last),
 		Confirmed: info.Confirmed, Quarantined: quarantined, SurvivesRegionLoss: len(info.Members) > 1,
 		AutomaticTakeover: len(info.Members) > 2, Members: []api.ShardMember{},
 	}
 	var reach homes.Reach
-	if a.cfg.Homes != nil {
-		if r, err := a.cfg.Homes.Reach(info.Shard); err == nil { // a follower does not know
+	if d.cfg.Homes != nil {
+		if r, err := d.cfg.Homes.Reach(info.Shard); err == nil { // a follower does not know
 			reach = r
 			out.Role, out.Confirmed = r.Role, r.Confirmed
 			out.IsolatedSince = timeOrNil(r.Isolated)
@@ -126,16 +156,16 @@ func timeOrNil(t time.Time) *time.Time {
 }
 
 // takeOver has this region become home of the shard.
-func (a *API) takeOver(ctx context.Context, name string, how func(context.Context, controlplane.Shard) (homes.Result, error)) (*answer[api.ShardMoved], error) {
-	shard, actor := controlplane.Shard(name), exchangeOf(ctx).actor
-	if a.cfg.Homes == nil {
-		return nil, problem(http.StatusServiceUnavailable, api.CodeNoLeader, "", "This node moves no shards.")
+func (d *desk) takeOver(ctx context.Context, name string, how func(context.Context, controlplane.Shard) (homes.Result, error)) (*gate.Answer[api.ShardMoved], error) {
+	shard, actor := controlplane.Shard(name), records.RequestOf(ctx).Actor
+	if d.cfg.Homes == nil {
+		return nil, problem.New(http.StatusServiceUnavailable, api.CodeNoLeader, "", "This node moves no shards.")
 	}
 	var held bool
-	a.view(func(s *registry.State) { _, held = s.Shard(shard) })
+	d.records.View(func(s *ledger.State) { _, held = s.Shard(shard) })
 	if !held {
-		return nil, problem(http.StatusNotFound, api.CodeNotFound, "shard",
-			"Region "+a.cfg.Region+" holds no shard of this name, so it cannot become its home: `ringmain shard list` shows who holds what.")
+		return nil, problem.New(http.StatusNotFound, api.CodeNotFound, "shard",
+			"Region "+d.cfg.Region+" holds no shard of this name, so it cannot become its home: `ringmain shard list` shows who holds what.")
 	}
 	ctx, cancel := context.WithTimeout(ctx, takeoverIn)
 	defer cancel()
@@ -143,41 +173,9 @@ func (a *API) takeOver(ctx context.Context, name string, how func(context.Contex
 	if err != nil {
 		return nil, err
 	}
-	a.audit.ShardMoved(actor, name, a.cfg.Region, res.Epoch, res.Lossless)
-	return &answer[api.ShardMoved]{Body: api.ShardMoved{
-		Shard: name, Home: a.cfg.Region, Epoch: res.Epoch.String(), Base: api.FormatPoint(res.Base), From: res.From, Copied: res.Copied, Lossless: res.Lossless,
+	d.cfg.Audit.ShardMoved(actor, name, d.cfg.Region, res.Epoch, res.Lossless)
+	return &gate.Answer[api.ShardMoved]{Body: api.ShardMoved{
+		Shard: name, Home: d.cfg.Region, Epoch: res.Epoch.String(), Base: api.FormatPoint(res.Base), From: res.From, Copied: res.Copied, Lossless: res.Lossless,
 		SealedMillis: res.Sealed.Milliseconds(), OpenedMillis: res.Opened.Milliseconds(), ConfirmedMillis: res.Confirmed.Milliseconds(),
 	}}, nil
-}
-
-// homesProblems say in HTTP what may come of a takeover or move. Nobody can
-// repeat these blindly: they are not of class 503.
-var homesProblems = []struct {
-	err    error
-	status int
-	code   string
-}{
-	{homes.ErrHomeLives, http.StatusConflict, api.CodeHomeLives},
-	{homes.ErrAlreadyHome, http.StatusConflict, string(controlplane.RuleConflict)},
-	{homes.ErrNoVersion, http.StatusConflict, api.CodeNotUpgraded},
-	{homes.ErrRival, http.StatusConflict, string(controlplane.RuleConflict)},
-	{homes.ErrBusy, http.StatusConflict, string(controlplane.RuleConflict)},
-	{homes.ErrMoveAborted, http.StatusConflict, api.CodeMoveAborted},
-	{homes.ErrFormerLife, http.StatusConflict, string(controlplane.RuleConflict)},
-	{homes.ErrNotMember, http.StatusUnprocessableEntity, api.CodeInvalid},
-	{homes.ErrNoMajority, http.StatusServiceUnavailable, api.CodeNoMajority},
-	{homes.ErrDeposed, http.StatusConflict, api.CodeDeposed},
-}
-
-func explainHomes(err error) *api.Problem {
-	for _, h := range homesProblems {
-		if errors.Is(err, h.err) {
-			text := h.err.Error()
-			if errors.Is(err, homes.ErrHomeLives) {
-				text = "the shard's home answers: move the shard instead (`ringmain shard move`), or take it all the same, which stops the home's writes, with live: true (`--force`)"
-			}
-			return problem(h.status, h.code, "", strings.ToUpper(text[:1])+text[1:]+".")
-		}
-	}
-	return nil
 }

@@ -1,6 +1,10 @@
-package feed
+// Package age knows how old a node's copy of its region's state may be: it asks
+// the region's leader where that is, and once the copy has come as far, it is
+// as of the question. What follows from an age is the feed's to decide.
+package age
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,19 +14,17 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
-// PathPosition answers a control node of the own region with the position of
-// the state, if the answering node leads; 421 if it does not.
-const PathPosition = "/feed/v1/position"
-
-// AbreastConfig configures an Abreast. Nothing may be left out but Every.
-type AbreastConfig struct {
-	Region string
-	Node   string
-	Source Source
+// Config configures a Copy. Nothing may be left out but Every.
+type Config struct {
+	Cluster string
+	Region  string
+	Node    string
+	Source  interface{ View(func(*ledger.State)) }
 	// Leader names the region's leader and its internal address; false if none
 	// is known.
 	Leader func() (node, addr string, ok bool)
@@ -30,13 +32,12 @@ type AbreastConfig struct {
 	Every  time.Duration // how often the leader is asked; 0 = 1 s
 }
 
-// Abreast knows how old a copy of the state may be: it asks the leader for its
-// position, and once the copy has reached that, the copy is as of the question.
-// So it shows a lost leader as well as a log that is not copied, or not applied,
-// although heartbeats arrive. A leader that was cut off takes itself for one for
-// no longer than its lease, so the age may be wrong by that much.
-type Abreast struct {
-	cfg AbreastConfig
+// Copy is a copy whose age is followed. That shows a lost leader as well as a
+// log that is not copied, or not applied, although heartbeats arrive. A leader
+// that was cut off takes itself for one for no longer than its lease, so the
+// age may be wrong by that much.
+type Copy struct {
+	cfg Config
 
 	mu      sync.Mutex
 	contact time.Time
@@ -44,27 +45,32 @@ type Abreast struct {
 	goal    controlplane.Position
 }
 
-// NewAbreast makes one that has heard nothing. Run it.
-func NewAbreast(cfg AbreastConfig) *Abreast {
-	def(&cfg.Every, time.Second)
-	return &Abreast{cfg: cfg}
+// New makes one that has heard nothing. Run it, and serve its Handler.
+func New(cfg Config) *Copy {
+	cfg.Every = cmp.Or(cfg.Every, time.Second)
+	return &Copy{cfg: cfg}
 }
 
 // Contact is when the copy was last known to be current; zero = never.
-func (a *Abreast) Contact() time.Time {
-	if node, _, ok := a.cfg.Leader(); ok && node == a.cfg.Node {
+func (c *Copy) Contact() time.Time {
+	if c.leads() {
 		return time.Now()
 	}
-	a.reach()
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.contact
+	c.reach()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.contact
+}
+
+func (c *Copy) leads() bool {
+	node, _, ok := c.cfg.Leader()
+	return ok && node == c.cfg.Node
 }
 
 // Run asks until ctx ends.
-func (a *Abreast) Run(ctx context.Context) {
-	for tick := time.NewTicker(a.cfg.Every); ; {
-		a.ask(ctx)
+func (c *Copy) Run(ctx context.Context) {
+	for tick := time.NewTicker(c.cfg.Every); ; {
+		c.ask(ctx)
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -75,96 +81,107 @@ func (a *Abreast) Run(ctx context.Context) {
 }
 
 // reach notes whether the copy has come as far as the leader was when asked.
-func (a *Abreast) reach() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.asked.IsZero() {
+func (c *Copy) reach() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked.IsZero() {
 		return
 	}
 	reached := true
-	a.cfg.Source.View(func(s *registry.State) {
+	c.cfg.Source.View(func(s *ledger.State) {
 		own := s.Position()
-		for shard, point := range a.goal {
+		for shard, point := range c.goal {
 			reached = reached && own[shard].Compare(point) >= 0
 		}
 	})
 	if reached {
-		a.contact, a.asked, a.goal = a.asked, time.Time{}, nil
+		c.contact, c.asked, c.goal = c.asked, time.Time{}, nil
 	}
 }
 
 // ask asks the leader, unless an earlier answer is not reached yet.
-func (a *Abreast) ask(ctx context.Context) {
-	a.reach()
-	a.mu.Lock()
-	waits := !a.asked.IsZero()
-	a.mu.Unlock()
-	node, addr, ok := a.cfg.Leader()
+func (c *Copy) ask(ctx context.Context) {
+	c.reach()
+	c.mu.Lock()
+	waits := !c.asked.IsZero()
+	c.mu.Unlock()
+	node, addr, ok := c.cfg.Leader()
+	now := time.Now()
 	switch {
 	case !ok || waits:
 		return
-	case node == a.cfg.Node:
-		a.mu.Lock()
-		a.contact = time.Now()
-		a.mu.Unlock()
+	case node == c.cfg.Node:
+		c.mu.Lock()
+		c.contact = now
+		c.mu.Unlock()
 		return
 	}
-	now := time.Now()
-	goal, err := a.position(ctx, node, addr)
+	goal, err := c.position(ctx, node, addr)
 	if err != nil {
 		return // asked again; the age says what it means
 	}
-	a.mu.Lock()
-	a.asked, a.goal = now, goal
-	a.mu.Unlock()
-	a.reach()
+	c.mu.Lock()
+	c.asked, c.goal = now, goal
+	c.mu.Unlock()
+	c.reach()
 }
 
-func (a *Abreast) position(ctx context.Context, node, addr string) (controlplane.Position, error) {
+func (c *Copy) position(ctx context.Context, node, addr string) (at controlplane.Position, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+addr+PathPosition, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := a.cfg.HTTP.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	id, err := answeredBy(resp, a.cfg.Region)
-	var no *statusError
-	if errors.As(err, &no) && no.status == http.StatusNotFound {
+	id, answer, err := feed.Get(ctx, c.cfg.HTTP, c.cfg.Region, addr, feed.PathPosition)
+	var no *feed.StatusError
+	if errors.As(err, &no) && no.Status == http.StatusNotFound {
 		return nil, nil // an earlier release: that it answers has to do
 	}
-	if err == nil && id.Node != node {
-		err = fmt.Errorf("%s answers instead of %s", id, node)
-	}
 	if err != nil {
 		return nil, err
 	}
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
+	defer func() { _ = answer.Close() }()
+	if id.Node != node {
+		return nil, fmt.Errorf("%s answers instead of %s", id, node)
+	}
+	b, err := io.ReadAll(io.LimitReader(answer, feed.MaxBody))
 	if err != nil {
 		return nil, err
 	}
-	var at controlplane.Position
-	return at, decMode.Unmarshal(b, &at)
+	return at, feed.Unmarshal(b, &at)
 }
 
-// position answers a follower that wants to know how far behind it is.
-func (h *Hub) position(w http.ResponseWriter, _ *http.Request, peer identity.ID) error {
-	if peer.Role != identity.RoleControl || peer.Region != h.cfg.Region {
-		return refuse(http.StatusForbidden, "%s: the control nodes of a region ask their own leader", peer)
+// Handler serves feed.PathPosition on a mutual-TLS listener made by identity:
+// it answers a follower that wants to know how far behind it is.
+func (c *Copy) Handler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if err := c.mayAsk(r); err != nil {
+			http.Error(w, err.Error(), http.StatusForbidden)
+			return
+		}
+		if !c.leads() {
+			http.Error(w, "this node does not lead", http.StatusMisdirectedRequest)
+			return
+		}
+		var at controlplane.Position
+		c.cfg.Source.View(func(s *ledger.State) { at = s.Position() })
+		b, err := feed.Marshal(at)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		_, _ = w.Write(b) // who does not get it asks again
+	})
+}
+
+// mayAsk lets the control nodes of this region ask.
+func (c *Copy) mayAsk(r *http.Request) error {
+	if r.TLS == nil {
+		return errors.New("feeds need mutual TLS")
 	}
-	if h.cfg.Leads == nil || !h.cfg.Leads() {
-		return refuse(http.StatusMisdirectedRequest, "this node does not lead")
-	}
-	var at controlplane.Position
-	h.cfg.Source.View(func(s *registry.State) { at = s.Position() })
-	b, err := encMode.Marshal(at)
-	if err != nil {
+	id, err := identity.PeerID(*r.TLS)
+	switch {
+	case err != nil:
 		return err
+	case id.Cluster != c.cfg.Cluster:
+		return fmt.Errorf("cluster %s: %w", id.Cluster, controlplane.ErrWrongCluster)
 	}
-	_, err = w.Write(b)
-	return err
+	return identity.AllowControl(c.cfg.Region)(id)
 }

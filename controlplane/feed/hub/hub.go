@@ -1,7 +1,9 @@
-package feed
+package hub
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -14,44 +16,41 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/push"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Source is the state beside a hub. View calls its argument under whatever
 // lock guards the state and returns after it.
 type Source interface {
-	View(func(*registry.State))
+	View(func(*ledger.State))
 }
 
-// HubConfig configures a Hub. Zero values take the defaults in brackets.
-type HubConfig struct {
+// Config configures a Hub. Zero values take the defaults in brackets.
+type Config struct {
 	Cluster string
 	Region  string
 	Node    string
 	Source  Source
 
 	// Contact says when this node last knew that it was current: now on a
-	// leader; of others, Abreast knows. Watchers leave a node whose contact is
+	// leader; of others, age knows. Watchers leave a node whose contact is
 	// too long ago. [always now]
 	Contact func() time.Time
-	// Leads says whether this node leads its region, so that others may compare
-	// their copies with its own. [it does not]
-	Leads func() bool
 	// Members is who runs this region's control plane, as watchers read it;
 	// empty = not known now. [watchers are not told]
 	Members func() []byte
 
-	// Peers are the other control nodes of the cluster, in all regions, to
-	// which verdicts and revocation hints are forwarded. It is asked often and
-	// must not block. [none]
-	Peers func() []Peer
-	// HTTP calls them: mutual TLS, control nodes of any region. Needed with Peers.
-	HTTP *http.Client
-
-	// Hinted is told of each revocation that is announced here before it is
-	// committed, or without. It must not block. [nobody]
-	Hinted func(registry.Revocation)
+	// What never waits for a commit goes to a Board, which has these: see
+	// push.Config.
+	Peers    func() []push.Peer
+	HTTP     func(region string) *http.Client
+	Hinted   func(registry.Revocation)
+	Verdicts int
+	Hints    int
 
 	Ring         int           // entries held per shard [65,536]
 	RingBytes    int           // and their bytes [32 MiB]
@@ -60,65 +59,44 @@ type HubConfig struct {
 	SnapshotKeep time.Duration // how long an encoded snapshot waits for others that need it [5 s]
 	Heartbeat    time.Duration // [1 s]
 	WriteTimeout time.Duration // a watcher that takes nothing for so long is dropped [15 s]
-	Verdicts     int           // kept in memory, newest win [262,144]
-	Hints        int           // revocation hints kept until committed, newest win [16,384]
 
 	Logger     *slog.Logger          // [discards]
-	Registerer prometheus.Registerer // nil = no metrics
+	Registerer prometheus.Registerer // [nobody reads the metrics]
 }
 
-// Peer is another control node.
-type Peer struct{ Region, Node, Addr string }
-
-func (c *HubConfig) fill() error {
+func (c *Config) fill() error {
 	if c.Cluster == "" || c.Region == "" || c.Source == nil {
 		return fmt.Errorf("feed hub: cluster, region and source are needed")
 	}
-	if c.Peers != nil && c.HTTP == nil {
-		return fmt.Errorf("feed hub: peers need an HTTP client")
-	}
-	def(&c.Ring, 64<<10)
-	def(&c.RingBytes, 32<<20)
-	def(&c.Watchers, 4096)
-	def(&c.Snapshots, 32)
-	def(&c.SnapshotKeep, 5*time.Second)
-	def(&c.Heartbeat, time.Second)
-	def(&c.WriteTimeout, 15*time.Second)
-	def(&c.Verdicts, 256<<10)
-	def(&c.Hints, 16<<10)
+	c.Ring = cmp.Or(c.Ring, 64<<10)
+	c.RingBytes = cmp.Or(c.RingBytes, 32<<20)
+	c.Watchers = cmp.Or(c.Watchers, 4096)
+	c.Snapshots = cmp.Or(c.Snapshots, 32)
+	c.SnapshotKeep = cmp.Or(c.SnapshotKeep, 5*time.Second)
+	c.Heartbeat = cmp.Or(c.Heartbeat, time.Second)
+	c.WriteTimeout = cmp.Or(c.WriteTimeout, 15*time.Second)
 	if c.Contact == nil {
 		c.Contact = time.Now
-	}
-	if c.Hinted == nil {
-		c.Hinted = func(registry.Revocation) {}
-	}
-	if c.Peers == nil {
-		c.Peers = func() []Peer { return nil }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	return nil
-}
-
-func def[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
+	if c.Registerer == nil {
+		c.Registerer = prometheus.NewRegistry()
 	}
+	return nil
 }
 
 // Hub serves feeds of one control node's state.
 type Hub struct {
-	cfg     HubConfig
-	metrics hubMetrics
+	cfg     Config
+	metrics *metrics
 	mux     *http.ServeMux
-	begin   sync.Once       // inherits the tables of a peer
+	board   *push.Board
 	ctx     context.Context // ends with Close
 	cancel  context.CancelFunc
 	group   *errgroup.Group
 	serving sync.WaitGroup // handlers under way
-	out     chan Batch     // to every other control node
 	slots   chan struct{}  // one per watcher taking snapshots
 
 	snapMu sync.Mutex
@@ -131,44 +109,42 @@ type Hub struct {
 	mu       sync.RWMutex // guards what follows; held for microseconds only
 	closed   bool
 	rings    map[controlplane.Shard]*ring
-	resets   uint64 // how often a ring lost what it knew
+	gaps     uint64 // how often a ring was left incomplete, beginning with none known
+	filled   uint64 // the gaps of which a look at the state made up for: all, or steady looks again
 	watchers int
 	wake     chan struct{} // closed and replaced when something arrives
-	verdicts *shelf[string, Verdict]
-	hints    *shelf[hintKey, registry.Revocation]
-
-	holders *holders
 }
 
-type hintKey struct {
-	kind registry.Kind
-	id   string
-}
-
-// OpenHub starts a Hub. It does not touch cfg.Source before Handler, Push…, or
+// Open starts a Hub. It does not touch cfg.Source before Handler, Push…, or
 // a request asks for it, so that Applied may be called while the source is
 // still being opened.
-func OpenHub(ctx context.Context, cfg HubConfig) (*Hub, error) {
+func Open(ctx context.Context, cfg Config) (*Hub, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
 	h := &Hub{
-		cfg:      cfg,
-		out:      make(chan Batch, 1024),
-		slots:    make(chan struct{}, cfg.Snapshots),
-		snaps:    make(map[controlplane.Shard]*snapshot),
-		rings:    make(map[controlplane.Shard]*ring),
-		wake:     make(chan struct{}),
-		verdicts: newShelf[string, Verdict](cfg.Verdicts),
-		hints:    newShelf[hintKey, registry.Revocation](cfg.Hints),
-		holders:  newHolders(),
+		cfg:     cfg,
+		slots:   make(chan struct{}, cfg.Snapshots),
+		snaps:   make(map[controlplane.Shard]*snapshot),
+		rings:   make(map[controlplane.Shard]*ring),
+		wake:    make(chan struct{}),
+		gaps:    1,
+		metrics: newMetrics(),
 	}
-	if err := h.metrics.register(cfg.Registerer); err != nil {
+	var err error
+	h.board, err = push.Open(ctx, push.Config{
+		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: cfg.Source, MayHold: h.mayHoldWhich, Changed: h.changed,
+		Peers: cfg.Peers, HTTP: cfg.HTTP, Hinted: cfg.Hinted, Verdicts: cfg.Verdicts, Hints: cfg.Hints,
+		Logger: cfg.Logger, Registerer: cfg.Registerer,
+	})
+	if err != nil {
 		return nil, err
+	}
+	if err := cfg.Registerer.Register(h.metrics); err != nil {
+		return nil, errors.Join(err, h.board.Close())
 	}
 	ctx, h.cancel = context.WithCancel(ctx)
 	h.group, h.ctx = errgroup.WithContext(ctx)
-	h.group.Go(func() error { return h.forward(h.ctx) })
 	h.mux = h.routes()
 	return h, nil
 }
@@ -186,13 +162,16 @@ func (h *Hub) Close() error {
 	}
 	clear(h.snaps)
 	h.snapMu.Unlock()
-	h.metrics.unregister(h.cfg.Registerer)
-	return h.group.Wait()
+	h.cfg.Registerer.Unregister(h.metrics)
+	return errors.Join(h.group.Wait(), h.board.Close())
 }
+
+// Board is what never waits for a commit.
+func (h *Hub) Board() *push.Board { return h.board }
 
 // Applied tells the hub what a command did. Call it for every command, in
 // apply order. It never waits for a watcher.
-func (h *Hub) Applied(o registry.Outcome, sender controlplane.Epoch) {
+func (h *Hub) Applied(o ledger.Outcome, sender controlplane.Epoch) {
 	if len(o.Reset) > 0 {
 		h.Reset(o.Reset...)
 	}
@@ -215,25 +194,31 @@ func (h *Hub) Publish(sender controlplane.Epoch, entries []*registry.Entry) {
 		it.frame = h.encodeEntry(e, it.sender)
 		items[i] = it
 	}
+	h.add(entries, items)
+	h.board.Settle(entries)
+}
+
+func (h *Hub) add(entries []*registry.Entry, items []item) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i, e := range entries {
 		r := h.ring(e.Shard)
 		if items[i].frame == nil {
 			r.clear() // the watchers get it with a snapshot
-			h.resets++
 		} else {
 			r.add(e, items[i], h.cfg.Ring, h.cfg.RingBytes)
 		}
 		r.follow(items[i].sender, e)
-		h.settle(e)
+		if !r.complete() {
+			h.gaps++
+		}
 	}
 	h.notify()
 }
 
 // promise notes epochs promised without an entry: a shard whose home this
 // region was is no longer offered to other regions.
-func (h *Hub) promise(reports []registry.Report) {
+func (h *Hub) promise(reports []ledger.Report) {
 	if len(reports) == 0 {
 		return
 	}
@@ -249,7 +234,7 @@ func (h *Hub) promise(reports []registry.Report) {
 func (h *Hub) encodeEntry(e *registry.Entry, sender controlplane.Epoch) []byte {
 	b, err := registry.EncodeEntry(e)
 	if err == nil {
-		b, err = appendFrame(nil, &Frame{Type: FrameEntry, Shard: e.Shard, Sender: sender, Entry: b})
+		b, err = feed.AppendFrame(nil, &feed.Frame{Type: feed.FrameEntry, Shard: e.Shard, Sender: sender, Entry: b})
 	}
 	if err != nil {
 		h.cfg.Logger.Error("feed: entry cannot be sent as such; watchers take a snapshot",
@@ -259,38 +244,13 @@ func (h *Hub) encodeEntry(e *registry.Entry, sender controlplane.Epoch) []byte {
 	return b
 }
 
-// settle drops verdicts and hints that e overtakes. h.mu is held.
-func (h *Hub) settle(e *registry.Entry) {
-	for i := range e.Changes {
-		switch c := &e.Changes[i]; c.Op {
-		case registry.OpRevoke:
-			h.hints.drop(hintKey{c.Kind, c.ID})
-			if c.Kind == registry.KindKey {
-				h.verdicts.drop(c.ID)
-			}
-		case registry.OpDelete:
-			if c.Kind == registry.KindKey {
-				h.verdicts.drop(c.ID)
-			}
-		case registry.OpPut:
-			if c.Record == nil || c.Record.Kind != registry.KindKey {
-				continue
-			}
-			if v, ok := h.verdicts.get(c.Record.Meta.ID); ok && v.Revision < e.Seq {
-				h.verdicts.drop(v.Key)
-			}
-		case registry.OpOpen:
-		}
-	}
-}
-
 // Reset forgets what the rings hold of the given shards, or of all if none is
 // given, because the state took over a snapshot. Call it in apply order, after
 // the state has changed. Watchers that are behind take a snapshot.
 func (h *Hub) Reset(shards ...controlplane.Shard) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.resets++
+	h.gaps++
 	if len(shards) == 0 {
 		for s := range h.rings {
 			shards = append(shards, s)
@@ -318,21 +278,10 @@ func (h *Hub) notify() {
 	h.wake = make(chan struct{})
 }
 
-// refresh completes the rings from the state: the point of those that nothing
-// was published to since the start or a reset, and who may see each shard. A
-// ring whose shard the state does not hold (any more) is dropped. At its end
-// every ring is complete, until the next reset.
-func (h *Hub) refresh() {
-	for {
-		h.mu.RLock()
-		resets := h.resets
-		h.mu.RUnlock()
-		var infos []registry.ShardInfo
-		h.cfg.Source.View(func(s *registry.State) { infos = s.Shards() })
-		if h.prime(infos, resets) {
-			return
-		}
-	}
+func (h *Hub) changed() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.notify()
 }
 
 // steady calls f with h.mu held, by way of lock, and every ring complete: what
@@ -340,28 +289,34 @@ func (h *Hub) refresh() {
 // reset may come at any moment, so it looks again until there was none.
 func (h *Hub) steady(lock sync.Locker, f func()) {
 	for !h.ifComplete(lock, f) {
-		h.refresh()
+		h.mu.RLock()
+		gaps := h.gaps
+		h.mu.RUnlock()
+		var infos []registry.ShardInfo
+		h.cfg.Source.View(func(s *ledger.State) { infos = s.Shards() })
+		h.fill(infos, gaps)
 	}
 }
 
 func (h *Hub) ifComplete(lock sync.Locker, f func()) bool {
 	lock.Lock()
 	defer lock.Unlock()
-	for _, r := range h.rings {
-		if !r.complete() {
-			return false
-		}
+	if h.filled != h.gaps {
+		return false
 	}
 	f()
 	return true
 }
 
-// prime is false if a reset made infos old in the meantime.
-func (h *Hub) prime(infos []registry.ShardInfo, resets uint64) bool {
+// fill completes the rings from the state: the point of those that nothing was
+// published to since the start or a reset, and who may see each shard. A ring
+// whose shard the state does not hold (any more) is dropped. It does nothing if
+// there is a gap that infos may be older than.
+func (h *Hub) fill(infos []registry.ShardInfo, gaps uint64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if h.resets != resets {
-		return false
+	if h.gaps != gaps {
+		return
 	}
 	for _, info := range infos {
 		r := h.ring(info.Shard)
@@ -376,16 +331,15 @@ func (h *Hub) prime(infos []registry.ShardInfo, resets uint64) bool {
 		}
 	}
 	maps.DeleteFunc(h.rings, func(_ controlplane.Shard, r *ring) bool { return !r.complete() })
-	return true
+	h.filled = gaps
 }
 
-// holdsAny reports whether the state, as of the last refresh, holds a shard. A
-// region's first entries open the shards it is home of, so a node without any
-// has not heard from its leader yet, and nobody should wait for it.
-func (h *Hub) holdsAny() bool {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	return len(h.rings) > 0
+// holdsAny reports whether the state holds a shard. A region's first entries
+// open the shards it is home of, so a node without any has not heard from its
+// leader yet, and nobody should wait for it.
+func (h *Hub) holdsAny() (yes bool) {
+	h.steady(h.mu.RLocker(), func() { yes = len(h.rings) > 0 })
+	return yes
 }
 
 // mayHold reports whether peer may learn what r's shard holds: nodes of this
@@ -398,10 +352,17 @@ func (h *Hub) mayHold(peer identity.ID, r *ring) bool {
 	return peer.Role == identity.RoleControl && r != nil && slices.Contains(r.members, peer.Region)
 }
 
-// mayHear is mayHold for a verdict or hint that concerns shard; "" concerns
-// every node of the cluster. h.mu is held.
-func (h *Hub) mayHear(peer identity.ID, shard controlplane.Shard) bool {
-	return shard == "" || h.mayHold(peer, h.rings[shard])
+// mayHoldWhich is mayHold for the Board.
+func (h *Hub) mayHoldWhich(peer identity.ID) func(controlplane.Shard) bool {
+	var may []controlplane.Shard
+	h.steady(h.mu.RLocker(), func() {
+		for shard, r := range h.rings {
+			if h.mayHold(peer, r) {
+				may = append(may, shard)
+			}
+		}
+	})
+	return func(shard controlplane.Shard) bool { return slices.Contains(may, shard) }
 }
 
 // present is cfg.Members, asked no more often than a heartbeat needs.
@@ -412,15 +373,6 @@ func (h *Hub) present() []byte {
 		h.members, h.membersAt = h.cfg.Members(), now
 	}
 	return h.members
-}
-
-// inheritOnce starts asking peers for their tables, unless the hub is closing.
-func (h *Hub) inheritOnce() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if !h.closed {
-		h.begin.Do(func() { h.group.Go(func() error { return h.inherit(h.ctx) }) })
-	}
 }
 
 // enter counts a handler in; false if the hub is closing.

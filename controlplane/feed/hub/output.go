@@ -1,8 +1,10 @@
-package feed
+package hub
 
 import (
 	"net/http"
 	"time"
+
+	"ringmain/controlplane/feed"
 )
 
 const (
@@ -20,8 +22,8 @@ type output struct {
 	dirty   bool // written since the last flush
 }
 
-func (o *output) frame(f *Frame) (err error) {
-	if o.buf, err = appendFrame(o.buf, f); err != nil {
+func (o *output) frame(f *feed.Frame) (err error) {
+	if o.buf, err = feed.AppendFrame(o.buf, f); err != nil {
 		return err
 	}
 	return o.spill()

@@ -1,18 +1,16 @@
-package feed
+package hub
 
 import (
 	"ringmain/controlplane"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/feed"
 )
 
 // pulled is what is ready for a watcher.
 type pulled struct {
-	frames   [][]byte
-	verdicts []Verdict
-	hints    []registry.Revocation
-	lost     []controlplane.Shard // only a snapshot helps
-	more     bool                 // there is more than was taken
-	wake     <-chan struct{}      // closed when something new arrives after this
+	frames [][]byte
+	lost   []controlplane.Shard // only a snapshot helps
+	more   bool                 // there is more than was taken
+	wake   <-chan struct{}      // closed when something new arrives after this
 }
 
 const pullItems = 512 // entries of one shard taken at a time
@@ -62,27 +60,7 @@ func (w *watcher) take() pulled {
 		}
 		c.point = items[len(items)-1].point
 	}
-	if !w.started {
-		return p
-	}
-	w.pullTables(&p)
 	return p
-}
-
-// pullTables takes hints and verdicts. h.mu is held.
-func (w *watcher) pullTables(p *pulled) {
-	h := w.hub
-	var more bool
-	p.hints, w.hintAt, more = h.hints.after(w.hintAt, maxBatch, func(r registry.Revocation) bool {
-		return h.mayHear(w.peer, r.Shard)
-	})
-	p.more = p.more || more
-	if w.req.Verdicts {
-		p.verdicts, w.verdictAt, more = h.verdicts.after(w.verdictAt, maxBatch, func(v Verdict) bool {
-			return h.mayHear(w.peer, keyShard(v.Key))
-		})
-		p.more = p.more || more
-	}
 }
 
 // encoded is the frame of it for this watcher. Another region fences by the
@@ -91,12 +69,12 @@ func (w *watcher) encoded(r *ring, shard controlplane.Shard, it item) []byte {
 	if !w.req.Homed || it.sender == r.epoch {
 		return it.frame
 	}
-	f, err := DecodeFrame(it.frame[4:])
+	f, err := feed.DecodeFrame(it.frame[4:])
 	if err != nil {
 		return it.frame // encoded by this hub: cannot happen
 	}
 	f.Sender = r.epoch
-	b, err := appendFrame(nil, f)
+	b, err := feed.AppendFrame(nil, f)
 	if err != nil {
 		w.hub.cfg.Logger.Error("feed: entry cannot be sent on", "shard", shard, "err", err)
 		return it.frame

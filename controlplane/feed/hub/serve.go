@@ -1,4 +1,4 @@
-package feed
+package hub
 
 import (
 	"errors"
@@ -9,6 +9,7 @@ import (
 	"strconv"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 )
 
@@ -16,18 +17,17 @@ import (
 // asks is read from the connection and nowhere else. Ask for it once the
 // source is open: from then on the hub also asks peers for what they know.
 func (h *Hub) Handler() http.Handler {
-	h.inheritOnce()
+	h.board.Inherit()
 	return h.mux
 }
 
 func (h *Hub) routes() *http.ServeMux {
 	mux := http.NewServeMux()
-	mux.HandleFunc("POST "+PathWatch, h.serve(h.watch))
-	mux.HandleFunc("POST "+PathVerdicts, h.serve(h.receiveVerdicts))
-	mux.HandleFunc("GET "+PathVerdicts, h.serve(h.table))
-	mux.HandleFunc("POST "+PathRevoke, h.serve(h.receiveRevocations))
-	mux.HandleFunc("POST "+PathHeld, h.serve(h.receiveHeld))
-	mux.HandleFunc("GET "+PathPosition, h.serve(h.position))
+	mux.HandleFunc("POST "+feed.PathWatch, h.serve(h.watch))
+	mux.HandleFunc("POST "+feed.PathVerdicts, h.serve(h.told(func(b feed.Batch) feed.Batch { return feed.Batch{Verdicts: b.Verdicts} })))
+	mux.HandleFunc("GET "+feed.PathVerdicts, h.serve(h.table))
+	mux.HandleFunc("POST "+feed.PathRevoke, h.serve(h.told(func(b feed.Batch) feed.Batch { return feed.Batch{Revocations: b.Revocations} })))
+	mux.HandleFunc("POST "+feed.PathHeld, h.serve(h.told(func(b feed.Batch) feed.Batch { return feed.Batch{Held: b.Held} })))
 	return mux
 }
 
@@ -93,18 +93,55 @@ func (h *Hub) peer(r *http.Request) (identity.ID, error) {
 
 // decode reads a request's body into v.
 func (h *Hub) decode(r *http.Request, cluster *string, v any) error {
-	b, err := io.ReadAll(io.LimitReader(r.Body, maxBody+1))
+	b, err := io.ReadAll(io.LimitReader(r.Body, feed.MaxBody+1))
 	if err != nil {
 		return refuse(http.StatusBadRequest, "body: %v", err)
 	}
-	if len(b) > maxBody {
-		return refuse(http.StatusRequestEntityTooLarge, "body: at most %d bytes", maxBody)
+	if len(b) > feed.MaxBody {
+		return refuse(http.StatusRequestEntityTooLarge, "body: at most %d bytes", feed.MaxBody)
 	}
-	if err := decMode.Unmarshal(b, v); err != nil {
+	if err := feed.Unmarshal(b, v); err != nil {
 		return refuse(http.StatusBadRequest, "body: %v", err)
 	}
 	if *cluster != h.cfg.Cluster {
 		return refuse(http.StatusForbidden, "cluster %q: %v", *cluster, controlplane.ErrWrongCluster)
 	}
 	return nil
+}
+
+// told takes what a path is for, and refuses a body with more than that.
+func (h *Hub) told(only func(feed.Batch) feed.Batch) func(http.ResponseWriter, *http.Request, identity.ID) error {
+	return func(w http.ResponseWriter, r *http.Request, peer identity.ID) error {
+		if r.URL.Path == feed.PathRevoke && peer.Role != identity.RoleControl {
+			return refuse(http.StatusForbidden, "only control nodes announce revocations")
+		}
+		var b feed.Batch
+		if err := h.decode(r, &b.Cluster, &b); err != nil {
+			return err
+		}
+		part := only(b)
+		if len(part.Verdicts)+len(part.Revocations)+len(part.Held) != len(b.Verdicts)+len(b.Revocations)+len(b.Held) {
+			return refuse(http.StatusBadRequest, "verdicts go to %s, revocations to %s, what is held to %s", feed.PathVerdicts, feed.PathRevoke, feed.PathHeld)
+		}
+		h.board.Keep(peer, part)
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+}
+
+// table answers with all verdicts and hints that peer may hear, as frames.
+func (h *Hub) table(rw http.ResponseWriter, r *http.Request, peer identity.ID) error {
+	if peer.Role != identity.RoleControl {
+		return refuse(http.StatusForbidden, "a data node gets the table with its watch")
+	}
+	rw.Header().Set("Content-Type", "application/x-ringmain-feed")
+	w := &watcher{hub: h, peer: peer, req: feed.WatchRequest{Verdicts: true}}
+	w.out = output{w: rw, rc: http.NewResponseController(rw), timeout: h.cfg.WriteTimeout}
+	for more := true; more && r.Context().Err() == nil && h.ctx.Err() == nil; {
+		var err error
+		if more, err = w.tell(); err != nil {
+			return err
+		}
+	}
+	return w.out.flush()
 }

@@ -1,4 +1,4 @@
-package feed
+package hub
 
 import (
 	"context"
@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 const chunkBytes = 128 << 10 // of an encoded snapshot, about
@@ -108,9 +110,9 @@ func (h *Hub) continues(shard controlplane.Shard, p controlplane.Point) bool {
 // build takes the snapshot under the source's lock, which is quick, and
 // encodes it outside.
 func (h *Hub) build(s *snapshot, shard controlplane.Shard) {
-	var snap registry.ShardSnapshot
+	var snap ledger.ShardSnapshot
 	var ok bool
-	h.cfg.Source.View(func(st *registry.State) { snap, ok = st.ShardSnapshot(shard) })
+	h.cfg.Source.View(func(st *ledger.State) { snap, ok = st.ShardSnapshot(shard) })
 	if !ok {
 		s.grow(nil, true, errNoShard)
 		close(s.taken)
@@ -126,16 +128,16 @@ func (h *Hub) build(s *snapshot, shard controlplane.Shard) {
 	s.grow(nil, true, err)
 }
 
-func (h *Hub) encode(s *snapshot, snap registry.ShardSnapshot) (err error) {
+func (h *Hub) encode(s *snapshot, snap ledger.ShardSnapshot) (err error) {
 	info := snap.Info
 	var buf []byte
-	add := func(f *Frame) bool {
+	add := func(f *feed.Frame) bool {
 		if h.ctx.Err() != nil {
 			err = h.ctx.Err()
 			return false
 		}
 		f.Shard, f.Sender = info.Shard, info.Epoch
-		if buf, err = appendFrame(buf, f); err != nil {
+		if buf, err = feed.AppendFrame(buf, f); err != nil {
 			return false
 		}
 		if len(buf) >= chunkBytes {
@@ -144,7 +146,7 @@ func (h *Hub) encode(s *snapshot, snap registry.ShardSnapshot) (err error) {
 		}
 		return true
 	}
-	if !add(&Frame{Type: FrameReset, Members: info.Members, Home: info.Home}) {
+	if !add(&feed.Frame{Type: feed.FrameReset, Members: info.Members, Home: info.Home}) {
 		return err
 	}
 	digest := registry.NewDigester()
@@ -154,18 +156,18 @@ func (h *Hub) encode(s *snapshot, snap registry.ShardSnapshot) (err error) {
 			return encErr
 		}
 		digest.Record(b)
-		if !add(&Frame{Type: FrameRecord, Record: b}) {
+		if !add(&feed.Frame{Type: feed.FrameRecord, Record: b}) {
 			return err
 		}
 	}
 	for rev := range snap.Revocations {
 		digest.Revocation(rev)
-		if !add(&Frame{Type: FrameRevocation, Revocation: &rev}) {
+		if !add(&feed.Frame{Type: feed.FrameRevocation, Revocation: &rev}) {
 			return err
 		}
 	}
 	sum := digest.Sum()
-	if add(&Frame{Type: FrameEnd, Point: info.Last, Digest: sum[:]}) && len(buf) > 0 {
+	if add(&feed.Frame{Type: feed.FrameEnd, Point: info.Last, Digest: sum[:]}) && len(buf) > 0 {
 		s.grow(buf, false, nil)
 	}
 	return err

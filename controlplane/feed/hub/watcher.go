@@ -1,4 +1,4 @@
-package feed
+package hub
 
 import (
 	"bytes"
@@ -10,26 +10,30 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/push"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 // watcher is one stream being served.
 type watcher struct {
 	hub     *Hub
 	peer    identity.ID
-	req     WatchRequest
+	req     feed.WatchRequest
 	started bool // the answer has begun; until then pull only looks
-	regions bool // an importer that knows the ownership protocol: it cuts, and wants FrameStanding
-	members bool // it wants FrameMembers
+	regions bool // an importer that knows the ownership protocol: it cuts, and wants feed.FrameStanding
+	members bool // it wants feed.FrameMembers
 	cursors map[controlplane.Shard]*cursor
 	out     output
 	beat    time.Time                                 // when the last heartbeat was written
 	told    map[controlplane.Shard]controlplane.Point // what it was told is confirmed
 	named   []byte                                    // the members that it was told
 
-	verdictAt, hintAt uint64 // cursors into the hub's tables
-	slot              bool   // holds one of the hub's slots for snapshots
+	pushed push.Cursor // into the hub's board
+	slot   bool        // holds one of the hub's slots for snapshots
 }
 
 // cursor is where a watcher stands in one shard.
@@ -45,13 +49,12 @@ func (h *Hub) watch(rw http.ResponseWriter, r *http.Request, peer identity.ID) e
 	if err := h.decode(r, &w.req.Cluster, &w.req); err != nil {
 		return err
 	}
-	w.regions = w.req.Homed && peer.Role == identity.RoleControl && r.Header.Get(HeaderStanding) != ""
-	w.members = r.Header.Get(HeaderMembers) != "" && h.cfg.Members != nil
+	w.regions = w.req.Homed && peer.Role == identity.RoleControl && r.Header.Get(feed.HeaderStanding) != ""
+	w.members = r.Header.Get(feed.HeaderMembers) != "" && h.cfg.Members != nil
 	if !h.admit(1) {
 		return refuseForNow("this node has all the watchers it takes: ask another")
 	}
 	defer h.admit(-1)
-	h.refresh()
 	if !h.holdsAny() {
 		return refuse(http.StatusServiceUnavailable, "this node has no state yet: ask another")
 	}
@@ -64,7 +67,7 @@ func (h *Hub) watch(rw http.ResponseWriter, r *http.Request, peer identity.ID) e
 	defer cancel()
 	defer context.AfterFunc(h.ctx, cancel)()
 	rw.Header().Set("Content-Type", "application/x-ringmain-feed")
-	rw.Header().Set(HeaderAge, strconv.FormatInt(max(0, time.Since(h.cfg.Contact()).Milliseconds()), 10))
+	rw.Header().Set(feed.HeaderAge, strconv.FormatInt(max(0, time.Since(h.cfg.Contact()).Milliseconds()), 10))
 	w.out = output{w: rw, rc: http.NewResponseController(rw), timeout: h.cfg.WriteTimeout}
 	w.started = true
 	log := h.cfg.Logger.With("peer", peer.String(), "homed", w.req.Homed)
@@ -128,7 +131,7 @@ func (w *watcher) run(ctx context.Context) error {
 		}
 		select {
 		case <-p.wake:
-			if d := w.spread(rand.N[time.Duration]); d > 0 && !sleep(ctx, d) {
+			if d := w.spread(rand.N[time.Duration]); d > 0 && !retry.Sleep(ctx, d) {
 				return nil
 			}
 		case <-ticker.C:
@@ -150,9 +153,9 @@ const (
 func (w *watcher) spread(random func(time.Duration) time.Duration) time.Duration {
 	h := w.hub
 	h.mu.RLock()
-	window, urgent := time.Duration(h.watchers)*perWatcher, h.hints.next != w.hintAt
+	window := time.Duration(h.watchers) * perWatcher
 	h.mu.RUnlock()
-	if urgent || window < minSpread {
+	if window < minSpread || h.board.Urgent(w.pushed) {
 		return 0
 	}
 	return random(min(window, maxSpread))
@@ -165,9 +168,11 @@ func (w *watcher) write(ctx context.Context, p pulled) (busy bool, err error) {
 			return false, err
 		}
 	}
-	if err := w.tell(p); err != nil {
+	more, err := w.tell()
+	if err != nil {
 		return false, err
 	}
+	p.more = p.more || more
 	for _, shard := range p.lost {
 		if !w.slot && !w.takeSlot() {
 			return false, errors.New("lagged behind the ring, and too many others take snapshots: it comes again")
@@ -182,18 +187,19 @@ func (w *watcher) write(ctx context.Context, p pulled) (busy bool, err error) {
 	return p.more, nil
 }
 
-// tell sends verdicts and hints.
-func (w *watcher) tell(p pulled) error {
-	for i := range p.hints {
-		f := &Frame{Type: FrameRevocation, Shard: p.hints[i].Shard, Revocation: &p.hints[i]}
+// tell sends the hints and verdicts there are. There may be more.
+func (w *watcher) tell() (more bool, err error) {
+	news, more := w.hub.board.Take(&w.pushed, w.peer, w.req.Verdicts)
+	for i := range news.Revocations {
+		f := &feed.Frame{Type: feed.FrameRevocation, Shard: news.Revocations[i].Shard, Revocation: &news.Revocations[i]}
 		if err := w.out.frame(f); err != nil {
-			return err
+			return false, err
 		}
 	}
-	if len(p.verdicts) == 0 {
-		return nil
+	if len(news.Verdicts) > 0 {
+		err = w.out.frame(&feed.Frame{Type: feed.FrameVerdicts, Verdicts: news.Verdicts})
 	}
-	return w.out.frame(&Frame{Type: FrameVerdicts, Verdicts: p.verdicts})
+	return more, err
 }
 
 // snapshot sends shard as a whole, and moves the cursor to its point. Nothing
@@ -212,7 +218,7 @@ func (w *watcher) snapshot(ctx context.Context, shard controlplane.Shard) (sent 
 	}
 	w.hub.metrics.resets.Inc()
 	if n := len(s.spans); w.regions && n > 0 && len(s.spans[n-1].Members) > 0 { // else cluster version 1
-		if err := w.out.frame(&Frame{Type: FrameStanding, Shard: shard, Sender: s.sender, Spans: s.spans}); err != nil {
+		if err := w.out.frame(&feed.Frame{Type: feed.FrameStanding, Shard: shard, Sender: s.sender, Spans: s.spans}); err != nil {
 			return false, err
 		}
 	}
@@ -252,7 +258,7 @@ func (w *watcher) heartbeat() error {
 	if w.members {
 		if now := w.hub.present(); len(now) > 0 && !bytes.Equal(now, w.named) {
 			w.named = now
-			if err := w.out.frame(&Frame{Type: FrameMembers, Record: now}); err != nil {
+			if err := w.out.frame(&feed.Frame{Type: feed.FrameMembers, Record: now}); err != nil {
 				return err
 			}
 		}
@@ -262,7 +268,7 @@ func (w *watcher) heartbeat() error {
 			return err
 		}
 	}
-	return w.out.frame(&Frame{Type: FrameHeartbeat, Position: w.offered(), At: w.hub.cfg.Contact().UnixMilli()})
+	return w.out.frame(&feed.Frame{Type: feed.FrameHeartbeat, Position: w.offered(), At: w.hub.cfg.Contact().UnixMilli()})
 }
 
 // offered is the hub's position in the shards that this watcher gets.
@@ -281,15 +287,15 @@ func (w *watcher) offered() controlplane.Position {
 // standing tells what has been confirmed since it was last told.
 func (w *watcher) standing() error {
 	var infos []registry.ShardInfo
-	w.hub.cfg.Source.View(func(s *registry.State) { infos = s.Shards() })
-	var news []Frame
+	w.hub.cfg.Source.View(func(s *ledger.State) { infos = s.Shards() })
+	var news []feed.Frame
 	w.hub.steady(w.hub.mu.RLocker(), func() {
 		for _, info := range infos {
 			at := controlplane.Point{Seq: info.Confirmed}
 			at.Epoch, _ = info.Copy().EpochAt(info.Confirmed)
 			if r := w.hub.rings[info.Shard]; r != nil && w.gets(r) && info.Epoch == r.epoch && info.Confirmed > 0 && w.told[info.Shard] != at {
 				w.told[info.Shard] = at
-				news = append(news, Frame{Type: FrameStanding, Shard: info.Shard, Sender: info.Epoch, Point: at})
+				news = append(news, feed.Frame{Type: feed.FrameStanding, Shard: info.Shard, Sender: info.Epoch, Point: at})
 			}
 		}
 	})

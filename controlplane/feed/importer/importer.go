@@ -1,6 +1,10 @@
-package feed
+// Package importer turns what other regions send into commands for the own
+// region's Raft: on the leader only, and with one watch per region. What a
+// command does to a copy is the registry's to decide; serving does not enter.
+package importer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,53 +19,58 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
-// ImporterConfig configures an Importer. Zero values take the defaults in brackets.
-type ImporterConfig struct {
+// Config configures an Importer. Zero values take the defaults in brackets.
+type Config struct {
 	Cluster string
-	Region  string         // this one
-	Sources []ImportSource // the other regions
-	State   Source         // this region's
+	Region  string                                 // this one
+	Sources []Source                               // the other regions
+	State   interface{ View(func(*ledger.State)) } // this region's
 
 	// Propose commits a command in this region's Raft and returns what Apply
 	// made of it.
-	Propose func(context.Context, *registry.Command) (registry.Outcome, error)
-	// Hub gets the verdicts and hints that come with the feeds; they never go
-	// to Raft. [nil = they are not asked for]
-	Hub *Hub
+	Propose func(context.Context, *registry.Command) (ledger.Outcome, error)
+	// Pushed gets the verdicts and hints that come with the feeds; they never
+	// go to Raft. [nil = they are not asked for]
+	Pushed func(from identity.ID, f *feed.Frame)
 
 	BatchEntries int           // in one command [256]
 	BatchBytes   int           // in one command [1 MiB]
 	BatchDelay   time.Duration // how long an entry waits for company [5 ms]
 
-	Liveness   time.Duration // as in WatchConfig
+	Liveness   time.Duration // as in feed.WatchConfig
 	Patience   time.Duration
 	BackoffMin time.Duration
 	BackoffMax time.Duration
 
 	Logger     *slog.Logger          // [discards]
-	Registerer prometheus.Registerer // nil = no metrics
+	Registerer prometheus.Registerer // [nobody reads the metrics]
 }
 
-// ImportSource is another region.
-type ImportSource struct {
+// Source is another region.
+type Source struct {
 	Region  string
-	Targets func() []Target // its control nodes; see WatchConfig
-	HTTP    *http.Client    // mutual TLS, control nodes of that region
+	Targets func() []feed.Target // its control nodes; see feed.WatchConfig
+	HTTP    *http.Client         // mutual TLS, control nodes of that region
 }
 
-func (c *ImporterConfig) fill() error {
+func (c *Config) fill() error {
 	if c.Cluster == "" || c.Region == "" || c.State == nil || c.Propose == nil {
 		return errors.New("feed importer: cluster, region, state and Propose are needed")
 	}
-	def(&c.BatchEntries, 256)
-	def(&c.BatchBytes, 1<<20)
-	def(&c.BatchDelay, 5*time.Millisecond)
+	c.BatchEntries = cmp.Or(c.BatchEntries, 256)
+	c.BatchBytes = cmp.Or(c.BatchBytes, 1<<20)
+	c.BatchDelay = cmp.Or(c.BatchDelay, 5*time.Millisecond)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Registerer == nil {
+		c.Registerer = prometheus.NewRegistry()
 	}
 	return nil
 }
@@ -70,16 +79,16 @@ func (c *ImporterConfig) fill() error {
 // runs on the region's leader: open it when leadership is gained, close it
 // when it is lost.
 type Importer struct {
-	cfg     ImporterConfig
-	metrics importMetrics
+	cfg     Config
+	metrics *metrics
 	watches []*importWatch
 	cancel  context.CancelFunc
 	done    <-chan struct{}
 	group   *errgroup.Group
 }
 
-// OpenImporter starts one watch per other region.
-func OpenImporter(ctx context.Context, cfg ImporterConfig) (*Importer, error) {
+// Open starts one watch per other region.
+func Open(ctx context.Context, cfg Config) (*Importer, error) {
 	if err := cfg.fill(); err != nil {
 		return nil, err
 	}
@@ -92,7 +101,8 @@ func OpenImporter(ctx context.Context, cfg ImporterConfig) (*Importer, error) {
 		ages[src.Region] = func() float64 { return time.Since(time.Unix(0, w.heard.Load())).Seconds() }
 		im.watches = append(im.watches, w)
 	}
-	if err := im.metrics.register(cfg.Registerer, ages); err != nil {
+	im.metrics = newMetrics(ages)
+	if err := cfg.Registerer.Register(im.metrics); err != nil {
 		return nil, err
 	}
 	ctx, im.cancel = context.WithCancel(ctx)
@@ -109,7 +119,7 @@ func OpenImporter(ctx context.Context, cfg ImporterConfig) (*Importer, error) {
 func (im *Importer) Close() error {
 	im.cancel()
 	err := im.group.Wait()
-	im.metrics.unregister(im.cfg.Registerer)
+	im.cfg.Registerer.Unregister(im.metrics)
 	return err
 }
 
@@ -162,7 +172,7 @@ func (im *Importer) Lags() map[controlplane.Shard]Lag {
 // the session's consumer is the other.
 type importWatch struct {
 	im      *Importer
-	src     ImportSource
+	src     Source
 	log     *slog.Logger
 	heard   atomic.Int64 // Unix nanoseconds
 	current *session
@@ -189,9 +199,9 @@ const isolation = time.Minute
 func (w *importWatch) run(ctx context.Context) error {
 	cfg := &w.im.cfg
 	defer func() { w.end() }()
-	return Watch(ctx, WatchConfig{
+	return feed.Watch(ctx, feed.WatchConfig{
 		Cluster: cfg.Cluster, Region: w.src.Region, Targets: w.src.Targets, HTTP: w.src.HTTP,
-		Homed: true, Standing: true, Verdicts: cfg.Hub != nil,
+		Homed: true, Standing: true, Verdicts: cfg.Pushed != nil,
 		From: func() controlplane.Position { return w.begin(ctx) },
 		Sink: w.take,
 
@@ -208,7 +218,7 @@ func (w *importWatch) begin(ctx context.Context) controlplane.Position {
 	s := &session{
 		cfg: &w.im.cfg, watch: w, log: w.log, ctx: ctx, cancel: cancel,
 		deposed: make(map[controlplane.Shard]controlplane.Epoch), spans: make(map[controlplane.Shard][]registry.Span),
-		frames: make(chan *Frame, 2*w.im.cfg.BatchEntries), done: make(chan struct{}),
+		frames: make(chan *feed.Frame, 2*w.im.cfg.BatchEntries), done: make(chan struct{}),
 	}
 	w.current = s
 	from := w.position()
@@ -236,31 +246,31 @@ func (w *importWatch) end() {
 }
 
 func (w *importWatch) position() (at controlplane.Position) {
-	w.im.cfg.State.View(func(s *registry.State) { at = s.Position() })
+	w.im.cfg.State.View(func(s *ledger.State) { at = s.Position() })
 	return at
 }
 
 // take is the watch's sink.
-func (w *importWatch) take(f *Frame) error {
+func (w *importWatch) take(f *feed.Frame) error {
 	w.heard.Store(time.Now().UnixNano())
 	if s := w.current; s.ctx.Err() != nil {
 		return context.Cause(s.ctx) // what came before was not taken: begin anew
 	}
 	switch f.Type {
-	case FrameHeartbeat:
+	case feed.FrameHeartbeat:
 		w.measure(f.Position)
 		return nil
-	case FrameVerdicts:
+	case feed.FrameVerdicts:
 		w.tell(f)
 		return nil
-	case FrameRevocation:
+	case feed.FrameRevocation:
 		if !w.current.staging(f) {
 			w.tell(f)
 			return nil
 		}
 	}
 	// A region speaks for its own epochs only: else it could depose another home.
-	if f.Sender.Region != w.src.Region && (f.Type == FrameEntry || f.Type == FrameReset || f.Type == FrameEnd || f.Type == FrameStanding) {
+	if f.Sender.Region != w.src.Region && (f.Type == feed.FrameEntry || f.Type == feed.FrameReset || f.Type == feed.FrameEnd || f.Type == feed.FrameStanding) {
 		return fmt.Errorf("feed: %s sends shard %s in the name of epoch %v", w.src.Region, f.Shard, f.Sender)
 	}
 	s := w.current
@@ -293,16 +303,16 @@ func (w *importWatch) measure(offered controlplane.Position) {
 	}
 }
 
-func (w *importWatch) tell(f *Frame) {
-	if hub := w.im.cfg.Hub; hub != nil {
-		hub.receive(identity.ID{Cluster: w.im.cfg.Cluster, Region: w.src.Region, Role: identity.RoleControl}, f)
+func (w *importWatch) tell(f *feed.Frame) {
+	if pushed := w.im.cfg.Pushed; pushed != nil {
+		pushed(identity.ID{Cluster: w.im.cfg.Cluster, Region: w.src.Region, Role: identity.RoleControl}, f)
 	}
 }
 
 // unfit notes that what came for shard did not fit. The first time the next
 // session asks again from where the copy stands, the second time for a
 // snapshot; the third time the shard is isolated, which it reports.
-func (w *importWatch) unfit(shard controlplane.Shard, misfit *registry.StructureError) (isolated bool) {
+func (w *importWatch) unfit(shard controlplane.Shard, misfit *ledger.StructureError) (isolated bool) {
 	before, again := w.stuck[shard]
 	next := stuck{at: misfit.Last, whole: misfit.Snapshot}
 	if again && before.at == misfit.Last {

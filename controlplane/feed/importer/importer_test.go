@@ -1,4 +1,4 @@
-package feed
+package importer
 
 import (
 	"context"
@@ -14,45 +14,49 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/hub"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/feedkit"
 )
 
 // imports starts an importer at to that watches sources.
-func (c *testCA) imports(to *node, node string, set func(*ImporterConfig), sources ...*node) *Importer {
-	c.t.Helper()
-	cfg := ImporterConfig{Cluster: testCluster, Region: to.region, State: to, Propose: to.propose, Hub: to.hub.Load(),
+func imports(ca *feedkit.CA, to *feedkit.Node, node string, set func(*Config), sources ...*feedkit.Node) *Importer {
+	to.T.Helper()
+	cfg := Config{Cluster: feedkit.Cluster, Region: to.Region, State: to, Propose: to.Propose, Pushed: hubOf(to).Board().Receive,
 		BackoffMin: time.Millisecond, BackoffMax: 10 * time.Millisecond}
 	clients := map[string]*http.Client{}
 	addrs := map[string][]string{}
 	for _, s := range sources {
-		i := slices.IndexFunc(cfg.Sources, func(x ImportSource) bool { return x.Region == s.region })
+		i := slices.IndexFunc(cfg.Sources, func(x Source) bool { return x.Region == s.Region })
 		if i < 0 {
-			clients[s.region] = c.caller(to.region, identity.RoleControl, node).Client
-			cfg.Sources = append(cfg.Sources, ImportSource{Region: s.region, HTTP: clients[s.region]})
+			clients[s.Region] = ca.CallerTo(s.Region, to.Region, identity.RoleControl, node).Client
+			cfg.Sources = append(cfg.Sources, Source{Region: s.Region, HTTP: clients[s.Region]})
 			i = len(cfg.Sources) - 1
 		}
-		addrs[s.region] = append(addrs[s.region], s.addr)
-		cfg.Sources[i].Targets = Fixed(addrs[s.region]...)
+		addrs[s.Region] = append(addrs[s.Region], s.Addr)
+		cfg.Sources[i].Targets = feed.Fixed(addrs[s.Region]...)
 	}
 	if set != nil {
 		set(&cfg)
 	}
-	im, err := OpenImporter(context.Background(), cfg)
+	im, err := Open(context.Background(), cfg)
 	if err != nil {
-		c.t.Fatal(err)
+		to.T.Fatal(err)
 	}
 	return im
 }
 
 // sameAs waits until n holds shard as from does.
-func (n *node) sameAs(t *testing.T, from *node, shard controlplane.Shard) {
+func sameAs(t *testing.T, n, from *feedkit.Node, shard controlplane.Shard) {
 	t.Helper()
-	eventually(t, func() string {
+	feedkit.Eventually(t, func() string {
 		var a, b [32]byte
 		var ai, bi registry.ShardInfo
-		from.View(func(s *registry.State) { a = s.Digest(shard); ai, _ = s.Shard(shard) })
-		n.View(func(s *registry.State) { b = s.Digest(shard); bi, _ = s.Shard(shard) })
+		from.View(func(s *ledger.State) { a = s.Digest(shard); ai, _ = s.Shard(shard) })
+		n.View(func(s *ledger.State) { b = s.Digest(shard); bi, _ = s.Shard(shard) })
 		if a != b || ai.Last != bi.Last || !slices.Equal(ai.Members, bi.Members) || ai.Home != bi.Home || ai.Epoch != bi.Epoch {
 			return fmt.Sprintf("shard %s: at the source %+v, here %+v; same digest: %v", shard, ai, bi, a == b)
 		}
@@ -65,55 +69,55 @@ func (n *node) sameAs(t *testing.T, from *node, shard controlplane.Shard) {
 // lost. The copies end equal, a pinned shard stays where it belongs, and no
 // entry is imported twice.
 func TestImport(t *testing.T) {
-	ca := newTestCA(t)
-	tune := func(c *HubConfig) { c.Ring = 64; c.SnapshotKeep = 20 * time.Millisecond }
-	us, fra := ca.node("us-east", "u1", tune), ca.node("eu-fra", "f1", tune)
+	ca := feedkit.NewCA(t)
+	tune := func(c *hub.Config) { c.Ring = 64; c.SnapshotKeep = 20 * time.Millisecond }
+	us, fra := newNode(ca, "us-east", "u1", tune), newNode(ca, "eu-fra", "f1", tune)
 	all := []string{"us-east", "eu-fra"}
-	global, anyUS, anyFra, eu := newHistory("any-global", "us-east", 1), newHistory("any-us-east", "us-east", 2), newHistory("any-eu-fra", "eu-fra", 3), newHistory("eu", "eu-fra", 4)
-	us.accept(global.open("us-east", all...), anyUS.open("us-east", all...))
-	fra.accept(anyFra.open("eu-fra", all...), eu.open("eu-fra", "eu-fra"))
+	global, anyUS, anyFra, eu := feedkit.NewHistory("any-global", "us-east", 1), feedkit.NewHistory("any-us-east", "us-east", 2), feedkit.NewHistory("any-eu-fra", "eu-fra", 3), feedkit.NewHistory("eu", "eu-fra", 4)
+	us.Accept(global.Open("us-east", all...), anyUS.Open("us-east", all...))
+	fra.Accept(anyFra.Open("eu-fra", all...), eu.Open("eu-fra", "eu-fra"))
 	for range 200 { // more than the ring holds: the first import is a snapshot
-		us.accept(global.next(), anyUS.next())
-		fra.accept(anyFra.next(), eu.next())
+		us.Accept(global.Next(), anyUS.Next())
+		fra.Accept(anyFra.Next(), eu.Next())
 	}
-	small := func(c *ImporterConfig) { c.BatchEntries, c.BatchBytes = 16, 4<<10 } // many chunks
-	toFra := ca.imports(fra, "f1", small, us)
-	toUS := ca.imports(us, "u1", small, fra)
+	small := func(c *Config) { c.BatchEntries, c.BatchBytes = 16, 4<<10 } // many chunks
+	toFra := imports(ca, fra, "f1", small, us)
+	toUS := imports(ca, us, "u1", small, fra)
 	check := func() {
 		t.Helper()
-		fra.sameAs(t, us, "any-global")
-		fra.sameAs(t, us, "any-us-east")
-		us.sameAs(t, fra, "any-eu-fra")
+		sameAs(t, fra, us, "any-global")
+		sameAs(t, fra, us, "any-us-east")
+		sameAs(t, us, fra, "any-eu-fra")
 	}
 	check()
-	rng := global.rng
+	rng := global.Rand
 	for round := range 30 {
 		switch round % 6 {
 		case 1:
-			us.restart() // an empty ring
+			us.Restart() // an empty ring
 		case 2:
-			fra.drop.Store(2) // two commands vanish: a gap
+			fra.Drop.Store(2) // two commands vanish: a gap
 		case 3:
-			fra.fail.Store(3)
-			us.fail.Store(1)
+			fra.Fail.Store(3)
+			us.Fail.Store(1)
 		case 4: // the importing region is away while the ring runs over
 			if err := toFra.Close(); err != nil {
 				t.Fatal(err)
 			}
 			for range 100 {
-				us.accept(global.next())
+				us.Accept(global.Next())
 			}
-			toFra = ca.imports(fra, "f1", small, us)
+			toFra = imports(ca, fra, "f1", small, us)
 		case 5:
-			us.hub.Load().Reset()
+			hubOf(us).Reset()
 		}
 		for range rng.IntN(40) {
-			us.accept(global.next(), anyUS.next())
-			fra.accept(anyFra.next(), eu.next())
+			us.Accept(global.Next(), anyUS.Next())
+			fra.Accept(anyFra.Next(), eu.Next())
 		}
 	}
 	check()
-	if _, ok := us.position()["eu"]; ok {
+	if _, ok := us.Position()["eu"]; ok {
 		t.Error("a pinned shard left its jurisdiction")
 	}
 	if err := errors.Join(toFra.Close(), toUS.Close()); err != nil {
@@ -124,55 +128,55 @@ func TestImport(t *testing.T) {
 // TestAdoptReachesWatchers: what a region takes over as a whole reaches its
 // keepers without a further entry.
 func TestAdoptReachesWatchers(t *testing.T) {
-	ca := newTestCA(t)
-	tune := func(c *HubConfig) { c.Ring = 8 }
-	us, fra := ca.node("us-east", "u1", tune), ca.node("eu-fra", "f1", tune)
-	keeper := newTwin()
-	keeper.watch(t, ca.caller("eu-fra", identity.RoleData, "d1"), "eu-fra", nil, fra)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"))
+	ca := feedkit.NewCA(t)
+	tune := func(c *hub.Config) { c.Ring = 8 }
+	us, fra := newNode(ca, "us-east", "u1", tune), newNode(ca, "eu-fra", "f1", tune)
+	keeper := feedkit.NewTwin()
+	keeper.Watch(t, ca.Caller("eu-fra", identity.RoleData, "d1"), "eu-fra", nil, fra)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	for range 3 { // the shard is new at first, known later
 		for range 50 {
-			us.accept(h.next())
+			us.Accept(h.Next())
 		}
-		im := ca.imports(fra, "f1", nil, us)
-		fra.sameAs(t, us, h.shard)
-		keeper.same(t, fra, h.shard)
+		im := imports(ca, fra, "f1", nil, us)
+		sameAs(t, fra, us, h.Shard)
+		keeper.Same(t, fra, h.Shard)
 		if err := im.Close(); err != nil {
 			t.Error(err)
 		}
 	}
-	keeper.locked(func() {
-		if keeper.resets != 3 {
-			t.Errorf("%d resets", keeper.resets)
+	keeper.Locked(func() {
+		if keeper.Resets != 3 {
+			t.Errorf("%d resets", keeper.Resets)
 		}
 	})
 }
 
 // TestImportMovesBetweenTargets: the control node that is watched dies for good.
 func TestImportMovesBetweenTargets(t *testing.T) {
-	ca := newTestCA(t)
-	a, b, fra := ca.node("us-east", "u1", nil), ca.node("us-east", "u2", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	e := h.open("us-east", "us-east", "eu-fra")
-	a.accept(e)
-	b.accept(e)
-	im := ca.imports(fra, "f1", nil, a, b)
-	fra.sameAs(t, a, h.shard)
-	for _, n := range []*node{a, b} {
-		if n.watchers() > 0 {
-			if err := n.hub.Load().Close(); err != nil {
+	ca := feedkit.NewCA(t)
+	a, b, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "us-east", "u2", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	e := h.Open("us-east", "us-east", "eu-fra")
+	a.Accept(e)
+	b.Accept(e)
+	im := imports(ca, fra, "f1", nil, a, b)
+	sameAs(t, fra, a, h.Shard)
+	for _, n := range []*feedkit.Node{a, b} {
+		if n.Watchers() > 0 {
+			if err := hubOf(n).Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
 	for range 20 {
-		e := h.next()
-		for _, n := range []*node{a, b} {
-			n.accept(e)
+		e := h.Next()
+		for _, n := range []*feedkit.Node{a, b} {
+			n.Accept(e)
 		}
 	}
-	fra.sameAs(t, b, h.shard)
+	sameAs(t, fra, b, h.Shard)
 	if err := im.Close(); err != nil {
 		t.Error(err)
 	}
@@ -180,22 +184,22 @@ func TestImportMovesBetweenTargets(t *testing.T) {
 
 // TestImportBatches: what arrives together is proposed together.
 func TestImportBatches(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"))
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	registerer := prometheus.NewPedanticRegistry()
-	im := ca.imports(fra, "f1", func(c *ImporterConfig) { c.BatchDelay = 50 * time.Millisecond; c.Registerer = registerer }, us)
-	fra.sameAs(t, us, h.shard)
-	fra.calls.Store(0)
+	im := imports(ca, fra, "f1", func(c *Config) { c.BatchDelay = 50 * time.Millisecond; c.Registerer = registerer }, us)
+	sameAs(t, fra, us, h.Shard)
+	fra.Calls.Store(0)
 	for range 400 {
-		us.accept(h.next())
+		us.Accept(h.Next())
 	}
-	fra.sameAs(t, us, h.shard)
-	if calls := fra.calls.Load(); calls > 40 {
+	sameAs(t, fra, us, h.Shard)
+	if calls := fra.Calls.Load(); calls > 40 {
 		t.Errorf("400 entries took %d commands", calls)
 	}
-	eventually(t, func() string {
+	feedkit.Eventually(t, func() string {
 		err := testutil.GatherAndCompare(registerer, strings.NewReader(`
 # HELP ringmain_feed_lag_entries Entries of another region's shard that this region has not applied yet.
 # TYPE ringmain_feed_lag_entries gauge
@@ -220,13 +224,13 @@ ringmain_feed_lag_entries{region="us-east",shard="any-us-east"} 0
 // TestImportHalts: an entry of a later version stops the importer, for the
 // node to halt; it is never skipped.
 func TestImportHalts(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"))
-	im := ca.imports(fra, "f1", func(c *ImporterConfig) {
-		c.Propose = func(context.Context, *registry.Command) (registry.Outcome, error) {
-			return registry.Outcome{Err: fmt.Errorf("entry: %w", controlplane.ErrUnknownEntry)}, nil
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
+	im := imports(ca, fra, "f1", func(c *Config) {
+		c.Propose = func(context.Context, *registry.Command) (ledger.Outcome, error) {
+			return ledger.Outcome{Err: fmt.Errorf("entry: %w", controlplane.ErrUnknownEntry)}, nil
 		}
 	}, us)
 	select {
@@ -242,22 +246,22 @@ func TestImportHalts(t *testing.T) {
 // TestImportCarriesVerdicts: a region hears verdicts and hints with the feed,
 // and gives them to its own watchers, not to Raft.
 func TestImportCarriesVerdicts(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"))
-	im := ca.imports(fra, "f1", nil, us)
-	fra.sameAs(t, us, h.shard)
-	w := newTwin()
-	w.watch(t, ca.caller("eu-fra", identity.RoleData, "d1"), "eu-fra", func(c *WatchConfig) { c.Verdicts = true }, fra)
-	w.same(t, fra, h.shard)
-	calls := fra.calls.Load()
-	v := Verdict{Key: "key_any_0000000000000003", Revision: 2, MAC: [32]byte{2}}
-	us.hub.Load().PushVerdicts([]Verdict{v})
-	us.hub.Load().PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_any_0000000000000004", Shard: h.shard, At: 7}})
-	eventually(t, w.hasVerdict(v))
-	eventually(t, w.hasHint("key_any_0000000000000004"))
-	if fra.calls.Load() != calls {
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
+	im := imports(ca, fra, "f1", nil, us)
+	sameAs(t, fra, us, h.Shard)
+	w := feedkit.NewTwin()
+	w.Watch(t, ca.Caller("eu-fra", identity.RoleData, "d1"), "eu-fra", func(c *feed.WatchConfig) { c.Verdicts = true }, fra)
+	w.Same(t, fra, h.Shard)
+	calls := fra.Calls.Load()
+	v := feed.Verdict{Key: "key_any_0000000000000003", Revision: 2, MAC: [32]byte{2}}
+	hubOf(us).Board().PushVerdicts([]feed.Verdict{v})
+	hubOf(us).Board().PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_any_0000000000000004", Shard: h.Shard, At: 7}})
+	feedkit.Eventually(t, w.HasVerdict(v))
+	feedkit.Eventually(t, w.HasHint("key_any_0000000000000004"))
+	if fra.Calls.Load() != calls {
 		t.Error("something was proposed")
 	}
 	if err := im.Close(); err != nil {
@@ -267,9 +271,9 @@ func TestImportCarriesVerdicts(t *testing.T) {
 
 // A region's node must not depose another home by sending in its name.
 func TestRegionsSpeakForThemselves(t *testing.T) {
-	for _, typ := range []FrameType{FrameReset, FrameEnd, FrameEntry} {
-		w := &importWatch{src: ImportSource{Region: "us-east"}, current: &session{ctx: t.Context()}}
-		err := w.take(&Frame{Type: typ, Shard: "any-eu-fra", Sender: controlplane.Epoch{Counter: 9, Region: "eu-fra"}})
+	for _, typ := range []feed.FrameType{feed.FrameReset, feed.FrameEnd, feed.FrameEntry} {
+		w := &importWatch{src: Source{Region: "us-east"}, current: &session{ctx: t.Context()}}
+		err := w.take(&feed.Frame{Type: typ, Shard: "any-eu-fra", Sender: controlplane.Epoch{Counter: 9, Region: "eu-fra"}})
 		if err == nil || !strings.Contains(err.Error(), "in the name of") {
 			t.Errorf("frame type %d of another region's epoch: %v", typ, err)
 		}

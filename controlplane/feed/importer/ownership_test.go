@@ -1,4 +1,4 @@
-package feed
+package importer
 
 import (
 	"context"
@@ -11,13 +11,15 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/feedkit"
 )
 
 // raise has the node's region apply the ownership protocol.
-func (n *node) raise() {
-	n.t.Helper()
-	if out := n.apply(&registry.Command{Type: registry.CmdVersion, Version: registry.Version}); out.Err != nil {
-		n.t.Fatal(out.Err)
+func raise(n *feedkit.Node) {
+	n.T.Helper()
+	if out := n.Apply(&registry.Command{Type: registry.CmdVersion, Version: registry.Version}); out.Err != nil {
+		n.T.Fatal(out.Err)
 	}
 }
 
@@ -25,39 +27,39 @@ func (n *node) raise() {
 // history. Its keepers take a snapshot, and no revocation is taken back, also
 // none that was in the end that lost.
 func TestCutReachesWatchers(t *testing.T) {
-	ca := newTestCA(t)
-	fra := ca.node("eu-fra", "f1", nil)
-	keeper := newTwin()
-	old := newHistory("any-us-east", "us-east", 2)
+	ca := feedkit.NewCA(t)
+	fra := newNode(ca, "eu-fra", "f1", nil)
+	keeper := feedkit.NewTwin()
+	old := feedkit.NewHistory("any-us-east", "us-east", 2)
 	members := []string{"us-east", "eu-fra", "ap-sg"}
-	fra.accept(old.open("us-east", members...))
-	fra.raise()
-	keeper.watch(t, ca.caller("eu-fra", identity.RoleData, "d1"), "eu-fra", nil, fra)
-	ids := []string{old.newKey(), old.newKey(), old.newKey()}
+	fra.Accept(old.Open("us-east", members...))
+	raise(fra)
+	keeper.Watch(t, ca.Caller("eu-fra", identity.RoleData, "d1"), "eu-fra", nil, fra)
+	ids := []string{old.NewKey(), old.NewKey(), old.NewKey()}
 	for _, id := range ids {
-		fra.accept(old.entry(registry.Change{Op: registry.OpPut, Record: old.key(id)}))
+		fra.Accept(old.Entry(registry.Change{Op: registry.OpPut, Record: old.Key(id)}))
 	}
 	won := *old // the history that ap-sg goes on from
-	fra.accept(old.entry(registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: ids[0], At: 1000}),
-		old.entry(registry.Change{Op: registry.OpPut, Record: old.key(old.newKey())}))
-	keeper.same(t, fra, old.shard)
+	fra.Accept(old.Entry(registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: ids[0], At: 1000}),
+		old.Entry(registry.Change{Op: registry.OpPut, Record: old.Key(old.NewKey())}))
+	keeper.Same(t, fra, old.Shard)
 	before := 0
-	keeper.locked(func() { before = keeper.resets })
+	keeper.Locked(func() { before = keeper.Resets })
 
-	fra.accept(won.openAs(2, "ap-sg", members...), won.entry(registry.Change{Op: registry.OpPut, Record: won.key(ids[1])}))
-	keeper.same(t, fra, old.shard)
-	keeper.locked(func() {
-		s := keeper.shards[old.shard]
-		if keeper.resets != before+1 {
-			t.Errorf("%d resets, want one more than %d", keeper.resets, before)
+	fra.Accept(won.OpenAs(2, "ap-sg", members...), won.Entry(registry.Change{Op: registry.OpPut, Record: won.Key(ids[1])}))
+	keeper.Same(t, fra, old.Shard)
+	keeper.Locked(func() {
+		s := keeper.Shards[old.Shard]
+		if keeper.Resets != before+1 {
+			t.Errorf("%d resets, want one more than %d", keeper.Resets, before)
 		}
-		if s.revoked[ids[0]] == 0 || s.records[ids[0]].Key.Revoked == 0 {
+		if s.Revoked[ids[0]] == 0 || s.Records[ids[0]].Key.Revoked == 0 {
 			t.Error("a revocation was taken back")
 		}
 	})
 	lost := 0
-	fra.View(func(s *registry.State) {
-		for range s.Quarantine(old.shard) {
+	fra.View(func(s *ledger.State) {
+		for range s.Quarantine(old.Shard) {
 			lost++
 		}
 	})
@@ -66,34 +68,26 @@ func TestCutReachesWatchers(t *testing.T) {
 	}
 }
 
-// openAs opens a later epoch.
-func (h *history) openAs(counter uint64, home string, members ...string) *registry.Entry {
-	e := h.open(home, members...)
-	e.Epoch.Counter = counter
-	h.at = e.Point()
-	return e
-}
-
 // TestFormerHomeSendsNothing: once a region has promised to follow another, it
 // offers the shard to no other region, and says so in its heartbeats.
 func TestFormerHomeSendsNothing(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"), h.next())
-	us.raise()
-	fra.raise()
-	im := ca.imports(fra, "f1", nil, us)
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"), h.Next())
+	raise(us)
+	raise(fra)
+	im := imports(ca, fra, "f1", nil, us)
 	defer func() {
 		if err := im.Close(); err != nil {
 			t.Error(err)
 		}
 	}()
-	fra.sameAs(t, us, h.shard)
-	if out := us.apply(&registry.Command{Type: registry.CmdSeal, Seal: &registry.Seal{Shard: h.shard, Epoch: controlplane.Epoch{Counter: 2, Region: "eu-fra"}}}); out.Err != nil {
+	sameAs(t, fra, us, h.Shard)
+	if out := us.Apply(&registry.Command{Type: registry.CmdSeal, Seal: &registry.Seal{Shard: h.Shard, Epoch: controlplane.Epoch{Counter: 2, Region: "eu-fra"}}}); out.Err != nil {
 		t.Fatal(out.Err)
 	}
-	eventually(t, func() string {
+	feedkit.Eventually(t, func() string {
 		if lags := im.Lags(); len(lags) > 0 {
 			return fmt.Sprintf("a sealed region still offers %v", lags)
 		}
@@ -103,25 +97,25 @@ func TestFormerHomeSendsNothing(t *testing.T) {
 
 // TestConfirmedTravels: what the home knows confirmed, its followers come to know.
 func TestConfirmedTravels(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
-	us.accept(h.open("us-east", "us-east", "eu-fra"), h.next(), h.next())
-	us.raise()
-	fra.raise()
-	im := ca.imports(fra, "f1", nil, us)
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"), h.Next(), h.Next())
+	raise(us)
+	raise(fra)
+	im := imports(ca, fra, "f1", nil, us)
 	defer func() {
 		if err := im.Close(); err != nil {
 			t.Error(err)
 		}
 	}()
-	fra.sameAs(t, us, h.shard)
-	if out := us.apply(&registry.Command{Type: registry.CmdConfirm, Confirm: &registry.Confirm{Shard: h.shard, Epoch: h.at.Epoch, Seq: 2}}); out.Err != nil {
+	sameAs(t, fra, us, h.Shard)
+	if out := us.Apply(&registry.Command{Type: registry.CmdConfirm, Confirm: &registry.Confirm{Shard: h.Shard, Epoch: h.At.Epoch, Seq: 2}}); out.Err != nil {
 		t.Fatal(out.Err)
 	}
-	eventually(t, func() (why string) {
-		fra.View(func(s *registry.State) {
-			if info, _ := s.Shard(h.shard); info.Confirmed != 2 {
+	feedkit.Eventually(t, func() (why string) {
+		fra.View(func(s *ledger.State) {
+			if info, _ := s.Shard(h.Shard); info.Confirmed != 2 {
 				why = fmt.Sprintf("confirmed through %d, want 2", info.Confirmed)
 			}
 		})
@@ -132,33 +126,33 @@ func TestConfirmedTravels(t *testing.T) {
 // TestPoisonStaysAlone: a shard that cannot be imported, neither by entries nor
 // as a whole, is isolated and shows; the source's other shards go on.
 func TestPoisonStaysAlone(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	bad, good := newHistory("any-bad", "us-east", 2), newHistory("any-good", "us-east", 3)
-	us.accept(bad.open("us-east", "us-east", "eu-fra"), good.open("us-east", "us-east", "eu-fra"))
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	bad, good := feedkit.NewHistory("any-bad", "us-east", 2), feedkit.NewHistory("any-good", "us-east", 3)
+	us.Accept(bad.Open("us-east", "us-east", "eu-fra"), good.Open("us-east", "us-east", "eu-fra"))
 	reg := prometheus.NewRegistry()
-	im := ca.imports(fra, "f1", func(c *ImporterConfig) {
+	im := imports(ca, fra, "f1", func(c *Config) {
 		c.Registerer = reg
 		inner := c.Propose
-		c.Propose = func(ctx context.Context, cmd *registry.Command) (registry.Outcome, error) {
-			if cmd.Stage != nil && cmd.Stage.Shard == bad.shard || cmd.Adopt != nil && cmd.Adopt.Shard == bad.shard || len(cmd.Entries) > 0 && isOf(cmd.Entries[0], bad.shard) {
-				return registry.Outcome{Err: &registry.StructureError{Shard: bad.shard, Reason: "it makes this version stumble"}}, nil
+		c.Propose = func(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error) {
+			if cmd.Stage != nil && cmd.Stage.Shard == bad.Shard || cmd.Adopt != nil && cmd.Adopt.Shard == bad.Shard || len(cmd.Entries) > 0 && isOf(cmd.Entries[0], bad.Shard) {
+				return ledger.Outcome{Err: &ledger.StructureError{Shard: bad.Shard, Reason: "it makes this version stumble"}}, nil
 			}
 			return inner(ctx, cmd)
 		}
 	}, us)
 	for range 5 {
-		us.accept(bad.next(), good.next())
+		us.Accept(bad.Next(), good.Next())
 	}
-	fra.sameAs(t, us, good.shard)
-	eventually(t, func() string {
-		if n := testutil.ToFloat64(im.metrics.isolated.WithLabelValues("us-east", string(bad.shard))); n != 1 {
+	sameAs(t, fra, us, good.Shard)
+	feedkit.Eventually(t, func() string {
+		if n := testutil.ToFloat64(im.metrics.isolated.WithLabelValues("us-east", string(bad.Shard))); n != 1 {
 			return "the shard is not shown as isolated"
 		}
 		return ""
 	})
-	us.accept(good.next())
-	fra.sameAs(t, us, good.shard)
+	us.Accept(good.Next())
+	sameAs(t, fra, us, good.Shard)
 	if err := im.Close(); err != nil {
 		t.Error(err)
 	}
@@ -171,21 +165,21 @@ func isOf(entry []byte, shard controlplane.Shard) bool {
 
 // TestRetakeRepairs: a copy that drifted is replaced at the same point.
 func TestRetakeRepairs(t *testing.T) {
-	ca := newTestCA(t)
-	us, fra := ca.node("us-east", "u1", nil), ca.node("eu-fra", "f1", nil)
-	h := newHistory("any-us-east", "us-east", 2)
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	twin := *h
-	first := h.open("us-east", "us-east", "eu-fra")
-	us.accept(first)
-	fra.accept(twin.open("us-east", "us-east", "eu-fra"))
-	id := h.newKey()
-	us.accept(h.entry(registry.Change{Op: registry.OpPut, Record: h.key(id)}))
-	fra.accept(twin.entry(registry.Change{Op: registry.OpPut, Record: twin.key("key_any_0000000000000042")})) // drifted
-	us.raise()
-	fra.raise()
-	im := ca.imports(fra, "f1", nil, us)
-	im.Retake("us-east", h.shard)
-	fra.sameAs(t, us, h.shard)
+	first := h.Open("us-east", "us-east", "eu-fra")
+	us.Accept(first)
+	fra.Accept(twin.Open("us-east", "us-east", "eu-fra"))
+	id := h.NewKey()
+	us.Accept(h.Entry(registry.Change{Op: registry.OpPut, Record: h.Key(id)}))
+	fra.Accept(twin.Entry(registry.Change{Op: registry.OpPut, Record: twin.Key("key_any_0000000000000042")})) // drifted
+	raise(us)
+	raise(fra)
+	im := imports(ca, fra, "f1", nil, us)
+	im.Retake("us-east", h.Shard)
+	sameAs(t, fra, us, h.Shard)
 	if err := im.Close(); err != nil {
 		t.Error(err)
 	}

@@ -1,4 +1,4 @@
-package feed
+package importer
 
 import (
 	"context"
@@ -9,19 +9,21 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // session turns the frames of one connection into commands. A refusal or
 // failure ends it; the next one starts from the state's own position.
 type session struct {
-	cfg    *ImporterConfig
+	cfg    *Config
 	watch  *importWatch
 	log    *slog.Logger
 	ctx    context.Context
 	cancel context.CancelCauseFunc
-	frames chan *Frame
+	frames chan *feed.Frame
 	done   chan struct{}
 
 	receiving controlplane.Shard // the sink's: shard whose snapshot is arriving, or ""
@@ -44,7 +46,7 @@ type batch struct {
 // staged is a snapshot on its way into Raft.
 type staged struct {
 	name   string // of this attempt, unique
-	reset  *Frame
+	reset  *feed.Frame
 	chunk  uint64
 	stage  *registry.Stage
 	bytes  int
@@ -53,24 +55,24 @@ type staged struct {
 
 // staging reports whether a revocation frame is part of a snapshot. The server
 // sends hints only between snapshots.
-func (s *session) staging(f *Frame) bool { return s.receiving != "" && f.Shard == s.receiving }
+func (s *session) staging(f *feed.Frame) bool { return s.receiving != "" && f.Shard == s.receiving }
 
 // note checks the order of the frames of a snapshot.
-func (s *session) note(f *Frame) error {
+func (s *session) note(f *feed.Frame) error {
 	switch f.Type {
-	case FrameReset:
+	case feed.FrameReset:
 		if s.receiving != "" {
 			return fmt.Errorf("feed: reset of %s within the snapshot of %s", f.Shard, s.receiving)
 		}
 		s.receiving = f.Shard
-	case FrameRecord, FrameEnd:
+	case feed.FrameRecord, feed.FrameEnd:
 		if f.Shard != s.receiving {
 			return fmt.Errorf("feed: frame %d of %s outside its snapshot", f.Type, f.Shard)
 		}
-		if f.Type == FrameEnd {
+		if f.Type == feed.FrameEnd {
 			s.receiving = ""
 		}
-	case FrameEntry:
+	case feed.FrameEntry:
 		if f.Shard == s.receiving {
 			return fmt.Errorf("feed: entry within the snapshot of %s", f.Shard)
 		}
@@ -116,7 +118,7 @@ func (s *session) consume() error {
 	}
 }
 
-func (s *session) accept(f *Frame) error {
+func (s *session) accept(f *feed.Frame) error {
 	if former, ok := s.deposed[f.Shard]; ok && f.Sender.Compare(former) <= 0 {
 		return nil // it hears of it from this region's homes
 	}
@@ -128,10 +130,10 @@ func (s *session) accept(f *Frame) error {
 		return fmt.Errorf("feed: shard %s is tried again", f.Shard)
 	}
 	switch f.Type {
-	case FrameEntry:
+	case feed.FrameEntry:
 		s.add(f)
 		return nil
-	case FrameReset:
+	case feed.FrameReset:
 		if err := s.flush(); err != nil {
 			return err
 		}
@@ -139,9 +141,9 @@ func (s *session) accept(f *Frame) error {
 		s.snapshot.next()
 		s.log.Info("feed: a shard is taken over as a whole", "shard", f.Shard)
 		return nil
-	case FrameRecord, FrameRevocation, FrameEnd:
+	case feed.FrameRecord, feed.FrameRevocation, feed.FrameEnd:
 		return s.restage(f)
-	case FrameStanding:
+	case feed.FrameStanding:
 		if len(f.Spans) > 0 {
 			s.spans[f.Shard] = f.Spans
 			return nil
@@ -151,7 +153,7 @@ func (s *session) accept(f *Frame) error {
 	return fmt.Errorf("%w: feed frame of type %d", controlplane.ErrUnknownEntry, f.Type)
 }
 
-func (s *session) add(f *Frame) {
+func (s *session) add(f *feed.Frame) {
 	s.count++
 	s.bytes += len(f.Entry)
 	for i := range s.pending {
@@ -183,19 +185,19 @@ func diverged(err error) bool {
 }
 
 // restage takes a frame of the snapshot that is arriving.
-func (s *session) restage(f *Frame) error {
+func (s *session) restage(f *feed.Frame) error {
 	sn := s.snapshot
 	if sn == nil {
 		return nil // given up in the middle
 	}
 	switch f.Type {
-	case FrameRecord:
+	case feed.FrameRecord:
 		sn.stage.Records = append(sn.stage.Records, f.Record)
 		sn.bytes += len(f.Record)
-	case FrameRevocation:
+	case feed.FrameRevocation:
 		sn.stage.Revocations = append(sn.stage.Revocations, *f.Revocation)
 		sn.bytes += len(f.Revocation.ID) + 32
-	case FrameEnd:
+	case feed.FrameEnd:
 		if len(sn.stage.Records)+len(sn.stage.Revocations) > 0 || !sn.staged {
 			if err := s.stage(); err != nil {
 				return err
@@ -232,14 +234,14 @@ func (sn *staged) next() {
 
 // owned reports that this region's log carries the ownership protocol.
 func (s *session) owned() (yes bool) {
-	s.cfg.State.View(func(st *registry.State) { yes = st.Version() >= registry.VersionOwnership })
+	s.cfg.State.View(func(st *ledger.State) { yes = st.Version() >= registry.VersionOwnership })
 	return yes
 }
 
 // confirm takes the home's word on what is confirmed, as far as this copy holds it.
-func (s *session) confirm(f *Frame) error {
+func (s *session) confirm(f *feed.Frame) error {
 	at, news := f.Point, false
-	s.cfg.State.View(func(st *registry.State) {
+	s.cfg.State.View(func(st *ledger.State) {
 		info, _ := st.Shard(f.Shard)
 		if at.Epoch == info.Last.Epoch {
 			at.Seq = min(at.Seq, info.Last.Seq)
@@ -268,7 +270,7 @@ func (s *session) propose(shard controlplane.Shard, cmd *registry.Command) error
 		}
 		return nil
 	}
-	var misfit *registry.StructureError
+	var misfit *ledger.StructureError
 	switch {
 	case !errors.As(err, &misfit) || errors.Is(err, controlplane.ErrUnknownEntry):
 	case errors.Is(err, controlplane.ErrNotHome), diverged(err):

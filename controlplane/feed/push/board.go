@@ -1,59 +1,226 @@
-package feed
+// Package push carries what never waits for a commit: verdicts of keys,
+// revocations before the log has them, and what data nodes say that they hold.
+// A Board keeps them in bounded tables, for the watchers of its node, and tells
+// the other control nodes of the cluster. Nothing of it reaches Raft or a disk.
+//
+// What may not enter: the history, how watchers are served, and who may hold
+// which shard: the Board asks.
+package push
 
 import (
-	"bytes"
+	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io"
-	"math/rand/v2"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
-	"time"
+	"sync"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
+
+// Peer is another control node.
+type Peer struct{ Region, Node, Addr string }
+
+// Config configures a Board. Zero values take the defaults in brackets.
+type Config struct {
+	Cluster string
+	Region  string
+	Node    string
+	Source  interface{ View(func(*ledger.State)) } // the state beside it
+
+	// MayHold says which of the shards that this node holds peer may hold too,
+	// as of now.
+	MayHold func(peer identity.ID) func(controlplane.Shard) bool
+	// Changed is called once there is something new to take. It must not block.
+	Changed func()
+
+	// Peers are the other control nodes of the cluster, in all regions. It is
+	// asked often and must not block. [none]
+	Peers func() []Peer
+	// HTTP gives the client for the peers of a region: mutual TLS, with the
+	// control nodes of that region and no others, because what is posted is
+	// told before an answer says by whom it was heard. Needed with Peers.
+	HTTP func(region string) *http.Client
+
+	// Hinted is told of each revocation that is announced here before it is
+	// committed, or without. It must not block. [nobody]
+	Hinted func(registry.Revocation)
+
+	Verdicts int // kept in memory, newest win [262,144]
+	Hints    int // revocation hints kept until committed, newest win [16,384]
+
+	Logger     *slog.Logger          // [discards]
+	Registerer prometheus.Registerer // [nobody reads the metrics]
+}
+
+func (c *Config) fill() error {
+	if c.Cluster == "" || c.Region == "" || c.Source == nil || c.MayHold == nil || c.Changed == nil {
+		return errors.New("feed push: cluster, region, source, MayHold and Changed are needed")
+	}
+	if c.Peers != nil && c.HTTP == nil {
+		return errors.New("feed push: peers need HTTP clients")
+	}
+	if c.Peers == nil {
+		c.Peers = func() []Peer { return nil }
+	}
+	if c.Hinted == nil {
+		c.Hinted = func(registry.Revocation) {}
+	}
+	c.Verdicts = cmp.Or(c.Verdicts, 256<<10)
+	c.Hints = cmp.Or(c.Hints, 16<<10)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.Registerer == nil {
+		c.Registerer = prometheus.NewRegistry()
+	}
+	return nil
+}
+
+// Board is one control node's.
+type Board struct {
+	cfg     Config
+	metrics *metrics
+	ctx     context.Context // ends with Close
+	cancel  context.CancelFunc
+	group   *errgroup.Group
+	out     chan feed.Batch // to every other control node
+
+	mu       sync.RWMutex // guards what follows; held for microseconds only
+	closed   bool
+	asked    bool // a peer's tables were, or are being, asked for
+	verdicts *shelf[string, feed.Verdict]
+	hints    *shelf[hintKey, registry.Revocation]
+
+	holders *holders
+}
+
+type hintKey struct {
+	kind registry.Kind
+	id   string
+}
+
+// Open makes an empty one. It does not touch cfg.Source before it is told
+// something.
+func Open(ctx context.Context, cfg Config) (*Board, error) {
+	if err := cfg.fill(); err != nil {
+		return nil, err
+	}
+	b := &Board{
+		cfg:      cfg,
+		metrics:  newMetrics(),
+		out:      make(chan feed.Batch, 1024),
+		verdicts: newShelf[string, feed.Verdict](cfg.Verdicts),
+		hints:    newShelf[hintKey, registry.Revocation](cfg.Hints),
+		holders:  newHolders(),
+	}
+	if err := cfg.Registerer.Register(b.metrics); err != nil {
+		return nil, err
+	}
+	ctx, b.cancel = context.WithCancel(ctx)
+	b.group, b.ctx = errgroup.WithContext(ctx)
+	b.group.Go(func() error { return b.forward(b.ctx) })
+	return b, nil
+}
+
+// Close stops telling others, and returns the first failure.
+func (b *Board) Close() error {
+	b.mu.Lock()
+	b.closed = true
+	b.mu.Unlock()
+	b.cancel()
+	b.cfg.Registerer.Unregister(b.metrics)
+	return b.group.Wait()
+}
+
+// Inherit begins to ask peers for what they know, once.
+func (b *Board) Inherit() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.closed && !b.asked {
+		b.asked = true
+		b.group.Go(func() error { return b.inherit(b.ctx) })
+	}
+}
 
 // PushVerdicts shares verdicts made at this node: with its watchers, and with
 // every other control node. It never blocks; a verdict that is lost on the way
 // costs somebody one bcrypt.
-func (h *Hub) PushVerdicts(verdicts []Verdict) { h.push(h.keepVerdicts(h.own(), verdicts), nil) }
+func (b *Board) PushVerdicts(verdicts []feed.Verdict) {
+	b.keep(b.own(), feed.Batch{Verdicts: verdicts})
+}
 
 // PushRevocations tells data nodes everywhere of revocations, before or
 // without a commit: call it on receipt. It never blocks. Hints are kept, and
 // repeated to each new watcher, until the revocation is committed.
-func (h *Hub) PushRevocations(revocations []registry.Revocation) {
-	h.push(nil, h.keepHints(h.own(), revocations))
+func (b *Board) PushRevocations(revocations []registry.Revocation) {
+	b.keep(b.own(), feed.Batch{Revocations: revocations})
 }
 
 // Announced reports whether a revocation that is not committed here yet was
-// pushed to this hub.
-func (h *Hub) Announced(kind registry.Kind, id string) bool {
-	h.mu.RLock()
-	defer h.mu.RUnlock()
-	_, ok := h.hints.get(hintKey{kind, id})
+// pushed to this board.
+func (b *Board) Announced(kind registry.Kind, id string) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	_, ok := b.hints.get(hintKey{kind, id})
 	return ok
 }
 
 // own is this node as a peer of itself.
-func (h *Hub) own() identity.ID {
-	return identity.ID{Cluster: h.cfg.Cluster, Region: h.cfg.Region, Role: identity.RoleControl, Node: h.cfg.Node}
+func (b *Board) own() identity.ID {
+	return identity.ID{Cluster: b.cfg.Cluster, Region: b.cfg.Region, Role: identity.RoleControl, Node: b.cfg.Node}
 }
 
-// push queues what is to be forwarded.
-func (h *Hub) push(verdicts []Verdict, revocations []registry.Revocation) {
-	for len(verdicts) > 0 || len(revocations) > 0 {
-		b := Batch{Verdicts: verdicts[:min(len(verdicts), maxBatch)], Revocations: revocations[:min(len(revocations), maxBatch)]}
-		verdicts, revocations = verdicts[len(b.Verdicts):], revocations[len(b.Revocations):]
-		select {
-		case h.out <- b:
-		default:
-			h.metrics.dropped.Inc()
-		}
+// Receive takes a verdict or hint frame that another control node sent.
+func (b *Board) Receive(from identity.ID, f *feed.Frame) {
+	switch f.Type {
+	case feed.FrameVerdicts:
+		b.keep(from, feed.Batch{Verdicts: f.Verdicts})
+	case feed.FrameRevocation:
+		b.keep(from, feed.Batch{Revocations: []registry.Revocation{*f.Revocation}})
 	}
+}
+
+// Keep takes what another node posted.
+func (b *Board) Keep(from identity.ID, told feed.Batch) {
+	b.metrics.count(told)
+	b.keep(from, told)
+}
+
+// keep takes what from may speak of. What a data node or this node says is
+// forwarded; what another control node says is not, since that told everybody.
+func (b *Board) keep(from identity.ID, told feed.Batch) {
+	if empty(told) {
+		return
+	}
+	hears, holds := b.hears(from)
+	news := feed.Batch{
+		Verdicts:    b.keepVerdicts(hears, told.Verdicts),
+		Revocations: b.keepHints(hears, told.Revocations),
+		Held:        b.holders.keep(from, holds, told.Held),
+	}
+	if from.Role == identity.RoleData || from == b.own() {
+		b.offer(news)
+	}
+}
+
+// hears tells of which shards peer may hear and speak: nodes of this region of
+// all, another region's of those that it may hold; and which those are. The
+// shard "" concerns every node of the cluster.
+func (b *Board) hears(peer identity.ID) (hears, holds func(controlplane.Shard) bool) {
+	holds = b.cfg.MayHold(peer)
+	return func(shard controlplane.Shard) bool {
+		return shard == "" || peer.Region == b.cfg.Region || holds(shard)
+	}, holds
 }
 
 // keyShard is the pinned shard of a key, as its id says; "" for unpinned keys.
@@ -65,16 +232,16 @@ func keyShard(id string) controlplane.Shard {
 	return controlplane.ShardPinned(parts[1])
 }
 
-// keepVerdicts puts into the table what from may speak of and is not overtaken
-// by the key's record, and returns what was news.
-func (h *Hub) keepVerdicts(from identity.ID, verdicts []Verdict) (news []Verdict) {
+// keepVerdicts puts into the table what is not overtaken by the key's record,
+// and returns what was news.
+func (b *Board) keepVerdicts(hears func(controlplane.Shard) bool, verdicts []feed.Verdict) (news []feed.Verdict) {
 	if len(verdicts) == 0 {
 		return nil
 	}
-	valid := make([]Verdict, 0, len(verdicts))
-	h.cfg.Source.View(func(s *registry.State) {
+	valid := make([]feed.Verdict, 0, len(verdicts))
+	b.cfg.Source.View(func(s *ledger.State) {
 		for _, v := range verdicts {
-			if _, revoked := s.Revoked(registry.KindKey, v.Key); revoked {
+			if _, revoked := s.Revoked(registry.KindKey, v.Key); revoked || !hears(keyShard(v.Key)) {
 				continue
 			}
 			if rec, ok := s.Get(registry.KindKey, v.Key); !ok || rec.Meta.Revision <= v.Revision {
@@ -82,238 +249,115 @@ func (h *Hub) keepVerdicts(from identity.ID, verdicts []Verdict) (news []Verdict
 			}
 		}
 	})
-	h.refresh() // who may speak of what
-	h.steady(&h.mu, func() {
-		for _, v := range valid {
-			if old, ok := h.verdicts.get(v.Key); ok && (old.Revision > v.Revision || old == v) {
-				continue
-			}
-			if !h.mayHear(from, keyShard(v.Key)) {
-				continue
-			}
-			h.verdicts.put(v.Key, v)
-			news = append(news, v)
+	b.mu.Lock()
+	for _, v := range valid {
+		if old, ok := b.verdicts.get(v.Key); ok && (old.Revision > v.Revision || old == v) {
+			continue
 		}
-		if len(news) > 0 {
-			h.notify()
-		}
-	})
+		b.verdicts.put(v.Key, v)
+		news = append(news, v)
+	}
+	b.mu.Unlock()
+	if len(news) > 0 {
+		b.cfg.Changed()
+	}
 	return news
 }
 
 // keepHints is keepVerdicts for revocations. Known ones, committed or not, are no news.
-func (h *Hub) keepHints(from identity.ID, revocations []registry.Revocation) (news []registry.Revocation) {
+func (b *Board) keepHints(hears func(controlplane.Shard) bool, revocations []registry.Revocation) (news []registry.Revocation) {
 	if len(revocations) == 0 {
 		return nil
 	}
 	valid := make([]registry.Revocation, 0, len(revocations))
-	h.cfg.Source.View(func(s *registry.State) {
+	b.cfg.Source.View(func(s *ledger.State) {
 		for _, r := range revocations {
-			if _, done := s.Revoked(r.Kind, r.ID); !done && r.ID != "" {
+			if _, done := s.Revoked(r.Kind, r.ID); !done && r.ID != "" && hears(r.Shard) {
 				valid = append(valid, r)
 			}
 		}
 	})
-	h.refresh() // who may speak of what
-	h.steady(&h.mu, func() {
-		for _, r := range valid {
-			key := hintKey{r.Kind, r.ID}
-			if _, ok := h.hints.get(key); ok || !h.mayHear(from, r.Shard) {
-				continue
-			}
-			h.hints.put(key, r)
-			if r.Kind == registry.KindKey {
-				h.verdicts.drop(r.ID)
-			}
-			news = append(news, r)
+	b.mu.Lock()
+	for _, r := range valid {
+		key := hintKey{r.Kind, r.ID}
+		if _, ok := b.hints.get(key); ok {
+			continue
 		}
-		if len(news) > 0 {
-			h.notify()
+		b.hints.put(key, r)
+		if r.Kind == registry.KindKey {
+			b.verdicts.drop(r.ID)
 		}
-	})
+		news = append(news, r)
+	}
+	b.mu.Unlock()
+	if len(news) > 0 {
+		b.cfg.Changed()
+	}
 	for _, r := range news {
-		h.cfg.Hinted(r)
+		b.cfg.Hinted(r)
 	}
 	return news
 }
 
-func (h *Hub) receiveVerdicts(w http.ResponseWriter, r *http.Request, peer identity.ID) error {
-	var b Batch
-	if err := h.decode(r, &b.Cluster, &b); err != nil {
-		return err
-	}
-	if len(b.Revocations) > 0 {
-		return refuse(http.StatusBadRequest, "revocations go to %s", PathRevoke)
-	}
-	h.metrics.received.WithLabelValues("verdict").Add(float64(len(b.Verdicts)))
-	news := h.keepVerdicts(peer, b.Verdicts)
-	if peer.Role == identity.RoleData {
-		h.push(news, nil)
-	}
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-func (h *Hub) receiveRevocations(w http.ResponseWriter, r *http.Request, peer identity.ID) error {
-	if peer.Role != identity.RoleControl {
-		return refuse(http.StatusForbidden, "only control nodes announce revocations")
-	}
-	var b Batch
-	if err := h.decode(r, &b.Cluster, &b); err != nil {
-		return err
-	}
-	if len(b.Verdicts) > 0 {
-		return refuse(http.StatusBadRequest, "verdicts go to %s", PathVerdicts)
-	}
-	h.metrics.received.WithLabelValues("revocation").Add(float64(len(b.Revocations)))
-	h.keepHints(peer, b.Revocations)
-	w.WriteHeader(http.StatusNoContent)
-	return nil
-}
-
-// table answers with all verdicts and hints that peer may hear, as frames.
-func (h *Hub) table(rw http.ResponseWriter, r *http.Request, peer identity.ID) error {
-	if peer.Role != identity.RoleControl {
-		return refuse(http.StatusForbidden, "a data node gets the table with its watch")
-	}
-	h.refresh() // who may hear what
-	rw.Header().Set("Content-Type", "application/x-ringmain-feed")
-	w := &watcher{hub: h, peer: peer, req: WatchRequest{Verdicts: true}, started: true}
-	w.out = output{w: rw, rc: http.NewResponseController(rw), timeout: h.cfg.WriteTimeout}
-	for more := true; more && r.Context().Err() == nil && h.ctx.Err() == nil; {
-		p := pulled{}
-		h.steady(h.mu.RLocker(), func() { w.pullTables(&p) })
-		if err := w.tell(p); err != nil {
-			return err
-		}
-		more = p.more
-	}
-	return w.out.flush()
-}
-
-// inherit fills the empty table of a new hub from the first peer that answers,
-// own region first.
-func (h *Hub) inherit(ctx context.Context) error {
-	for wait := (backoff{base: 100 * time.Millisecond, limit: 30 * time.Second}); ; {
-		peers := slices.Clone(h.cfg.Peers())
-		rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] }) //nolint:gosec // spreads questions, guards nothing
-		slices.SortStableFunc(peers, func(a, b Peer) int {
-			switch own := h.cfg.Region; {
-			case a.Region == own && b.Region != own:
-				return -1
-			case a.Region != own && b.Region == own:
-				return 1
-			}
-			return 0
-		})
-		for _, p := range peers {
-			err := h.inheritFrom(ctx, p)
-			if err == nil {
-				return nil
-			}
-			h.cfg.Logger.Debug("feed: no verdicts from peer", "peer", p.Node, "err", err)
-		}
-		if !sleep(ctx, wait.next()) {
-			return nil
+// Settle drops what applied entries overtake. Call it once watchers can take
+// the entries.
+func (b *Board) Settle(entries []*registry.Entry) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, e := range entries {
+		for i := range e.Changes {
+			b.settle(e, &e.Changes[i])
 		}
 	}
 }
 
-func (h *Hub) inheritFrom(ctx context.Context, p Peer) error {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+p.Addr+PathVerdicts, nil)
-	if err != nil {
-		return err
-	}
-	resp, err := h.cfg.HTTP.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	from, err := answeredBy(resp, p.Region)
-	if err != nil {
-		return err
-	}
-	for r := NewReader(resp.Body); ; {
-		f, err := r.Next()
-		switch {
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
+func (b *Board) settle(e *registry.Entry, c *registry.Change) {
+	switch c.Op {
+	case registry.OpRevoke:
+		b.hints.drop(hintKey{c.Kind, c.ID})
+		if c.Kind == registry.KindKey {
+			b.verdicts.drop(c.ID)
 		}
-		h.receive(from, f)
-	}
-}
-
-// receive takes a verdict or hint frame from another control node; it is not
-// forwarded, since who made it public told everybody.
-func (h *Hub) receive(from identity.ID, f *Frame) {
-	switch f.Type {
-	case FrameVerdicts:
-		h.keepVerdicts(from, f.Verdicts)
-	case FrameRevocation:
-		h.keepHints(from, []registry.Revocation{*f.Revocation})
-	}
-}
-
-// answeredBy checks an answer's status and that a control node of region gave it.
-func answeredBy(resp *http.Response, region string) (identity.ID, error) {
-	if resp.TLS == nil {
-		return identity.ID{}, errors.New("feeds need mutual TLS")
-	}
-	id, err := identity.PeerID(*resp.TLS)
-	if err != nil {
-		return id, err
-	}
-	if err := identity.AllowControl(region)(id); err != nil {
-		return id, err
-	}
-	if resp.StatusCode/100 != 2 {
-		text, _ := io.ReadAll(io.LimitReader(resp.Body, 512)) // the status says enough without it
-		return id, &statusError{id.String(), resp.StatusCode, resp.Header.Get("Retry-After"), strings.TrimSpace(string(text))}
-	}
-	return id, nil
-}
-
-// statusError is an answer other than success.
-type statusError struct {
-	peer       string
-	status     int
-	retryAfter string
-	text       string
-}
-
-func (e *statusError) Error() string {
-	return fmt.Sprintf("%s answers %d: %s", e.peer, e.status, e.text)
-}
-
-// PostVerdicts gives verdicts to the control node at addr (host:port) in
-// region. A failure is not worth more than a few retries.
-func PostVerdicts(ctx context.Context, client *http.Client, region, addr, cluster string, verdicts []Verdict) error {
-	for b := range slices.Chunk(verdicts, maxBatch) {
-		if err := post(ctx, client, region, addr, PathVerdicts, Batch{Cluster: cluster, Verdicts: b}); err != nil {
-			return err
+	case registry.OpDelete:
+		if c.Kind == registry.KindKey {
+			b.verdicts.drop(c.ID)
 		}
+	case registry.OpPut:
+		if c.Record == nil || c.Record.Kind != registry.KindKey {
+			return
+		}
+		if v, ok := b.verdicts.get(c.Record.Meta.ID); ok && v.Revision < e.Seq {
+			b.verdicts.drop(v.Key)
+		}
+	case registry.OpOpen:
 	}
-	return nil
 }
 
-func post(ctx context.Context, client *http.Client, region, addr, path string, b Batch) error {
-	body, err := encMode.Marshal(b)
-	if err != nil {
-		return err
+// Cursor is how far somebody has taken. The zero value begins with all there is.
+type Cursor struct{ hints, verdicts uint64 }
+
+// Urgent reports whether there are revocations after the cursor.
+func (b *Board) Urgent(at Cursor) bool {
+	b.mu.RLock()
+	defer b.mu.RUnlock()
+	return b.hints.next != at.hints
+}
+
+// Take returns what peer may hear after the cursor, which moves on, and whether
+// there is more.
+func (b *Board) Take(at *Cursor, peer identity.ID, verdicts bool) (news feed.Batch, more bool) {
+	var left bool
+	b.mu.RLock()
+	news.Revocations, at.hints, more = b.hints.after(at.hints, feed.MaxBatch)
+	if verdicts {
+		news.Verdicts, at.verdicts, left = b.verdicts.after(at.verdicts, feed.MaxBatch)
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+addr+path, bytes.NewReader(body))
-	if err != nil {
-		return err
+	b.mu.RUnlock()
+	if empty(news) {
+		return news, more || left
 	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() { _ = resp.Body.Close() }()
-	_, err = answeredBy(resp, region)
-	return err
+	hears, _ := b.hears(peer) // asked after: whom a shard concerns is known when something is said of it
+	news.Revocations = slices.DeleteFunc(news.Revocations, func(r registry.Revocation) bool { return !hears(r.Shard) })
+	news.Verdicts = slices.DeleteFunc(news.Verdicts, func(v feed.Verdict) bool { return !hears(keyShard(v.Key)) })
+	return news, more || left
 }

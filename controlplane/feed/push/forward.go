@@ -1,15 +1,19 @@
-package feed
+package push
 
 import (
 	"context"
 	"errors"
+	"io"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
+	"ringmain/controlplane/retry"
 )
 
 const (
@@ -19,35 +23,55 @@ const (
 	sendQueue    = 64 // batches waiting for one peer; more are dropped
 )
 
+// offer queues what is to be forwarded.
+func (b *Board) offer(news feed.Batch) {
+	for part := range slices.Chunk(news.Verdicts, feed.MaxBatch) {
+		b.queue(feed.Batch{Verdicts: part})
+	}
+	for part := range slices.Chunk(news.Revocations, feed.MaxBatch) {
+		b.queue(feed.Batch{Revocations: part})
+	}
+	for part := range slices.Chunk(news.Held, feed.MaxBatch) {
+		b.queue(feed.Batch{Held: part})
+	}
+}
+
+func (b *Board) queue(part feed.Batch) {
+	select {
+	case b.out <- part:
+	default:
+		b.metrics.dropped.Inc()
+	}
+}
+
 // forward gathers what was pushed here and hands it to a sender per peer.
-func (h *Hub) forward(ctx context.Context) error {
+func (b *Board) forward(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	senders := make(map[Peer]*sender)
 	timer := time.NewTimer(gatherFor)
 	timer.Stop()
 	defer timer.Stop()
-	var all Batch
+	var all feed.Batch
 	deal := func() {
 		timer.Stop()
-		if len(all.Verdicts)+len(all.Revocations)+len(all.Held) == 0 {
-			return
+		if !empty(all) {
+			b.deal(ctx, group, senders, all)
+			all = feed.Batch{}
 		}
-		h.deal(ctx, group, senders, all)
-		all = Batch{}
 	}
 	for {
 		select {
-		case b := <-h.out:
-			if len(all.Verdicts)+len(b.Verdicts) > maxBatch || len(all.Revocations)+len(b.Revocations) > maxBatch || len(all.Held)+len(b.Held) > maxBatch {
+		case part := <-b.out:
+			if len(all.Verdicts)+len(part.Verdicts) > feed.MaxBatch || len(all.Revocations)+len(part.Revocations) > feed.MaxBatch || len(all.Held)+len(part.Held) > feed.MaxBatch {
 				deal()
 			}
 			if len(all.Verdicts) == 0 {
 				timer.Reset(gatherFor)
 			}
-			all.Verdicts = append(all.Verdicts, b.Verdicts...)
-			all.Revocations = append(all.Revocations, b.Revocations...)
-			all.Held = append(all.Held, b.Held...)
-			if len(all.Revocations)+len(all.Held) > 0 && len(h.out) == 0 {
+			all.Verdicts = append(all.Verdicts, part.Verdicts...)
+			all.Revocations = append(all.Revocations, part.Revocations...)
+			all.Held = append(all.Held, part.Held...)
+			if len(all.Revocations)+len(all.Held) > 0 && len(b.out) == 0 {
 				deal()
 			}
 		case <-timer.C:
@@ -58,16 +82,17 @@ func (h *Hub) forward(ctx context.Context) error {
 	}
 }
 
+func empty(b feed.Batch) bool { return len(b.Verdicts)+len(b.Revocations)+len(b.Held) == 0 }
+
 // sender posts to one peer, in order.
 type sender struct {
-	queue  chan Batch
+	queue  chan feed.Batch
 	cancel context.CancelFunc
 }
 
 // deal gives to each peer what it may hear. Senders of former peers end.
-func (h *Hub) deal(ctx context.Context, group *errgroup.Group, senders map[Peer]*sender, all Batch) {
-	h.refresh() // who may hear what
-	peers := h.cfg.Peers()
+func (b *Board) deal(ctx context.Context, group *errgroup.Group, senders map[Peer]*sender, all feed.Batch) {
+	peers := b.cfg.Peers()
 	for p, s := range senders {
 		if !slices.Contains(peers, p) {
 			s.cancel()
@@ -75,90 +100,134 @@ func (h *Hub) deal(ctx context.Context, group *errgroup.Group, senders map[Peer]
 		}
 	}
 	for _, p := range peers {
-		b := h.audible(p, all)
-		if len(b.Verdicts)+len(b.Revocations)+len(b.Held) == 0 {
+		part := b.audible(p, all)
+		if empty(part) {
 			continue
 		}
 		s := senders[p]
 		if s == nil {
 			sctx, cancel := context.WithCancel(ctx)
-			s = &sender{queue: make(chan Batch, sendQueue), cancel: cancel}
+			s = &sender{queue: make(chan feed.Batch, sendQueue), cancel: cancel}
 			senders[p] = s
 			group.Go(func() error {
 				defer cancel()
-				h.send(sctx, p, s.queue)
+				b.send(sctx, p, s.queue)
 				return nil
 			})
 		}
 		select {
-		case s.queue <- b:
+		case s.queue <- part:
 		default:
-			h.metrics.dropped.Inc()
+			b.metrics.dropped.Inc()
 		}
 	}
 }
 
-// audible is the part of b that p's region may hear.
-func (h *Hub) audible(p Peer, b Batch) Batch {
-	id := identity.ID{Cluster: h.cfg.Cluster, Region: p.Region, Role: identity.RoleControl, Node: p.Node}
-	part := Batch{Cluster: h.cfg.Cluster}
-	h.steady(h.mu.RLocker(), func() {
-		for _, v := range b.Verdicts {
-			if h.mayHear(id, keyShard(v.Key)) {
-				part.Verdicts = append(part.Verdicts, v)
-			}
+// audible is the part of all that p's region may hear.
+func (b *Board) audible(p Peer, all feed.Batch) feed.Batch {
+	hears, holds := b.hears(identity.ID{Cluster: b.cfg.Cluster, Region: p.Region, Role: identity.RoleControl, Node: p.Node})
+	part := feed.Batch{Cluster: b.cfg.Cluster}
+	for _, v := range all.Verdicts {
+		if hears(keyShard(v.Key)) {
+			part.Verdicts = append(part.Verdicts, v)
 		}
-		for _, r := range b.Revocations {
-			if h.mayHear(id, r.Shard) {
-				part.Revocations = append(part.Revocations, r)
-			}
+	}
+	for _, r := range all.Revocations {
+		if hears(r.Shard) {
+			part.Revocations = append(part.Revocations, r)
 		}
-		for _, x := range b.Held {
-			if h.mayHold(id, h.rings[x.Shard]) {
-				part.Held = append(part.Held, x)
-			}
+	}
+	for _, x := range all.Held {
+		if holds(x.Shard) {
+			part.Held = append(part.Held, x)
 		}
-	})
+	}
 	return part
 }
 
 // send posts batches to p until ctx ends. Each gets a few attempts.
-func (h *Hub) send(ctx context.Context, p Peer, queue <-chan Batch) {
+func (b *Board) send(ctx context.Context, p Peer, queue <-chan feed.Batch) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case b := <-queue:
+		case part := <-queue:
 			// Revocations first: they are the ones somebody waits for.
-			h.attempt(ctx, p, PathRevoke, Batch{Cluster: b.Cluster, Revocations: b.Revocations}, len(b.Revocations))
-			h.attempt(ctx, p, PathHeld, Batch{Cluster: b.Cluster, Held: b.Held}, len(b.Held))
-			h.attempt(ctx, p, PathVerdicts, Batch{Cluster: b.Cluster, Verdicts: b.Verdicts}, len(b.Verdicts))
+			b.attempt(ctx, p, feed.PathRevoke, feed.Batch{Cluster: part.Cluster, Revocations: part.Revocations})
+			b.attempt(ctx, p, feed.PathHeld, feed.Batch{Cluster: part.Cluster, Held: part.Held})
+			b.attempt(ctx, p, feed.PathVerdicts, feed.Batch{Cluster: part.Cluster, Verdicts: part.Verdicts})
 		}
 	}
 }
 
-func (h *Hub) attempt(ctx context.Context, p Peer, path string, b Batch, n int) {
-	if n == 0 {
+func (b *Board) attempt(ctx context.Context, p Peer, path string, part feed.Batch) {
+	if empty(part) {
 		return
 	}
-	wait := backoff{base: 50 * time.Millisecond, limit: 2 * time.Second}
+	wait := retry.Backoff{Base: 50 * time.Millisecond, Limit: 2 * time.Second}
 	var err error
 	for range sendAttempts {
 		pctx, cancel := context.WithTimeout(ctx, sendTimeout)
-		err = post(pctx, h.cfg.HTTP, p.Region, p.Addr, path, b)
+		err = feed.Post(pctx, b.cfg.HTTP(p.Region), p.Region, p.Addr, path, part)
 		cancel()
 		if err == nil {
 			return
 		}
-		var no *statusError
-		if errors.As(err, &no) && no.status/100 == 4 && no.status != http.StatusTooManyRequests {
+		var no *feed.StatusError
+		if errors.As(err, &no) && no.Status/100 == 4 && no.Status != http.StatusTooManyRequests {
 			break
 		}
-		if !sleep(ctx, wait.next()) {
+		if !retry.Sleep(ctx, wait.Next()) {
 			return
 		}
 	}
-	h.metrics.dropped.Inc()
-	h.cfg.Logger.Warn("feed: a peer could not be told; its data nodes learn it from the commit or by themselves",
-		"peer", p.Node, "region", p.Region, "path", path, "count", n, "err", err)
+	b.metrics.dropped.Inc()
+	b.cfg.Logger.Warn("feed: a peer could not be told; its data nodes learn it from the commit or by themselves",
+		"peer", p.Node, "region", p.Region, "path", path, "err", err)
+}
+
+// inherit fills the empty tables of a new board from the first peer that
+// answers, own region first.
+func (b *Board) inherit(ctx context.Context) error {
+	for wait := (retry.Backoff{Base: 100 * time.Millisecond, Limit: 30 * time.Second}); ; {
+		peers := slices.Clone(b.cfg.Peers())
+		rand.Shuffle(len(peers), func(i, j int) { peers[i], peers[j] = peers[j], peers[i] }) //nolint:gosec // spreads questions, guards nothing
+		foreign := func(p Peer) int {
+			if p.Region == b.cfg.Region {
+				return 0
+			}
+			return 1
+		}
+		slices.SortStableFunc(peers, func(x, y Peer) int { return foreign(x) - foreign(y) })
+		for _, p := range peers {
+			err := b.inheritFrom(ctx, p)
+			if err == nil {
+				return nil
+			}
+			b.cfg.Logger.Debug("feed: no verdicts from peer", "peer", p.Node, "err", err)
+		}
+		if !retry.Sleep(ctx, wait.Next()) {
+			return nil
+		}
+	}
+}
+
+func (b *Board) inheritFrom(ctx context.Context, p Peer) error {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	from, answer, err := feed.Get(ctx, b.cfg.HTTP(p.Region), p.Region, p.Addr, feed.PathVerdicts)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = answer.Close() }()
+	for r := feed.NewReader(answer); ; {
+		f, err := r.Next()
+		switch {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		b.Receive(from, f)
+	}
 }

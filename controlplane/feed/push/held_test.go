@@ -1,4 +1,4 @@
-package feed
+package push_test
 
 import (
 	"fmt"
@@ -6,67 +6,69 @@ import (
 	"testing"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
+	"ringmain/internal/testkit/feedkit"
 )
 
 // What a data node says that it holds is known at once at every control node
 // that may hold the shard, and nobody speaks for another.
 func TestHeldTravels(t *testing.T) {
-	ca := newTestCA(t)
+	ca := feedkit.NewCA(t)
 	nodes := mesh(ca, [2]string{"eu-fra", "f1"}, [2]string{"eu-fra", "f2"}, [2]string{"us-east", "u1"})
 	for shard, members := range map[controlplane.Shard][]string{"eu": {"eu-fra"}, "any-eu-fra": {"eu-fra", "us-east"}} {
-		e := newHistory(shard, "eu-fra", 5).open("eu-fra", members...)
+		e := feedkit.NewHistory(shard, "eu-fra", 5).Open("eu-fra", members...)
 		for _, n := range nodes {
-			if shard != "eu" || n.region != "us-east" {
-				n.accept(e)
+			if shard != "eu" || n.Region != "us-east" {
+				n.Accept(e)
 			}
 		}
 	}
-	data := ca.caller("eu-fra", identity.RoleData, "d1")
+	data := ca.Caller("eu-fra", identity.RoleData, "d1")
 	at := controlplane.Point{Epoch: controlplane.Epoch{Counter: 1, Region: "eu-fra"}, Seq: 5}
-	say := func(as *caller, node *node, held ...Held) error {
-		return PostHeld(t.Context(), as.Client, node.region, node.addr, testCluster, held)
+	say := func(as *feedkit.Caller, node *feedkit.Node, held ...feed.Held) error {
+		return feed.PostHeld(t.Context(), as.Client, node.Region, node.Addr, feedkit.Cluster, held)
 	}
-	woken := nodes[2].hub.Load().HeldChanged()
-	if err := say(data, nodes[0], Held{"eu-fra", "d1", "eu", at}, Held{"eu-fra", "d1", "any-eu-fra", at},
-		Held{"eu-fra", "d2", "any-eu-fra", at}, Held{"us-east", "d1", "any-eu-fra", at}); err != nil {
+	woken := boardOf(nodes[2]).HeldChanged()
+	if err := say(data, nodes[0], feed.Held{Region: "eu-fra", Node: "d1", Shard: "eu", Point: at}, feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-eu-fra", Point: at},
+		feed.Held{Region: "eu-fra", Node: "d2", Shard: "any-eu-fra", Point: at}, feed.Held{Region: "us-east", Node: "d1", Shard: "any-eu-fra", Point: at}); err != nil {
 		t.Fatal(err)
 	}
-	knows := func(n *node, node string, shard controlplane.Shard, want controlplane.Point) func() string {
+	knows := func(n *feedkit.Node, node string, shard controlplane.Shard, want controlplane.Point) func() string {
 		return func() string {
-			if p, _ := n.hub.Load().HeldBy("eu-fra", node, shard); p != want {
-				return fmt.Sprintf("%s knows %s at %v in %s", n.region, node, p, shard)
+			if p, _ := boardOf(n).HeldBy("eu-fra", node, shard); p != want {
+				return fmt.Sprintf("%s knows %s at %v in %s", n.Region, node, p, shard)
 			}
 			return ""
 		}
 	}
 	for _, n := range nodes {
-		eventually(t, knows(n, "d1", "any-eu-fra", at))
+		feedkit.Eventually(t, knows(n, "d1", "any-eu-fra", at))
 	}
-	eventually(t, knows(nodes[1], "d1", "eu", at))
+	feedkit.Eventually(t, knows(nodes[1], "d1", "eu", at))
 	<-woken
 	for _, n := range nodes {
-		if _, ok := n.hub.Load().HeldBy("eu-fra", "d2", "any-eu-fra"); ok {
+		if _, ok := boardOf(n).HeldBy("eu-fra", "d2", "any-eu-fra"); ok {
 			t.Error("a data node spoke for another")
 		}
-		if _, ok := n.hub.Load().HeldBy("us-east", "d1", "any-eu-fra"); ok {
+		if _, ok := boardOf(n).HeldBy("us-east", "d1", "any-eu-fra"); ok {
 			t.Error("a data node spoke for another region's")
 		}
 	}
-	if _, ok := nodes[2].hub.Load().HeldBy("eu-fra", "d1", "eu"); ok {
+	if _, ok := boardOf(nodes[2]).HeldBy("eu-fra", "d1", "eu"); ok {
 		t.Error("a region heard of a shard that it must not hold")
 	}
-	if err := say(data, nodes[0], Held{"eu-fra", "d1", "any-nowhere", at}); err != nil {
+	if err := say(data, nodes[0], feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-nowhere", Point: at}); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := nodes[0].hub.Load().HeldBy("eu-fra", "d1", "any-nowhere"); ok {
+	if _, ok := boardOf(nodes[0]).HeldBy("eu-fra", "d1", "any-nowhere"); ok {
 		t.Error("a data node has room taken for shards that do not exist")
 	}
 	// A control node of another region speaks for its own data nodes only.
-	foreign := ca.caller("us-east", identity.RoleControl, "u1")
+	foreign := ca.Caller("us-east", identity.RoleControl, "u1")
 	further := at
 	further.Seq = 9
-	if err := say(foreign, nodes[0], Held{"eu-fra", "d1", "any-eu-fra", further}); err != nil {
+	if err := say(foreign, nodes[0], feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-eu-fra", Point: further}); err != nil {
 		t.Fatal(err)
 	}
 	if f := knows(nodes[0], "d1", "any-eu-fra", at)(); f != "" {
@@ -74,14 +76,14 @@ func TestHeldTravels(t *testing.T) {
 	}
 	// Who lost its state says less, and is believed.
 	at.Seq = 2
-	if err := say(data, nodes[1], Held{"eu-fra", "d1", "any-eu-fra", at}); err != nil {
+	if err := say(data, nodes[1], feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-eu-fra", Point: at}); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, knows(nodes[0], "d1", "any-eu-fra", at))
-	if err := post(t.Context(), data.Client, "eu-fra", nodes[0].addr, PathHeld, Batch{Cluster: testCluster, Verdicts: []Verdict{{}}}); err == nil {
+	feedkit.Eventually(t, knows(nodes[0], "d1", "any-eu-fra", at))
+	if err := feed.Post(t.Context(), data.Client, "eu-fra", nodes[0].Addr, feed.PathHeld, feed.Batch{Cluster: feedkit.Cluster, Verdicts: []feed.Verdict{{}}}); err == nil {
 		t.Error("verdicts were taken here")
 	}
-	if err := post(t.Context(), data.Client, "eu-fra", nodes[0].addr, PathHeld, Batch{Cluster: "other"}); err == nil {
+	if err := feed.Post(t.Context(), data.Client, "eu-fra", nodes[0].Addr, feed.PathHeld, feed.Batch{Cluster: "other"}); err == nil {
 		t.Errorf("another cluster's: %v", http.StatusForbidden)
 	}
 }

@@ -1,4 +1,4 @@
-package feed
+package push
 
 import "slices"
 
@@ -77,17 +77,17 @@ func (s *shelf[K, V]) sweep() {
 	s.slots = kept
 }
 
-// after returns up to limit values from cursor on that keep accepts, and the
-// cursor to continue from. It looks at no more than 8×limit slots at a time,
-// so that a reader holds the lock briefly; more says whether some are left.
-func (s *shelf[K, V]) after(cursor uint64, limit int, keep func(V) bool) (values []V, next uint64, more bool) {
+// after returns up to limit values from cursor on, and the cursor to continue
+// from. It looks at no more than 8×limit slots at a time, so that a reader holds
+// the lock briefly; more says whether some are left.
+func (s *shelf[K, V]) after(cursor uint64, limit int) (values []V, next uint64, more bool) {
 	i := s.find(cursor)
 	for looked := 0; i < len(s.slots); i, looked = i+1, looked+1 {
 		sl := &s.slots[i]
 		if len(values) == limit || looked == 8*limit {
 			return values, sl.index, true
 		}
-		if s.at[sl.key] == sl.index && keep(sl.value) {
+		if s.at[sl.key] == sl.index {
 			values = append(values, sl.value)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Dirty is what the image does not hold yet. It belongs to one goroutine at a
@@ -57,7 +58,7 @@ func (d *Dirty) Merge(older *Dirty) {
 
 // Note adds what the command changed. State is as it is after the command,
 // encoded is registry.EncodeCommand of it.
-func (d *Dirty) Note(state *registry.State, cmd *registry.Command, encoded []byte, out *registry.Outcome) {
+func (d *Dirty) Note(state *ledger.State, cmd *registry.Command, encoded []byte, out *ledger.Outcome) {
 	for _, ref := range out.Touched {
 		d.refs[ref] = struct{}{}
 	}
@@ -80,7 +81,7 @@ func (d *Dirty) Note(state *registry.State, cmd *registry.Command, encoded []byt
 // Flush makes the image hold state, which differs from it by d, and stands at
 // the mark. All of it becomes durable, or an error says that nothing did; then
 // Merge d into what comes after.
-func (m *Image) Flush(d *Dirty, state *registry.State, at Mark) error {
+func (m *Image) Flush(d *Dirty, state *ledger.State, at Mark) error {
 	b := &batch{rows: make(map[row][]byte), at: at, format: state.Version()}
 	infos, err := d.fill(b, state, m.infos)
 	if err != nil {
@@ -98,7 +99,7 @@ func (m *Image) Flush(d *Dirty, state *registry.State, at Mark) error {
 
 // beside puts into b how the tails and quarantines of after differ from those
 // of before.
-func (b *batch) beside(before, after *registry.State) error {
+func (b *batch) beside(before, after *ledger.State) error {
 	shards := make(map[controlplane.Shard]struct{})
 	for _, info := range slices.Concat(before.Copies(), after.Copies()) {
 		shards[info.Shard] = struct{}{}
@@ -153,7 +154,7 @@ type batch struct {
 
 // fill puts into b what d names, as state has it. It returns the encoded shard
 // infos, of which b gets those that known does not have.
-func (d *Dirty) fill(b *batch, state *registry.State, known map[controlplane.Shard]string) (map[controlplane.Shard]string, error) {
+func (d *Dirty) fill(b *batch, state *ledger.State, known map[controlplane.Shard]string) (map[controlplane.Shard]string, error) {
 	for s := range d.resets {
 		b.clear = append(b.clear, row{bucketRecords, rowPrefix(s)}, row{bucketRevocations, rowPrefix(s)})
 		snap, ok := state.ShardSnapshot(s)
@@ -201,7 +202,7 @@ func (d *Dirty) fill(b *batch, state *registry.State, known map[controlplane.Sha
 	return infos, nil
 }
 
-func (b *batch) putRef(ref registry.Ref, state *registry.State) error {
+func (b *batch) putRef(ref registry.Ref, state *ledger.State) error {
 	r, ok := state.GetIn(ref.Shard, ref.ID)
 	if !ok || r.Kind != ref.Kind {
 		r = nil
@@ -216,7 +217,7 @@ func (b *batch) putRef(ref registry.Ref, state *registry.State) error {
 	return b.put(row{bucketRevocations, recordKey(ref)}, v)
 }
 
-func revocationIn(state *registry.State, ref registry.Ref) (registry.Revocation, bool) {
+func revocationIn(state *ledger.State, ref registry.Ref) (registry.Revocation, bool) {
 	v, ok := state.Revoked(ref.Kind, ref.ID)
 	if !ok || v.Shard == ref.Shard {
 		return v, ok

@@ -13,7 +13,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -147,7 +147,7 @@ func (m *Image) dumpHead(r *bufio.Reader) error {
 // Replace makes the dump read from r the new image, and loads it. Until it is
 // whole and durable the old one stays. A dump from before least is refused:
 // state never goes back.
-func (m *Image) Replace(r io.Reader, least Mark) (*registry.State, error) {
+func (m *Image) Replace(r io.Reader, least Mark) (*ledger.State, error) {
 	n := m.cfg.image(m.path + ".new")
 	state, err := n.build(bufio.NewReaderSize(r, 256<<10), least)
 	if err == nil {
@@ -160,7 +160,7 @@ func (m *Image) Replace(r io.Reader, least Mark) (*registry.State, error) {
 	return state, nil
 }
 
-func (m *Image) build(r *bufio.Reader, least Mark) (*registry.State, error) {
+func (m *Image) build(r *bufio.Reader, least Mark) (*ledger.State, error) {
 	if err := os.Remove(m.path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, err
 	}

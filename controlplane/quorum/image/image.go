@@ -22,6 +22,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -32,8 +33,8 @@ const (
 	bucketRecords     = "records"     // shard 0 kind id -> record
 	bucketRevocations = "revocations" // shard 0 kind id -> registry.Revocation
 	bucketStaged      = "staged"      // shard 0 chunk -> encoded CmdStage, replayed at load
-	bucketTail        = "tail"        // shard 0 seq -> registry.Held; from format 2
-	bucketQuarantine  = "quarantine"  // shard 0 seq counter region -> registry.Quarantined; from format 2
+	bucketTail        = "tail"        // shard 0 seq -> ledger.Held; from format 2
+	bucketQuarantine  = "quarantine"  // shard 0 seq counter region -> ledger.Quarantined; from format 2
 )
 
 // dataBuckets in the order in which a snapshot carries them. A file of format 1
@@ -99,11 +100,11 @@ func stagedKey(shard controlplane.Shard, chunk uint64) string {
 	return string(binary.BigEndian.AppendUint64([]byte(rowPrefix(shard)), chunk))
 }
 
-func tailRow(h *registry.Held) row {
+func tailRow(h *ledger.Held) row {
 	return row{bucketTail, stagedKey(h.Entry.Shard, h.Entry.Seq)}
 }
 
-func quarantineRow(q *registry.Quarantined) row {
+func quarantineRow(q *ledger.Quarantined) row {
 	e := q.Entry
 	return row{bucketQuarantine, string(binary.BigEndian.AppendUint64([]byte(stagedKey(e.Shard, e.Seq)), e.Epoch.Counter)) + e.Epoch.Region}
 }
@@ -125,7 +126,7 @@ type Image struct {
 	header  []byte
 	sum     summary
 	infos   map[controlplane.Shard]string // encoded shard infos in the file, as far as known
-	kept    *registry.State               // whose tails and quarantines the file has
+	kept    *ledger.State                 // whose tails and quarantines the file has
 	life    uint64                        // see Life
 }
 
@@ -143,13 +144,13 @@ func (c Config) image(path string) *Image {
 		path:    path,
 		context: fmt.Sprintf("quorum/image/%s/%s", c.Cluster, c.Region),
 		sum:     summary{Format: 1, Cluster: c.Cluster, Region: c.Region},
-		kept:    registry.New(),
+		kept:    ledger.New(),
 	}
 }
 
 // Open opens the image, or makes an empty one, and loads all of it. Any byte
 // that is not as it was written is an error that says what to do.
-func Open(cfg Config) (*Image, *registry.State, error) {
+func Open(cfg Config) (*Image, *ledger.State, error) {
 	m := cfg.image(cfg.Path)
 	// What a crash left of a rebuild was never in use.
 	if err := os.Remove(m.path + ".new"); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -159,7 +160,7 @@ func Open(cfg Config) (*Image, *registry.State, error) {
 		if err := m.create(m.path); err != nil {
 			return nil, nil, err
 		}
-		return m, registry.New(), nil
+		return m, ledger.New(), nil
 	}
 	state, err := m.load()
 	switch {
@@ -236,7 +237,7 @@ func (m *Image) putSummary(tx *bbolt.Tx, sum *summary) error {
 
 // load opens the file, reads every row and builds the state. A byte that is
 // not as it was written is an error, whatever it belongs to.
-func (m *Image) load() (state *registry.State, err error) {
+func (m *Image) load() (state *ledger.State, err error) {
 	// bbolt trusts its file: damage can make it panic, or touch memory past
 	// the file's end.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
@@ -307,8 +308,8 @@ func (m *Image) readSummary(sealed []byte) error {
 	return nil
 }
 
-func (m *Image) readRows(tx *bbolt.Tx) (*registry.State, error) {
-	loader := registry.NewLoader()
+func (m *Image) readRows(tx *bbolt.Tx) (*ledger.State, error) {
+	loader := ledger.NewLoader()
 	if err := loader.Version(m.sum.Format); err != nil {
 		return nil, err
 	}
@@ -349,7 +350,7 @@ func (m *Image) readRows(tx *bbolt.Tx) (*registry.State, error) {
 	return state, restage(state, staged)
 }
 
-func (m *Image) loadRow(loader *registry.Loader, at row, plain []byte, staged *[][]byte) error {
+func (m *Image) loadRow(loader *ledger.Loader, at row, plain []byte, staged *[][]byte) error {
 	if at == rowLife {
 		return decMode.Unmarshal(plain, &m.life)
 	}
@@ -383,7 +384,7 @@ func (m *Image) loadRow(loader *registry.Loader, at row, plain []byte, staged *[
 }
 
 // restage replays the chunks of unfinished shard snapshots.
-func restage(state *registry.State, staged [][]byte) error {
+func restage(state *ledger.State, staged [][]byte) error {
 	for _, b := range staged {
 		cmd, err := registry.DecodeCommand(b)
 		if err != nil {

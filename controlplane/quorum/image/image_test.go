@@ -12,6 +12,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -45,7 +46,7 @@ type world struct {
 	t     testing.TB
 	cfg   Config
 	image *Image
-	state *registry.State
+	state *ledger.State
 	dirty *Dirty
 	index uint64
 }
@@ -62,7 +63,7 @@ func newWorld(t testing.TB, sealer *seal.Sealer) *world {
 	return w
 }
 
-func (w *world) apply(cmd *registry.Command) registry.Outcome {
+func (w *world) apply(cmd *registry.Command) ledger.Outcome {
 	w.t.Helper()
 	enc, err := registry.EncodeCommand(cmd)
 	if err != nil {
@@ -74,7 +75,7 @@ func (w *world) apply(cmd *registry.Command) registry.Outcome {
 	return out
 }
 
-func (w *world) propose(s controlplane.Shard, changes ...registry.Change) registry.Outcome {
+func (w *world) propose(s controlplane.Shard, changes ...registry.Change) ledger.Outcome {
 	w.t.Helper()
 	e, err := w.state.Next(s, changes)
 	if err != nil {
@@ -114,7 +115,7 @@ func (w *world) reopen() {
 }
 
 // fingerprint is all of the state: two with the same are the same.
-func fingerprint(s *registry.State) (all string) {
+func fingerprint(s *ledger.State) (all string) {
 	for _, info := range s.Shards() {
 		staged, _ := s.Staged(info.Shard)
 		all += fmt.Sprintf("%+v %x %v\n", info, s.Digest(info.Shard), staged)
@@ -212,7 +213,7 @@ func (w *world) stage(r *rand.Rand) {
 		return
 	}
 	if !ok || r.IntN(6) == 0 {
-		info = registry.StageInfo{Snapshot: fmt.Sprint(r.Int())}
+		info = ledger.StageInfo{Snapshot: fmt.Sprint(r.Int())}
 	}
 	rec := org(int(info.Chunks), "x").Record
 	rec.Meta.ID, rec.Meta.Shard, rec.Org.Jurisdiction = fmt.Sprintf("org_eu_000000%010d", info.Chunks), "eu", "eu"

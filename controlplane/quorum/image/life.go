@@ -7,7 +7,7 @@ import (
 	"slices"
 
 	"ringmain/controlplane"
-	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // rowLife is where the image says which life of its region this is, among the
@@ -35,7 +35,7 @@ func (m *Image) Begin(life uint64) error {
 }
 
 // Build makes an image of state, of the given life, where there is none yet.
-func Build(cfg Config, state *registry.State, at Mark, life uint64) (err error) {
+func Build(cfg Config, state *ledger.State, at Mark, life uint64) (err error) {
 	m, empty, err := Open(cfg)
 	if err != nil {
 		return err

@@ -8,6 +8,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 )
 
@@ -19,7 +20,7 @@ func newShared(t testing.TB, sealer *seal.Sealer) *world {
 	return w
 }
 
-func (w *world) must(cmd *registry.Command) registry.Outcome {
+func (w *world) must(cmd *registry.Command) ledger.Outcome {
 	w.t.Helper()
 	out := w.apply(cmd)
 	if out.Err != nil {

@@ -1,4 +1,10 @@
-package quorum
+// Package machine is what raft applies its log to: a node's copy of the registry,
+// in memory, and the image on disk that follows it.
+//
+// An entry that this code does not know halts the node, and an image is flushed
+// before any snapshot, so that raft may cut its log behind one. Who leads, and
+// who may write, may not enter.
+package machine
 
 import (
 	"context"
@@ -7,30 +13,39 @@ import (
 	"io"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/quorum/image"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
-// machine is what raft applies its log to: the registry in memory, and the
-// image that follows it on disk.
-type machine struct {
-	onApply   func(registry.Outcome, controlplane.Epoch)
-	installed func(*raft.SnapshotMeta) // told of a snapshot from the leader, once it is in place
-	fatal     func(error)
-	metrics   *metrics
+// Config is what a Machine needs. All of it is needed, but for OnApply.
+type Config struct {
+	Image *image.Image  // opened; the Machine closes it
+	State *ledger.State // what the image holds
+
+	OnApply  func(out ledger.Outcome, sender controlplane.Epoch)
+	Restored func(from io.Reader) // called once a snapshot is in place, with what it was read from
+	Fatal    func(error)          // called when nothing is applied any more: stop the node
+	Flushed  func(took time.Duration)
+}
+
+// Machine is what raft applies its log to. It is safe for concurrent use.
+type Machine struct {
+	cfg Config
 
 	mu       sync.RWMutex // guards what follows
-	state    *registry.State
+	state    *ledger.State
 	at       image.Mark // of the last raft entry in state
 	halted   error      // nothing is applied any more
 	dirty    *image.Dirty
 	waiters  int
 	advanced chan struct{} // closed when the state advances; then replaced
-	kick     chan struct{} // wakes the flusher; capacity 1
+	kick     chan struct{} // wakes RunFlusher; capacity 1
 
 	life atomic.Uint64 // image.Life
 
@@ -38,36 +53,36 @@ type machine struct {
 	image   *image.Image
 }
 
-var _ raft.BatchingFSM = (*machine)(nil)
+var _ raft.BatchingFSM = (*Machine)(nil)
 
-func newMachine(cfg *Config, img *image.Image, state *registry.State, fatal func(error), metrics *metrics) *machine {
-	m := &machine{
-		onApply:  cfg.OnApply,
-		fatal:    fatal,
-		metrics:  metrics,
-		state:    state,
-		at:       img.Mark(),
+// New returns the Machine of a node.
+func New(cfg Config) *Machine {
+	m := &Machine{
+		cfg:      cfg,
+		state:    cfg.State,
+		at:       cfg.Image.Mark(),
 		dirty:    image.NewDirty(),
 		advanced: make(chan struct{}),
 		kick:     make(chan struct{}, 1),
-		image:    img,
+		image:    cfg.Image,
 	}
-	m.life.Store(img.Life())
+	m.cfg.State = nil // it is not the state any more, once something is applied
+	m.life.Store(cfg.Image.Life())
 	return m
 }
 
 // effect is what OnApply is told of one command.
 type effect struct {
-	out    registry.Outcome
+	out    ledger.Outcome
 	sender controlplane.Epoch
 }
 
 // Apply implements raft.FSM.
-func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
+func (m *Machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
 // ApplyBatch implements raft.BatchingFSM. The answer to a command is its
-// registry.Outcome, or an error if this node halted.
-func (m *machine) ApplyBatch(logs []*raft.Log) []any {
+// ledger.Outcome, or an error if this node halted.
+func (m *Machine) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	effects := make([]effect, 0, len(logs))
 	m.mu.Lock()
@@ -79,19 +94,16 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		m.advanced = make(chan struct{})
 	}
 	m.mu.Unlock()
-	select {
-	case m.kick <- struct{}{}:
-	default:
-	}
-	if m.onApply != nil {
+	m.wake()
+	if m.cfg.OnApply != nil {
 		for _, e := range effects {
-			m.onApply(e.out, e.sender)
+			m.cfg.OnApply(e.out, e.sender)
 		}
 	}
 	return answers
 }
 
-func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
+func (m *Machine) applyOne(l *raft.Log, effects *[]effect) any {
 	switch {
 	case m.halted != nil:
 		return m.halted
@@ -102,7 +114,7 @@ func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
 		return nil
 	}
 	cmd, err := registry.DecodeCommand(l.Data)
-	var out registry.Outcome
+	var out ledger.Outcome
 	if err == nil {
 		out = m.state.Apply(cmd)
 		if errors.Is(out.Err, controlplane.ErrUnknownEntry) {
@@ -112,7 +124,7 @@ func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
 	if err != nil {
 		// To go on without it would fork this copy from the others.
 		m.halted = fmt.Errorf("quorum: entry %d of the raft log cannot be applied: %w", l.Index, err)
-		m.fatal(m.halted)
+		m.cfg.Fatal(m.halted)
 		return m.halted
 	}
 	m.at = image.Mark{Applied: l.Index, Term: l.Term}
@@ -124,7 +136,7 @@ func (m *machine) applyOne(l *raft.Log, effects *[]effect) any {
 }
 
 // senderOf is the epoch whose home made the command.
-func senderOf(cmd *registry.Command, out *registry.Outcome) controlplane.Epoch {
+func senderOf(cmd *registry.Command, out *ledger.Outcome) controlplane.Epoch {
 	switch {
 	case cmd.Take != nil:
 		return cmd.Take.Epoch
@@ -134,15 +146,15 @@ func senderOf(cmd *registry.Command, out *registry.Outcome) controlplane.Epoch {
 	return cmd.Sender
 }
 
-// view calls f with the state, which must not be kept.
-func (m *machine) view(f func(*registry.State)) {
+// View calls f with the state, which must not be kept. It holds up Apply.
+func (m *Machine) View(f func(*ledger.State)) {
 	m.mu.RLock()
 	defer m.mu.RUnlock()
 	f(m.state)
 }
 
-// wait returns once the shard is at or past point.
-func (m *machine) wait(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error {
+// Wait returns once the shard is at or past point.
+func (m *Machine) Wait(ctx context.Context, shard controlplane.Shard, point controlplane.Point) error {
 	err := m.until(ctx, func() bool {
 		info, _ := m.state.Shard(shard)
 		return info.Last.Compare(point) >= 0
@@ -153,8 +165,30 @@ func (m *machine) wait(ctx context.Context, shard controlplane.Shard, point cont
 	return nil
 }
 
+// Reach returns once the entry at index is applied.
+func (m *Machine) Reach(ctx context.Context, index uint64) error {
+	return m.until(ctx, func() bool { return m.at.Applied >= index })
+}
+
+// Mark is the last entry applied.
+func (m *Machine) Mark() image.Mark {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.at
+}
+
+// Saved is the last entry that the image holds.
+func (m *Machine) Saved() image.Mark { return m.image.Mark() }
+
+// Freeze returns the state, which is the caller's, and the last entry in it.
+func (m *Machine) Freeze() (*ledger.State, image.Mark) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.state.Clone(), m.at
+}
+
 // until returns once reached, which is called with mu held, says so.
-func (m *machine) until(ctx context.Context, reached func() bool) error {
+func (m *Machine) until(ctx context.Context, reached func() bool) error {
 	for {
 		m.mu.Lock()
 		if reached() {
@@ -179,14 +213,14 @@ func (m *machine) until(ctx context.Context, reached func() bool) error {
 	}
 }
 
-// flush makes the image hold all that was applied before the call.
-func (m *machine) flush() error {
+// Flush makes the image hold all that was applied before the call.
+func (m *Machine) Flush() error {
 	m.imageMu.Lock()
 	defer m.imageMu.Unlock()
 	return m.flushLocked()
 }
 
-func (m *machine) flushLocked() error {
+func (m *Machine) flushLocked() error {
 	m.mu.Lock()
 	d, at := m.dirty, m.at
 	m.dirty = image.NewDirty()
@@ -195,20 +229,20 @@ func (m *machine) flushLocked() error {
 	if at == m.image.Mark() {
 		return nil
 	}
-	stop := m.metrics.timeFlush()
+	start := time.Now()
 	if err := m.image.Flush(d, state, at); err != nil {
 		m.mu.Lock()
 		m.dirty.Merge(d)
 		m.mu.Unlock()
 		return fmt.Errorf("quorum: %w", err)
 	}
-	stop()
+	m.cfg.Flushed(time.Since(start))
 	return nil
 }
 
 // Snapshot implements raft.FSM: it brings the image up to date, so that raft
 // may cut the log behind it, and keeps a view of it open.
-func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+func (m *Machine) Snapshot() (raft.FSMSnapshot, error) {
 	m.mu.RLock()
 	halted := m.halted
 	m.mu.RUnlock()
@@ -230,15 +264,18 @@ func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
 type snapshot struct{ *image.View }
 
 // Persist implements raft.FSMSnapshot.
-func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if err := s.Dump(sink); err != nil {
+func (s snapshot) Persist(sink raft.SnapshotSink) error { return Persist(s.View, sink) }
+
+// Persist writes a snapshot of the image, as Restore reads it, and closes the sink.
+func Persist(view *image.View, sink raft.SnapshotSink) error {
+	if err := view.Dump(sink); err != nil {
 		return errors.Join(fmt.Errorf("quorum: write a snapshot: %w", err), sink.Cancel())
 	}
 	return sink.Close()
 }
 
 // Restore implements raft.FSM: the snapshot becomes image and state.
-func (m *machine) Restore(r io.ReadCloser) error {
+func (m *Machine) Restore(r io.ReadCloser) error {
 	m.imageMu.Lock()
 	defer m.imageMu.Unlock()
 	m.mu.RLock()
@@ -249,7 +286,7 @@ func (m *machine) Restore(r io.ReadCloser) error {
 		return fmt.Errorf("quorum: %w", err)
 	}
 	m.life.Store(m.image.Life())
-	out := registry.Outcome{Points: state.Position(), Reports: state.Reports()}
+	out := ledger.Outcome{Points: state.Position(), Reports: state.Reports()}
 	m.mu.Lock()
 	seen := make(map[controlplane.Shard]struct{})
 	for _, info := range append(m.state.Shards(), state.Shards()...) {
@@ -262,18 +299,51 @@ func (m *machine) Restore(r io.ReadCloser) error {
 	close(m.advanced)
 	m.advanced = make(chan struct{})
 	m.mu.Unlock()
-	if m.onApply != nil && len(out.Reset) > 0 {
-		m.onApply(out, controlplane.Epoch{})
+	if m.cfg.OnApply != nil && len(out.Reset) > 0 {
+		m.cfg.OnApply(out, controlplane.Epoch{})
 	}
-	if w, ok := r.(raft.ReadCloserWrapper); ok {
-		if s, ok := w.WrappedReadCloser().(snapshotReader); ok && m.installed != nil {
-			m.installed(s.meta)
-		}
-	}
+	m.cfg.Restored(r)
 	return nil
 }
 
-func (m *machine) close() error {
+// Begin makes this copy one of another life of the region.
+func (m *Machine) Begin(life uint64) error {
+	m.imageMu.Lock()
+	defer m.imageMu.Unlock()
+	if err := m.image.Begin(life); err != nil {
+		return fmt.Errorf("quorum: %w", err)
+	}
+	m.life.Store(life)
+	return nil
+}
+
+// Life is which life of the region this copy belongs to; 0 is the first.
+func (m *Machine) Life() uint64 { return m.life.Load() }
+
+// CatchUp makes this copy what the snapshot that open opens holds, if that is
+// ahead of it.
+func (m *Machine) CatchUp(open func() (io.ReadCloser, error)) error {
+	r, err := open()
+	if err != nil {
+		return err
+	}
+	// A snapshot's index counts entries that no image sees, such as barriers, so
+	// its own summary decides.
+	mark, err := m.image.DumpMark(r)
+	if err := errors.Join(err, r.Close()); err != nil {
+		return err
+	}
+	if mark.Applied <= m.Mark().Applied {
+		return nil
+	}
+	if r, err = open(); err != nil {
+		return err
+	}
+	return errors.Join(m.Restore(r), r.Close())
+}
+
+// Close releases the image, as far as it was flushed.
+func (m *Machine) Close() error {
 	m.imageMu.Lock()
 	defer m.imageMu.Unlock()
 	return m.image.Close()

@@ -1,4 +1,6 @@
-package quorum
+// Package raftlog lets raft and its log speak through slog. What they say may
+// not enter, but for how often it is worth saying.
+package raftlog
 
 import (
 	"context"
@@ -13,11 +15,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// raftLogger lets raft and its log speak through slog. What raft calls info is
-// of interest only to whoever debugs an election, so it becomes debug. A peer
-// that is down makes raft complain several times a second: above debug, each
-// kind of message appears once per repeatAfter.
-type raftLogger struct {
+type logger struct {
 	to   *slog.Logger
 	name string
 	args []any
@@ -26,11 +24,15 @@ type raftLogger struct {
 
 const repeatAfter = 5 * time.Second
 
-func newRaftLogger(to *slog.Logger) *raftLogger { return &raftLogger{to: to, said: new(sync.Map)} }
+// New returns a logger that speaks to to. What raft calls info is of interest
+// only to whoever debugs an election, so it becomes debug. A peer that is down
+// makes raft complain several times a second: above debug, each kind of message
+// appears once per 5 s.
+func New(to *slog.Logger) hclog.Logger { return &logger{to: to, said: new(sync.Map)} }
 
-var _ hclog.Logger = (*raftLogger)(nil)
+var _ hclog.Logger = (*logger)(nil)
 
-func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
+func (l *logger) Log(level hclog.Level, msg string, args ...any) {
 	at := slog.LevelDebug
 	switch level {
 	case hclog.Warn:
@@ -67,42 +69,42 @@ func (l *raftLogger) Log(level hclog.Level, msg string, args ...any) {
 	l.to.Log(context.Background(), at, "raft: "+msg, shown...)
 }
 
-func (l *raftLogger) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }
-func (l *raftLogger) Debug(msg string, args ...any) { l.Log(hclog.Debug, msg, args...) }
-func (l *raftLogger) Info(msg string, args ...any)  { l.Log(hclog.Info, msg, args...) }
-func (l *raftLogger) Warn(msg string, args ...any)  { l.Log(hclog.Warn, msg, args...) }
-func (l *raftLogger) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args...) }
+func (l *logger) Trace(msg string, args ...any) { l.Log(hclog.Trace, msg, args...) }
+func (l *logger) Debug(msg string, args ...any) { l.Log(hclog.Debug, msg, args...) }
+func (l *logger) Info(msg string, args ...any)  { l.Log(hclog.Info, msg, args...) }
+func (l *logger) Warn(msg string, args ...any)  { l.Log(hclog.Warn, msg, args...) }
+func (l *logger) Error(msg string, args ...any) { l.Log(hclog.Error, msg, args...) }
 
-func (l *raftLogger) enabled(at slog.Level) bool { return l.to.Enabled(context.Background(), at) }
+func (l *logger) enabled(at slog.Level) bool { return l.to.Enabled(context.Background(), at) }
 
-func (l *raftLogger) IsTrace() bool { return false }
-func (l *raftLogger) IsDebug() bool { return l.enabled(slog.LevelDebug) }
-func (l *raftLogger) IsInfo() bool  { return l.enabled(slog.LevelDebug) }
-func (l *raftLogger) IsWarn() bool  { return l.enabled(slog.LevelInfo) }
-func (l *raftLogger) IsError() bool { return l.enabled(slog.LevelWarn) }
+func (l *logger) IsTrace() bool { return false }
+func (l *logger) IsDebug() bool { return l.enabled(slog.LevelDebug) }
+func (l *logger) IsInfo() bool  { return l.enabled(slog.LevelDebug) }
+func (l *logger) IsWarn() bool  { return l.enabled(slog.LevelInfo) }
+func (l *logger) IsError() bool { return l.enabled(slog.LevelWarn) }
 
-func (l *raftLogger) ImpliedArgs() []any { return l.args }
-func (l *raftLogger) Name() string       { return l.name }
+func (l *logger) ImpliedArgs() []any { return l.args }
+func (l *logger) Name() string       { return l.name }
 
-func (l *raftLogger) With(args ...any) hclog.Logger {
-	return &raftLogger{to: l.to.With(args...), name: l.name, said: l.said, args: append(l.args[:len(l.args):len(l.args)], args...)}
+func (l *logger) With(args ...any) hclog.Logger {
+	return &logger{to: l.to.With(args...), name: l.name, said: l.said, args: append(l.args[:len(l.args):len(l.args)], args...)}
 }
 
-func (l *raftLogger) Named(name string) hclog.Logger {
-	return &raftLogger{to: l.to, name: name, args: l.args, said: l.said}
+func (l *logger) Named(name string) hclog.Logger {
+	return &logger{to: l.to, name: name, args: l.args, said: l.said}
 }
-func (l *raftLogger) ResetNamed(name string) hclog.Logger { return l.Named(name) }
+func (l *logger) ResetNamed(name string) hclog.Logger { return l.Named(name) }
 
-func (l *raftLogger) SetLevel(hclog.Level)  {}
-func (l *raftLogger) GetLevel() hclog.Level { return hclog.Debug }
+func (l *logger) SetLevel(hclog.Level)  {}
+func (l *logger) GetLevel() hclog.Level { return hclog.Debug }
 
-func (l *raftLogger) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {
+func (l *logger) StandardLogger(*hclog.StandardLoggerOptions) *log.Logger {
 	return log.New(l.StandardWriter(nil), "", 0)
 }
 
-func (l *raftLogger) StandardWriter(*hclog.StandardLoggerOptions) io.Writer { return lineWriter{l} }
+func (l *logger) StandardWriter(*hclog.StandardLoggerOptions) io.Writer { return lineWriter{l} }
 
-type lineWriter struct{ to *raftLogger }
+type lineWriter struct{ to *logger }
 
 func (w lineWriter) Write(p []byte) (int, error) {
 	w.to.Debug(string(p))

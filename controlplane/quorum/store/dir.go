@@ -1,4 +1,4 @@
-package quorum
+package store
 
 import (
 	"encoding/json"
@@ -17,42 +17,44 @@ import (
 const (
 	nameOwner = "owner.json" // whose directory this is
 	nameLock  = "lock"       // held while a process uses the directory
-	nameImage = "image.db"   // durable image of the registry
 	nameLog   = "log"        // raft-wal segments, its votes and terms
 	nameTail  = "log.tail"   // witness of the log's end
-	nameProbe = "probe"      // written by the disk watchdog
+	nameProbe = "probe"      // written by the watchdog
 )
 
-// owner says which node a directory belongs to. It is written once.
-type owner struct {
+// Owner says which node a directory belongs to. It is written once.
+type Owner struct {
 	Format  int    `json:"format"` // 1
 	Cluster string `json:"cluster"`
 	Region  string `json:"region"`
 	Node    string `json:"node"`
 }
 
-func (o owner) String() string {
+// String names it.
+func (o Owner) String() string {
 	return fmt.Sprintf("cluster %q, region %q, node %q", o.Cluster, o.Region, o.Node)
 }
 
-// claimDir makes dir if need be, locks it against other processes, and checks
-// or records that it is want's. The returned file holds the lock until closed.
-func claimDir(dir string, want owner) (*os.File, error) {
+// Claim makes dir if need be, locks it against other processes, and checks or
+// records that it is want's. The returned file holds the lock until closed. A
+// directory that has the log, or any of the named files, but no owner is refused.
+func Claim(dir string, want Owner, named ...string) (*os.File, error) {
 	want.Format = 1
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("quorum: data directory: %w", image.DiskError(err))
 	}
-	lock, err := lockDir(dir)
+	lock, err := Lock(dir)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkOwner(dir, want); err != nil {
+	if err := checkOwner(dir, want, named); err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
 	return lock, nil
 }
 
-func lockDir(dir string) (*os.File, error) {
+// Lock locks a node's directory against other processes until the file is closed.
+func Lock(dir string) (*os.File, error) {
 	lock, err := os.OpenFile(filepath.Join(dir, nameLock), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("quorum: data directory: %w", image.DiskError(err))
@@ -67,26 +69,26 @@ func lockDir(dir string) (*os.File, error) {
 	return lock, nil
 }
 
-func checkOwner(dir string, want owner) error {
-	path := filepath.Join(dir, nameOwner)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return createOwner(dir, want)
-	}
-	if err != nil {
-		return fmt.Errorf("quorum: data directory: %w", err)
-	}
-	got, err := parseOwner(path, text)
-	if err != nil {
+func checkOwner(dir string, want Owner, named []string) error {
+	got, err := ReadOwner(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return createOwner(dir, want, named)
+	case err != nil:
 		return err
-	}
-	if got != want {
+	case got != want:
 		return fmt.Errorf("quorum: %s is the directory of %s, not of %s: %w", dir, got, want, controlplane.ErrWrongCluster)
 	}
 	return nil
 }
 
-func parseOwner(path string, text []byte) (own owner, err error) {
+// ReadOwner says whose directory it is.
+func ReadOwner(dir string) (own Owner, err error) {
+	path := filepath.Join(dir, nameOwner)
+	text, err := os.ReadFile(path)
+	if err != nil {
+		return own, fmt.Errorf("quorum: %s is no node's directory: %w", dir, err)
+	}
 	if err := json.Unmarshal(text, &own); err != nil || own.Format != 1 {
 		return own, fmt.Errorf("quorum: %s is damaged or of another version: restore it, it says whose directory this is", path)
 	}
@@ -95,8 +97,8 @@ func parseOwner(path string, text []byte) (own owner, err error) {
 
 // createOwner writes the file of a fresh directory. One that holds anything
 // else of ours lost its owner, and is refused.
-func createOwner(dir string, want owner) error {
-	for _, name := range []string{nameImage, nameLog} {
+func createOwner(dir string, want Owner, named []string) error {
+	for _, name := range append(named, nameLog) {
 		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
 			return fmt.Errorf("quorum: %s holds data but no %s: restore that file, it says whose directory this is", dir, nameOwner)
 		}
@@ -105,14 +107,14 @@ func createOwner(dir string, want owner) error {
 	if err != nil {
 		return fmt.Errorf("quorum: data directory: %w", err)
 	}
-	if err := writeFileSync(filepath.Join(dir, nameOwner), append(text, '\n')); err != nil {
+	if err := WriteFile(filepath.Join(dir, nameOwner), append(text, '\n')); err != nil {
 		return fmt.Errorf("quorum: data directory: %w", image.DiskError(err))
 	}
 	return nil
 }
 
-// writeFileSync replaces path by data, whole or not at all.
-func writeFileSync(path string, data []byte) error {
+// WriteFile replaces path by data, whole or not at all, durably.
+func WriteFile(path string, data []byte) error {
 	tmp := path + ".new"
 	f, err := os.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {

@@ -1,29 +1,19 @@
-package quorum
+package store
 
-import (
-	"io"
+import "github.com/hashicorp/raft"
 
-	"github.com/hashicorp/raft"
-)
-
-// snapshotReader knows what it reads, which raft does not tell Restore.
-type snapshotReader struct {
-	io.ReadCloser
-	meta *raft.SnapshotMeta
-}
-
-// installed is told of a snapshot from the leader that is in place. Raft will
+// Installed is told of a snapshot from the leader that is in place. Raft will
 // call DeleteRange for the whole log next.
-func (l *sealedLog) installed(meta *raft.SnapshotMeta) {
-	l.follows(meta)
+func (l *Log) Installed(meta *raft.SnapshotMeta) {
+	l.Follows(meta)
 	l.stateMu.Lock()
 	l.install = meta
 	l.stateMu.Unlock()
 }
 
-// follows is told of the newest snapshot. Its last entry may be gone from the
+// Follows is told of the newest snapshot. Its last entry may be gone from the
 // log, and a leader asks for that entry's term before it sends what follows.
-func (l *sealedLog) follows(meta *raft.SnapshotMeta) {
+func (l *Log) Follows(meta *raft.SnapshotMeta) {
 	l.stateMu.Lock()
 	l.base = raft.Log{Index: meta.Index, Term: meta.Term, Type: raft.LogNoop}
 	l.stateMu.Unlock()
@@ -31,7 +21,7 @@ func (l *sealedLog) follows(meta *raft.SnapshotMeta) {
 
 // snapshotEnd stands for the last entry of the newest snapshot. Only its index
 // and term are asked for: a leader sends no entry whose predecessor is gone.
-func (l *sealedLog) snapshotEnd(index uint64, into *raft.Log) bool {
+func (l *Log) snapshotEnd(index uint64, into *raft.Log) bool {
 	l.stateMu.Lock()
 	defer l.stateMu.Unlock()
 	if index < 2 || index != l.base.Index {
@@ -41,9 +31,9 @@ func (l *sealedLog) snapshotEnd(index uint64, into *raft.Log) bool {
 	return true
 }
 
-// continues reports whether the log, from first to last, goes on where the
+// Continues reports whether the log, from first to last, goes on where the
 // snapshot ends.
-func (l *sealedLog) continues(meta *raft.SnapshotMeta, first, last uint64) bool {
+func (l *Log) Continues(meta *raft.SnapshotMeta, first, last uint64) bool {
 	if first > meta.Index || last < meta.Index {
 		return last >= meta.Index
 	}
@@ -56,11 +46,11 @@ func (l *sealedLog) continues(meta *raft.SnapshotMeta, first, last uint64) bool 
 // beyond the snapshot: it would claim them in elections, and refuse what
 // follows the snapshot. So entries that continue it stay, which is as good; if
 // others are to go, the node must restart once they are gone.
-func (l *sealedLog) afterInstall(meta *raft.SnapshotMeta, lo, hi uint64) (keep, restart bool) {
+func (l *Log) afterInstall(meta *raft.SnapshotMeta, lo, hi uint64) (keep, restart bool) {
 	switch {
 	case meta == nil || hi < meta.Index:
 		return false, false
-	case l.continues(meta, lo, hi):
+	case l.Continues(meta, lo, hi):
 		return true, false
 	}
 	return false, hi > meta.Index

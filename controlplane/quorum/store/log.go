@@ -1,7 +1,6 @@
-package quorum
+package store
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -28,11 +27,11 @@ const (
 	sealMax  = 1 << 31 // messages under one data key, half of seal.BoxLimit
 )
 
-// sealedLog is raft's log and stable store: raft-wal, with every payload
+// Log is raft's log and stable store: raft-wal, with every payload
 // sealed and bound to its index, term and type, and every vote bound to its
 // key. The wal takes a damaged tail for a torn write and drops it; the witness
 // beside it remembers how far the log had got, so that such a loss is noticed.
-type sealedLog struct {
+type Log struct {
 	dir, tailPath string
 	context       string
 	sealer        *seal.Sealer
@@ -66,38 +65,38 @@ type sealedLog struct {
 }
 
 var (
-	_ raft.LogStore          = (*sealedLog)(nil)
-	_ raft.StableStore       = (*sealedLog)(nil)
-	_ raft.MonotonicLogStore = (*sealedLog)(nil)
+	_ raft.LogStore          = (*Log)(nil)
+	_ raft.StableStore       = (*Log)(nil)
+	_ raft.MonotonicLogStore = (*Log)(nil)
 )
 
-// appendError is a failed append. If tried is false nothing reached the disk.
-type appendError struct {
-	tried bool
+// AppendError is a failed append. If Tried is false nothing reached the disk.
+type AppendError struct {
+	Tried bool
 	cause error
 }
 
-func (e *appendError) Error() string { return "append to the log: " + e.cause.Error() }
-func (e *appendError) Unwrap() error { return e.cause }
+func (e *AppendError) Error() string { return "append to the log: " + e.cause.Error() }
+func (e *AppendError) Unwrap() error { return e.cause }
 
-// damage is the answer to anything in the log that should not be as it is.
-func (l *sealedLog) damage(format string, args ...any) error {
+// Damage is the answer to anything in the log that should not be as it is.
+func (l *Log) Damage(format string, args ...any) error {
 	return fmt.Errorf("quorum: the raft log in %s is damaged: %w: while the other nodes of the region have a leader, move this node's whole directory away and start it again; it copies everything from them",
 		l.dir, fmt.Errorf(format, args...))
 }
 
-// openLog opens or creates the log and reads all of it once, so that damage is
+// OpenLog opens or creates the log and reads all of it once, so that damage is
 // named here and not met later.
-func openLog(cfg *Config, vfs types.VFS, fatal func(error)) (l *sealedLog, err error) {
-	l = &sealedLog{
+func OpenLog(cfg Config) (l *Log, err error) {
+	l = &Log{
 		dir:         filepath.Join(cfg.Dir, nameLog),
 		tailPath:    filepath.Join(cfg.Dir, nameTail),
 		context:     fmt.Sprintf("quorum/log/%s/%s", cfg.Cluster, cfg.Region),
 		sealer:      cfg.Sealer,
-		logger:      newRaftLogger(cfg.Logger),
-		vfs:         vfs,
-		fatal:       fatal,
-		segmentSize: cfg.Tunables.SegmentBytes,
+		logger:      cfg.Logger,
+		vfs:         cfg.Files,
+		fatal:       cfg.Fatal,
+		segmentSize: cfg.SegmentBytes,
 		boxes:       make(map[string]*seal.Box),
 	}
 	if l.vfs == nil {
@@ -121,15 +120,15 @@ func openLog(cfg *Config, vfs types.VFS, fatal func(error)) (l *sealedLog, err e
 	return l, nil
 }
 
-func (l *sealedLog) openWAL() (w *wal.WAL, err error) {
+func (l *Log) openWAL() (w *wal.WAL, err error) {
 	// Its meta file is a bbolt file, which panics on some kinds of damage.
 	defer func() {
 		if r := recover(); r != nil {
-			err = l.damage("%v", r)
+			err = l.Damage("%v", r)
 		}
 	}()
 	if err := image.CheckPages(filepath.Join(l.dir, metadb.FileName)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, l.damage("%s: %w", metadb.FileName, err)
+		return nil, l.Damage("%s: %w", metadb.FileName, err)
 	}
 	if err = l.finishRotation(); err == nil {
 		w, err = wal.Open(l.dir,
@@ -141,27 +140,27 @@ func (l *sealedLog) openWAL() (w *wal.WAL, err error) {
 		return nil, fmt.Errorf("quorum: raft log in %s: %w", l.dir, image.DiskError(err))
 	}
 	if err != nil {
-		return nil, l.damage("%w", err)
+		return nil, l.Damage("%w", err)
 	}
 	return w, nil
 }
 
 // verify reads the witness and every entry.
-func (l *sealedLog) verify() error {
+func (l *Log) verify() error {
 	first, err := l.wal.FirstIndex()
 	if err != nil {
-		return l.damage("%w", err)
+		return l.Damage("%w", err)
 	}
 	last, err := l.wal.LastIndex()
 	if err != nil {
-		return l.damage("%w", err)
+		return l.Damage("%w", err)
 	}
 	mark, err := readTail(l.tail)
 	if err != nil {
-		return l.damage("%s: %w", l.tailPath, err)
+		return l.Damage("%s: %w", l.tailPath, err)
 	}
 	if last < mark {
-		return l.damage("it ends at entry %d, but had been written up to %d", last, mark)
+		return l.Damage("it ends at entry %d, but had been written up to %d", last, mark)
 	}
 	var entry raft.Log
 	for i := first; i <= last && last > 0; i++ {
@@ -173,86 +172,25 @@ func (l *sealedLog) verify() error {
 	return writeTail(l.tail, last)
 }
 
-func (l *sealedLog) newBox() error {
-	box, header, err := l.sealer.NewBox(l.context)
-	if err != nil {
-		return fmt.Errorf("quorum: raft log: %w", err)
-	}
-	l.box, l.seals = box, 0
-	l.header = append(binary.BigEndian.AppendUint16(nil, uint16(len(header))), header...)
-	return nil
-}
-
-// seal returns header and sealed payload in one slice.
-func (l *sealedLog) seal(plain, aad []byte) ([]byte, error) {
-	if l.seals++; l.seals > sealMax {
-		if err := l.newBox(); err != nil {
-			return nil, err
-		}
-	}
-	out := make([]byte, len(l.header), len(l.header)+len(plain)+seal.BoxOverhead)
-	copy(out, l.header)
-	return l.box.Seal(out, plain, aad), nil
-}
-
-func (l *sealedLog) open(sealed, aad []byte) ([]byte, error) {
-	if len(sealed) < 2 || len(sealed) < 2+int(binary.BigEndian.Uint16(sealed)) {
-		return nil, seal.ErrTruncated
-	}
-	header, rest := sealed[2:2+binary.BigEndian.Uint16(sealed)], sealed[2+binary.BigEndian.Uint16(sealed):]
-	box, err := l.boxFor(header)
-	if err != nil {
-		return nil, err
-	}
-	return box.Open(nil, rest, aad)
-}
-
-func (l *sealedLog) boxFor(header []byte) (*seal.Box, error) {
-	l.boxesMu.Lock()
-	defer l.boxesMu.Unlock()
-	if box, ok := l.boxes[string(header)]; ok {
-		return box, nil
-	}
-	box, rest, err := l.sealer.OpenBox(header, l.context)
-	if err != nil {
-		return nil, err
-	}
-	if len(rest) != 0 {
-		return nil, seal.ErrTampered
-	}
-	if len(l.boxes) >= 64 {
-		clear(l.boxes)
-	}
-	l.boxes[string(header)] = box
-	return box, nil
-}
-
-func entryAAD(e *raft.Log) []byte {
-	aad := make([]byte, 0, 17)
-	aad = binary.BigEndian.AppendUint64(aad, e.Index)
-	aad = binary.BigEndian.AppendUint64(aad, e.Term)
-	return append(aad, byte(e.Type))
-}
-
 // IsMonotonic tells raft that the log has no gaps.
-func (l *sealedLog) IsMonotonic() bool { return true }
+func (l *Log) IsMonotonic() bool { return true }
 
 // FirstIndex implements raft.LogStore.
-func (l *sealedLog) FirstIndex() (uint64, error) {
+func (l *Log) FirstIndex() (uint64, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.wal.FirstIndex()
 }
 
 // LastIndex implements raft.LogStore.
-func (l *sealedLog) LastIndex() (uint64, error) {
+func (l *Log) LastIndex() (uint64, error) {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
 	return l.wal.LastIndex()
 }
 
 // GetLog implements raft.LogStore.
-func (l *sealedLog) GetLog(index uint64, into *raft.Log) error {
+func (l *Log) GetLog(index uint64, into *raft.Log) error {
 	l.cacheMu.RLock()
 	hit := l.cache[index%logCache]
 	l.cacheMu.RUnlock()
@@ -265,7 +203,7 @@ func (l *sealedLog) GetLog(index uint64, into *raft.Log) error {
 	return l.read(index, into)
 }
 
-func (l *sealedLog) read(index uint64, into *raft.Log) error {
+func (l *Log) read(index uint64, into *raft.Log) error {
 	if err := l.wal.GetLog(index, into); err != nil {
 		if errors.Is(err, wal.ErrNotFound) {
 			if l.snapshotEnd(index, into) {
@@ -273,35 +211,35 @@ func (l *sealedLog) read(index uint64, into *raft.Log) error {
 			}
 			return raft.ErrLogNotFound
 		}
-		return l.damage("entry %d: %w", index, err)
+		return l.Damage("entry %d: %w", index, err)
 	}
 	if into.Index != index {
-		return l.damage("entry %d sits where entry %d belongs", into.Index, index)
+		return l.Damage("entry %d sits where entry %d belongs", into.Index, index)
 	}
 	plain, err := l.open(into.Data, entryAAD(into))
 	if err != nil {
-		return l.damage("entry %d: %w", index, err)
+		return l.Damage("entry %d: %w", index, err)
 	}
 	into.Data = plain
 	return nil
 }
 
 // StoreLog implements raft.LogStore.
-func (l *sealedLog) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
+func (l *Log) StoreLog(entry *raft.Log) error { return l.StoreLogs([]*raft.Log{entry}) }
 
 // StoreLogs implements raft.LogStore. It returns once the entries are durable.
-func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
+func (l *Log) StoreLogs(entries []*raft.Log) error {
 	if len(entries) == 0 {
 		return nil
 	}
 	sealed := make([]*raft.Log, len(entries))
 	for i, e := range entries {
 		if len(e.Extensions) > 0 {
-			return &appendError{cause: fmt.Errorf("entry %d: %w: it has extensions", e.Index, controlplane.ErrUnknownEntry)}
+			return &AppendError{cause: fmt.Errorf("entry %d: %w: it has extensions", e.Index, controlplane.ErrUnknownEntry)}
 		}
 		data, err := l.seal(e.Data, entryAAD(e))
 		if err != nil {
-			return &appendError{cause: err}
+			return &AppendError{cause: err}
 		}
 		sealed[i] = &raft.Log{Index: e.Index, Term: e.Term, Type: e.Type, Data: data, AppendedAt: e.AppendedAt}
 	}
@@ -317,11 +255,11 @@ func (l *sealedLog) StoreLogs(entries []*raft.Log) error {
 	return nil
 }
 
-func (l *sealedLog) append(sealed []*raft.Log, end uint64) error {
+func (l *Log) append(sealed []*raft.Log, end uint64) error {
 	l.since.Store(time.Now().UnixNano())
 	defer l.since.Store(0)
 	if err := l.repair(); err != nil {
-		return l.failed(&appendError{cause: image.DiskError(err)})
+		return l.failed(&AppendError{cause: image.DiskError(err)})
 	}
 	l.mu.RLock()
 	err := l.wal.StoreLogs(sealed)
@@ -331,7 +269,7 @@ func (l *sealedLog) append(sealed []*raft.Log, end uint64) error {
 		// The wal only logs that; nothing was written.
 		l.setBroken()
 		if err := l.repair(); err != nil {
-			return l.failed(&appendError{cause: image.DiskError(err)})
+			return l.failed(&AppendError{cause: image.DiskError(err)})
 		}
 		l.mu.RLock()
 		err = l.wal.StoreLogs(sealed)
@@ -339,7 +277,7 @@ func (l *sealedLog) append(sealed []*raft.Log, end uint64) error {
 	}
 	if err != nil {
 		l.setBroken()
-		return l.failed(&appendError{tried: true, cause: image.DiskError(err)})
+		return l.failed(&AppendError{Tried: true, cause: image.DiskError(err)})
 	}
 	l.stateMu.Lock()
 	l.end, l.full = end, nil
@@ -351,7 +289,7 @@ func (l *sealedLog) append(sealed []*raft.Log, end uint64) error {
 	return nil
 }
 
-func (l *sealedLog) failed(err *appendError) error {
+func (l *Log) failed(err *AppendError) error {
 	l.stateMu.Lock()
 	defer l.stateMu.Unlock()
 	if image.IsFull(err) {
@@ -363,14 +301,14 @@ func (l *sealedLog) failed(err *appendError) error {
 	return err
 }
 
-func (l *sealedLog) setBroken() {
+func (l *Log) setBroken() {
 	l.stateMu.Lock()
 	l.broken = true
 	l.stateMu.Unlock()
 }
 
-// fullDisk says why the last append failed, if for want of space.
-func (l *sealedLog) fullDisk() error {
+// FullDisk says why the last append failed, if for want of space; nil if not.
+func (l *Log) FullDisk() error {
 	l.stateMu.Lock()
 	defer l.stateMu.Unlock()
 	return l.full
@@ -378,7 +316,7 @@ func (l *sealedLog) fullDisk() error {
 
 // repair reopens the wal after a failed append, once there is room again, and
 // takes back whatever of that append reached the disk: raft was told it failed.
-func (l *sealedLog) repair() error {
+func (l *Log) repair() error {
 	l.stateMu.Lock()
 	broken, end := l.broken, l.end
 	l.stateMu.Unlock()
@@ -401,7 +339,7 @@ func (l *sealedLog) repair() error {
 }
 
 // reopen leaves the log ending at end. mu is held.
-func (l *sealedLog) reopen(end uint64) error {
+func (l *Log) reopen(end uint64) error {
 	if err := l.wal.Close(); err != nil {
 		return err
 	}
@@ -415,7 +353,7 @@ func (l *sealedLog) reopen(end uint64) error {
 	case err != nil:
 		return err
 	case last < end:
-		return l.damage("it ends at entry %d, but had been written up to %d", last, end)
+		return l.Damage("it ends at entry %d, but had been written up to %d", last, end)
 	case last > end:
 		return w.DeleteRange(end+1, last)
 	}
@@ -423,7 +361,7 @@ func (l *sealedLog) reopen(end uint64) error {
 }
 
 // hasRoom tries to allot what the wal will need.
-func (l *sealedLog) hasRoom() error {
+func (l *Log) hasRoom() error {
 	const name = "room"
 	if err := os.Remove(filepath.Join(l.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -437,7 +375,7 @@ func (l *sealedLog) hasRoom() error {
 
 // DeleteRange implements raft.LogStore. When it takes the end of the log away
 // the witness steps back first, durably.
-func (l *sealedLog) DeleteRange(lo, hi uint64) error {
+func (l *Log) DeleteRange(lo, hi uint64) error {
 	l.stateMu.Lock()
 	meta := l.install
 	l.install = nil
@@ -455,7 +393,7 @@ func (l *sealedLog) DeleteRange(lo, hi uint64) error {
 	return nil
 }
 
-func (l *sealedLog) deleteRange(lo, hi uint64) error {
+func (l *Log) deleteRange(lo, hi uint64) error {
 	if err := l.repair(); err != nil {
 		return image.DiskError(err)
 	}
@@ -497,8 +435,16 @@ func (l *sealedLog) deleteRange(lo, hi uint64) error {
 	return nil
 }
 
+// Began is when the write under way began; zero if there is none.
+func (l *Log) Began() time.Time {
+	if since := l.since.Load(); since != 0 {
+		return time.Unix(0, since)
+	}
+	return time.Time{}
+}
+
 // Close releases the files.
-func (l *sealedLog) Close() error {
+func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return errors.Join(l.wal.Close(), l.tail.Close())

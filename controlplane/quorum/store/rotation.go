@@ -1,4 +1,4 @@
-package quorum
+package store
 
 import (
 	"encoding/binary"
@@ -19,7 +19,7 @@ import (
 // closed segment at the end of its log and refuses every append from then on.
 // It also takes the index of an append that was torn for good. finishRotation
 // mends both, before the wal is opened.
-func (l *sealedLog) finishRotation() error {
+func (l *Log) finishRotation() error {
 	meta := new(metadb.BoltMetaDB)
 	state, err := meta.Load(l.dir)
 	if err == nil && len(state.Segments) > 0 {
@@ -30,7 +30,7 @@ func (l *sealedLog) finishRotation() error {
 	return errors.Join(err, meta.Close())
 }
 
-func (l *sealedLog) finishSegment(meta *metadb.BoltMetaDB, state types.PersistentState, tail *types.SegmentInfo) error {
+func (l *Log) finishSegment(meta *metadb.BoltMetaDB, state types.PersistentState, tail *types.SegmentInfo) error {
 	w, err := segment.NewFiler(l.dir, l.vfs).RecoverTail(*tail)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // the wal makes it

@@ -1,4 +1,4 @@
-package quorum
+package store
 
 import (
 	"crypto/sha256"
@@ -15,10 +15,10 @@ import (
 	"ringmain/controlplane/seal"
 )
 
-// snapshotStore is raft's, with what it lacks: its readers know what they read,
+// Snapshots is raft's, with what it lacks: its readers know what they read,
 // and a snapshot's description, which says where it ends and who the region's
 // nodes are, is vouched for. Raft's own checksum covers the content alone.
-type snapshotStore struct {
+type Snapshots struct {
 	raft.SnapshotStore
 	dir     string // of the snapshots
 	context string
@@ -31,12 +31,13 @@ const (
 	nameVoucher = "voucher"   // sealed SHA-256 of it; absent in those of the first release
 )
 
-func openSnapshots(cfg *Config) (snapshotStore, error) {
-	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, 2, newRaftLogger(cfg.Logger))
+// OpenSnapshots opens or creates the snapshots of the directory.
+func OpenSnapshots(cfg Config) (Snapshots, error) {
+	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, 2, cfg.Logger)
 	if err != nil {
-		return snapshotStore{}, fmt.Errorf("quorum: snapshots: %w", image.DiskError(err))
+		return Snapshots{}, fmt.Errorf("quorum: snapshots: %w", image.DiskError(err))
 	}
-	return snapshotStore{
+	return Snapshots{
 		SnapshotStore: files,
 		dir:           filepath.Join(cfg.Dir, "snapshots"),
 		context:       fmt.Sprintf("quorum/snapshot/%s/%s", cfg.Cluster, cfg.Region),
@@ -45,7 +46,7 @@ func openSnapshots(cfg *Config) (snapshotStore, error) {
 }
 
 // Create implements raft.SnapshotStore.
-func (s snapshotStore) Create(v raft.SnapshotVersion, index, term uint64, conf raft.Configuration, confIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
+func (s Snapshots) Create(v raft.SnapshotVersion, index, term uint64, conf raft.Configuration, confIndex uint64, trans raft.Transport) (raft.SnapshotSink, error) {
 	sink, err := s.SnapshotStore.Create(v, index, term, conf, confIndex, trans)
 	if err != nil {
 		return nil, err
@@ -56,7 +57,7 @@ func (s snapshotStore) Create(v raft.SnapshotVersion, index, term uint64, conf r
 // vouchedSink vouches for its snapshot once that is whole.
 type vouchedSink struct {
 	raft.SnapshotSink
-	store snapshotStore
+	store Snapshots
 	done  bool
 }
 
@@ -76,7 +77,7 @@ func (v *vouchedSink) Close() error {
 	return v.store.vouch(v.ID())
 }
 
-func (s snapshotStore) vouch(id string) error {
+func (s Snapshots) vouch(id string) error {
 	text, err := os.ReadFile(filepath.Join(s.dir, id, nameMeta))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // two newer ones have taken its place
@@ -89,12 +90,12 @@ func (s snapshotStore) vouch(id string) error {
 	if err != nil {
 		return err
 	}
-	return image.DiskError(writeFileSync(filepath.Join(s.dir, id, nameVoucher), blob))
+	return image.DiskError(WriteFile(filepath.Join(s.dir, id, nameVoucher), blob))
 }
 
 // List implements raft.SnapshotStore. Its error names a description that is not
 // as it was written.
-func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
+func (s Snapshots) List() ([]*raft.SnapshotMeta, error) {
 	metas, err := s.SnapshotStore.List()
 	if err != nil {
 		return nil, err
@@ -108,7 +109,7 @@ func (s snapshotStore) List() ([]*raft.SnapshotMeta, error) {
 	return metas, nil
 }
 
-func (s snapshotStore) check(id string) error {
+func (s Snapshots) check(id string) error {
 	blob, err := os.ReadFile(filepath.Join(s.dir, id, nameVoucher))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil
@@ -131,10 +132,26 @@ func (s snapshotStore) check(id string) error {
 }
 
 // Open implements raft.SnapshotStore.
-func (s snapshotStore) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+func (s Snapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 	meta, r, err := s.SnapshotStore.Open(id)
 	if err != nil {
 		return nil, nil, err
 	}
-	return meta, snapshotReader{r, meta}, nil
+	return meta, reader{r, meta}, nil
+}
+
+// reader knows what it reads, which raft does not tell Restore.
+type reader struct {
+	io.ReadCloser
+	meta *raft.SnapshotMeta
+}
+
+// MetaOf describes the snapshot that raft has r restored from, if Open gave it.
+func MetaOf(r io.Reader) (*raft.SnapshotMeta, bool) {
+	w, ok := r.(raft.ReadCloserWrapper)
+	if !ok {
+		return nil, false
+	}
+	s, ok := w.WrappedReadCloser().(reader)
+	return s.meta, ok
 }

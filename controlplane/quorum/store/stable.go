@@ -1,4 +1,4 @@
-package quorum
+package store
 
 import (
 	"bytes"
@@ -13,7 +13,7 @@ import (
 )
 
 // Set implements raft.StableStore.
-func (l *sealedLog) Set(key, value []byte) error {
+func (l *Log) Set(key, value []byte) error {
 	box, header, err := l.sealer.NewBox(l.context)
 	if err != nil {
 		return err
@@ -24,7 +24,7 @@ func (l *sealedLog) Set(key, value []byte) error {
 }
 
 // Get implements raft.StableStore; nil for a key never set.
-func (l *sealedLog) Get(key []byte) ([]byte, error) {
+func (l *Log) Get(key []byte) ([]byte, error) {
 	l.mu.RLock()
 	sealed, err := l.wal.Get(key)
 	l.mu.RUnlock()
@@ -33,18 +33,18 @@ func (l *sealedLog) Get(key []byte) ([]byte, error) {
 	}
 	value, err := l.sealer.OpenBlob(l.context, bytes.Clone(sealed), key)
 	if err != nil {
-		return nil, l.damage("%s: %w", key, err)
+		return nil, l.Damage("%s: %w", key, err)
 	}
 	return value, nil
 }
 
 // SetUint64 implements raft.StableStore.
-func (l *sealedLog) SetUint64(key []byte, value uint64) error {
+func (l *Log) SetUint64(key []byte, value uint64) error {
 	return l.Set(key, binary.BigEndian.AppendUint64(nil, value))
 }
 
 // GetUint64 implements raft.StableStore; 0 for a key never set.
-func (l *sealedLog) GetUint64(key []byte) (uint64, error) {
+func (l *Log) GetUint64(key []byte) (uint64, error) {
 	value, err := l.Get(key)
 	switch {
 	case err != nil:
@@ -52,7 +52,7 @@ func (l *sealedLog) GetUint64(key []byte) (uint64, error) {
 	case len(value) == 0:
 		return 0, nil
 	case len(value) != 8:
-		return 0, l.damage("%s has %d bytes", key, len(value))
+		return 0, l.Damage("%s has %d bytes", key, len(value))
 	}
 	return binary.BigEndian.Uint64(value), nil
 }

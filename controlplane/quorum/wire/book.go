@@ -1,26 +1,25 @@
-package quorum
+package wire
 
 import (
 	"errors"
-	"strings"
 	"sync"
 
 	"github.com/hashicorp/raft"
 )
 
-// addressBook says where a node is. The replicated membership decides; what is
+// book says where a node is. The replicated membership decides; what is
 // configured is the first contact, and tried in turn with it for a node that
 // does not answer at its replicated address.
 //
 // Raft is given names instead of addresses, and streams are opened to a node by
 // its name: whoever took over an address must not be taken for the node that
 // had it, since its vote would count twice.
-type addressBook struct {
-	self       Peer
+type book struct {
+	self       raft.ServerID
 	configured map[raft.ServerID]string
 
 	mu      sync.Mutex
-	members func() []raft.Server // the latest membership; nil before raft runs
+	members func(raft.ServerID) string // where the membership has a node; nil before raft runs
 	missed  map[raft.ServerID]string
 	met     map[raft.ServerID]place
 }
@@ -32,17 +31,17 @@ const nodeMark = "node@" // begins a name that raft takes for an address
 
 var errUnknownNode = errors.New("neither the membership nor the configuration says where the node is")
 
-func newAddressBook(cfg *Config) *addressBook {
-	b := &addressBook{self: cfg.self(), configured: make(map[raft.ServerID]string),
+func newBook(cfg *Config) *book {
+	b := &book{self: raft.ServerID(cfg.Node), configured: make(map[raft.ServerID]string),
 		missed: make(map[raft.ServerID]string), met: make(map[raft.ServerID]place)}
-	for _, p := range cfg.Peers {
-		b.configured[raft.ServerID(p.Node)] = p.Addr
+	for node, addr := range cfg.Addrs {
+		b.configured[raft.ServerID(node)] = addr
 	}
 	return b
 }
 
 // follow has the book know the membership from now on.
-func (b *addressBook) follow(members func() []raft.Server) {
+func (b *book) follow(members func(raft.ServerID) string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.members = members
@@ -50,31 +49,26 @@ func (b *addressBook) follow(members func() []raft.Server) {
 
 // ServerAddr implements raft.ServerAddressProvider. Of this node itself raft
 // wants the address, to tell others.
-func (b *addressBook) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
-	if id == raft.ServerID(b.self.Node) {
-		return raft.ServerAddress(b.self.Addr), nil
+func (b *book) ServerAddr(id raft.ServerID) (raft.ServerAddress, error) {
+	if id == b.self {
+		return raft.ServerAddress(b.configured[id]), nil
 	}
 	return raft.ServerAddress(nodeMark + string(id)), nil
 }
 
 // replicated is the node's address in the membership; "" if it is no member.
-func (b *addressBook) replicated(id raft.ServerID) string {
+func (b *book) replicated(id raft.ServerID) string {
 	b.mu.Lock()
 	members := b.members
 	b.mu.Unlock()
 	if members == nil {
 		return ""
 	}
-	for _, s := range members() {
-		if s.ID == id {
-			return plainAddr(s)
-		}
-	}
-	return ""
+	return members(id)
 }
 
 // find is where to dial the node next; "" if nothing is known of it.
-func (b *addressBook) find(id raft.ServerID) string {
+func (b *book) find(id raft.ServerID) string {
 	first, second := b.replicated(id), b.configured[id]
 	if first == "" {
 		return second
@@ -88,7 +82,7 @@ func (b *addressBook) find(id raft.ServerID) string {
 }
 
 // dialled notes whether the node was at addr.
-func (b *addressBook) dialled(id raft.ServerID, addr string, there bool) {
+func (b *book) dialled(id raft.ServerID, addr string, there bool) {
 	replicated := b.replicated(id)
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -102,21 +96,18 @@ func (b *addressBook) dialled(id raft.ServerID, addr string, there bool) {
 	}
 }
 
-// moved is where s answers, if the membership has it elsewhere; "" if not.
-func (b *addressBook) moved(s raft.Server) string {
-	if s.ID == raft.ServerID(b.self.Node) {
-		if b.self.Addr != plainAddr(s) {
-			return b.self.Addr
+// moved is where the node answers, if it is not at replicated; "" if it is.
+func (b *book) moved(id raft.ServerID, replicated string) string {
+	if id == b.self {
+		if at := b.configured[id]; at != replicated {
+			return at
 		}
 		return ""
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if at := b.met[s.ID]; at.replicated == plainAddr(s) {
+	if at := b.met[id]; at.replicated == replicated {
 		return at.addr
 	}
 	return ""
 }
-
-// plainAddr is a member's address without the mark of its role.
-func plainAddr(s raft.Server) string { return strings.TrimPrefix(string(s.Address), readerMark) }

@@ -1,4 +1,4 @@
-package quorum
+package wire
 
 import (
 	"context"
@@ -10,13 +10,13 @@ import (
 	"github.com/hashicorp/raft"
 )
 
-// streamLayer carries raft's streams over connections that others opened and
-// handshaked. It remembers each one, so that cut can end them all at once.
-type streamLayer struct {
+// streams remembers each one, so that cut can end them all at once.
+type streams struct {
 	net.Listener
-	addr net.Addr // what peers know this node by, whatever the listener says
-	dial func(ctx context.Context, node, addr string) (net.Conn, error)
-	book *addressBook
+	addr    net.Addr // what peers know this node by, whatever the listener says
+	dial    func(ctx context.Context, node, addr string) (net.Conn, error)
+	version byte
+	book    *book
 
 	ctx  context.Context //nolint:containedctx // ends with cut: raft's Dial has none
 	stop context.CancelFunc
@@ -30,11 +30,12 @@ type peerAddr string
 func (peerAddr) Network() string  { return "tcp" }
 func (a peerAddr) String() string { return string(a) }
 
-func newStreamLayer(cfg *Config, book *addressBook) *streamLayer {
-	s := &streamLayer{
+func newStreams(cfg *Config, book *book) *streams {
+	s := &streams{
 		Listener: cfg.Listener,
-		addr:     peerAddr(cfg.self().Addr),
+		addr:     peerAddr(cfg.Addrs[cfg.Node]),
 		dial:     cfg.Dial,
+		version:  cfg.Version,
 		book:     book,
 		conns:    make(map[net.Conn]struct{}),
 	}
@@ -43,10 +44,10 @@ func newStreamLayer(cfg *Config, book *addressBook) *streamLayer {
 }
 
 // Addr returns the configured address of this node.
-func (s *streamLayer) Addr() net.Addr { return s.addr }
+func (s *streams) Addr() net.Addr { return s.addr }
 
 // Accept waits for the next stream from a peer.
-func (s *streamLayer) Accept() (net.Conn, error) {
+func (s *streams) Accept() (net.Conn, error) {
 	c, err := s.Listener.Accept()
 	if err != nil {
 		return nil, err
@@ -55,11 +56,11 @@ func (s *streamLayer) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &asked{Conn: kept}, nil
+	return &accepted{Conn: kept, version: s.version}, nil
 }
 
 // Dial opens a stream to the peer that ServerAddr named.
-func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+func (s *streams) Dial(to raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	node, ok := strings.CutPrefix(string(to), nodeMark)
 	if !ok {
 		return nil, dialError{errUnknownNode}
@@ -77,7 +78,7 @@ func (s *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Co
 }
 
 // open dials the node where it is believed to be.
-func (s *streamLayer) open(ctx context.Context, node string) (net.Conn, error) {
+func (s *streams) open(ctx context.Context, node string) (net.Conn, error) {
 	addr := s.book.find(raft.ServerID(node))
 	if addr == "" {
 		return nil, errUnknownNode
@@ -87,7 +88,7 @@ func (s *streamLayer) open(ctx context.Context, node string) (net.Conn, error) {
 	return c, err
 }
 
-func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
+func (s *streams) keep(c net.Conn) (net.Conn, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.conns == nil {
@@ -99,7 +100,7 @@ func (s *streamLayer) keep(c net.Conn) (net.Conn, error) {
 }
 
 // cut ends every stream and refuses new ones: for its peers this node is gone.
-func (s *streamLayer) cut() {
+func (s *streams) cut() {
 	s.stop()
 	s.mu.Lock()
 	conns := s.conns
@@ -113,7 +114,16 @@ func (s *streamLayer) cut() {
 
 type stream struct {
 	net.Conn
-	layer *streamLayer
+	layer *streams
+}
+
+// Write bounds each part of a message. Raft bounds the whole, which for a
+// snapshot may be hours, for as long as its peer is silent.
+func (s *stream) Write(b []byte) (int, error) {
+	if err := s.SetWriteDeadline(time.Now().Add(Timeout)); err != nil {
+		return 0, err
+	}
+	return s.Conn.Write(b)
 }
 
 // Close ends the stream.

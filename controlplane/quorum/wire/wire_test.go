@@ -1,20 +1,26 @@
-package quorum
+package wire
 
 import (
 	"context"
-	"log/slog"
+	"errors"
+	"io"
 	"net"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+
+	"ringmain/internal/testkit/memnet"
 )
 
 // TestKeptStreamsOfARestartedPeer: a message that follows a peer's restart
 // reaches the new process, although the streams kept from before are dead.
 func TestKeptStreamsOfARestartedPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := newMemNet()
+		network := memnet.New()
 		asker, _ := openTransport(network, "asker")
 		defer func() { _ = asker.Close() }()
 		send := func() error {
@@ -23,12 +29,12 @@ func TestKeptStreamsOfARestartedPeer(t *testing.T) {
 		for range 4 {
 			peer, stop := openTransport(network, "peer")
 			// Several at once, so that several streams are kept.
-			sent := make(chan error, keptStreams)
-			for range keptStreams {
+			sent := make(chan error, kept)
+			for range kept {
 				go func() { sent <- send() }()
 			}
 			var held []raft.RPC
-			for range keptStreams {
+			for range kept {
 				select {
 				case rpc := <-peer.Consumer():
 					held = append(held, rpc)
@@ -39,7 +45,7 @@ func TestKeptStreamsOfARestartedPeer(t *testing.T) {
 			for _, rpc := range held {
 				rpc.Respond(&raft.RequestVoteResponse{Granted: true}, nil)
 			}
-			for range keptStreams {
+			for range kept {
 				if err := <-sent; err != nil {
 					t.Error(err)
 				}
@@ -52,12 +58,144 @@ func TestKeptStreamsOfARestartedPeer(t *testing.T) {
 	})
 }
 
-func openTransport(network *memNet, name string) (t *transport, stop func()) {
-	peers := []Peer{{Node: "asker", Addr: "asker"}, {Node: "peer", Addr: "peer"}}
-	cfg := &Config{Node: name, Peers: peers, Listener: network.listen(name)}
-	cfg.Dial = func(ctx context.Context, _, addr string) (net.Conn, error) { return network.dial(ctx, name, addr) }
-	book := newAddressBook(cfg)
-	streams := newStreamLayer(cfg, book)
-	t = newTransport(streams, book, newRaftLogger(slog.New(slog.DiscardHandler)))
-	return t, func() { _ = t.Close(); streams.cut() }
+func openTransport(network *memnet.Net, name string) (t *Transport, stop func()) {
+	t = New(Config{Node: name, Addrs: map[string]string{"asker": "asker", "peer": "peer"},
+		Listener: network.Listen(name),
+		Dial:     func(ctx context.Context, _, addr string) (net.Conn, error) { return network.Dial(ctx, name, addr) },
+		Version:  7, Logger: hclog.NewNullLogger()})
+	return t, func() { _ = t.Close(); t.Cut() }
 }
+
+// TestEntriesWaitForANodeThatIsAway: entries for a node that is away are not
+// tried over and over, but sent once a heartbeat reached it; and they wait no
+// longer than this node leads in their term.
+func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		peer, stopPeer := openTransport(network, "peer")
+		defer stopPeer()
+		go func() {
+			for {
+				select {
+				case rpc := <-peer.Consumer():
+					rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
+				case <-peer.streams.ctx.Done():
+					return
+				}
+			}
+		}()
+		var leads atomic.Bool
+		leads.Store(true)
+		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(term uint64) bool { return leads.Load() && term == 3 })
+		send := func(entries ...*raft.Log) error {
+			return asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: 3, Entries: entries}, new(raft.AppendEntriesResponse))
+		}
+		entry := &raft.Log{Index: 1, Term: 3}
+		network.Set("asker", "peer", memnet.Cut)
+		if err := send(entry); err == nil {
+			t.Fatal("a node that is cut off took entries")
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- send(entry) }()
+		time.Sleep(time.Minute)
+		network.Set("asker", "peer", memnet.Open)
+		time.Sleep(time.Minute)
+		select {
+		case err := <-sent:
+			t.Fatalf("nothing had reached the node, and entries were sent: %v", err)
+		default:
+		}
+		if err := send(); err != nil { // a heartbeat
+			t.Fatal(err)
+		}
+		if err := <-sent; err != nil {
+			t.Error(err)
+		}
+		network.Set("asker", "peer", memnet.Cut)
+		if err := send(entry); err == nil {
+			t.Fatal("a node that is cut off took entries")
+		}
+		go func() { sent <- send(entry) }()
+		time.Sleep(time.Second)
+		leads.Store(false)
+		time.Sleep(2 * lookAgain)
+		select {
+		case err := <-sent:
+			if err == nil {
+				t.Error("a node that is cut off took entries")
+			}
+		default:
+			t.Error("entries of a term that is over still wait")
+		}
+	})
+}
+
+// TestVersionIsAsked: a node says its version; one that is away does not.
+func TestVersionIsAsked(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		_, stopPeer := openTransport(network, "peer")
+		if v, err := asker.Ask(t.Context(), "peer"); v != 7 || err != nil {
+			t.Errorf("it says %d, %v", v, err)
+		}
+		if _, err := asker.Ask(t.Context(), "stranger"); !errors.Is(err, errUnknownNode) {
+			t.Errorf("of a stranger: %v", err)
+		}
+		stopPeer()
+		if _, err := asker.Ask(t.Context(), "peer"); err == nil {
+			t.Error("a node that is away answered")
+		}
+	})
+}
+
+// TestFirstReleaseDoesNotAnswer: a node of the first release takes the question
+// for a raft message that it does not know, and hangs up.
+func TestFirstReleaseDoesNotAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		old := network.Listen("peer")
+		go func() {
+			c, err := old.Accept()
+			if err == nil {
+				_, _ = c.Read(make([]byte, 1))
+				_ = c.Close()
+			}
+		}()
+		if v, err := asker.Ask(t.Context(), "peer"); err == nil {
+			t.Errorf("it says %d", v)
+		}
+	})
+}
+
+// TestSnapshotToASilentPeer: a snapshot of any size ends soon if its receiver
+// takes no more of it.
+func TestSnapshotToASilentPeer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		silent := network.Listen("peer")
+		go func() {
+			if c, err := silent.Accept(); err == nil {
+				_, _ = io.CopyN(io.Discard, c, 1<<20)
+				<-t.Context().Done()
+			}
+		}()
+		start := time.Now()
+		const size = 1 << 30
+		err := asker.InstallSnapshot("peer", "peer", &raft.InstallSnapshotRequest{Size: size}, new(raft.InstallSnapshotResponse), io.LimitReader(zeros{}, size))
+		if took := time.Since(start); err == nil || took > 2*Timeout {
+			t.Errorf("%v after %s", err, took)
+		}
+	})
+}
+
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { return len(p), nil }

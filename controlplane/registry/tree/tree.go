@@ -52,6 +52,20 @@ func New[T any](compare func(a, b T) int, sorted ...T) Tree[T] {
 	return t
 }
 
+// Build sorts the items, in place, and builds a tree from them. Where two of
+// them are equal it returns one of those, and no tree.
+func Build[T any](compare func(a, b T) int, items []T) (t Tree[T], twice *T) {
+	if !slices.IsSortedFunc(items, compare) {
+		slices.SortFunc(items, compare)
+	}
+	for i := 1; i < len(items); i++ {
+		if compare(items[i-1], items[i]) == 0 {
+			return t, &items[i]
+		}
+	}
+	return New(compare, items...), nil
+}
+
 // search returns the index of the first item for which probe is not negative,
 // and whether it is zero there. probe compares an item with what is sought.
 func search[T any](items []T, probe func(T) int) (int, bool) {

@@ -29,6 +29,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // Token is an admin token that every node knows.
@@ -56,7 +57,7 @@ type Region struct {
 	cluster *Cluster
 	queue   chan delayed // entries of other homes, in order
 	mu      sync.Mutex   // guards what is below
-	state   *registry.State
+	state   *ledger.State
 	changed chan struct{} // closed and replaced at each change
 	leader  *Node         // nil = no leader
 }
@@ -106,7 +107,7 @@ func Start(t *testing.T, logs io.Writer, regions []string, options ...Option) *C
 	c.Roots.AppendCertsFromPEM(ca.ServerRoots())
 	for _, spec := range regions {
 		parts := strings.Split(spec+":1", ":")
-		r := &Region{Name: parts[0], Jurisdiction: parts[1], cluster: c, state: registry.New(), changed: make(chan struct{}), queue: make(chan delayed, 1024)}
+		r := &Region{Name: parts[0], Jurisdiction: parts[1], cluster: c, state: ledger.New(), changed: make(chan struct{}), queue: make(chan delayed, 1024)}
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(done)
@@ -266,7 +267,7 @@ func (r *Region) Raise() {
 }
 
 // View implements admin.Store.
-func (n *Node) View(f func(*registry.State)) {
+func (n *Node) View(f func(*ledger.State)) {
 	n.region.mu.Lock()
 	defer n.region.mu.Unlock()
 	f(n.region.state)
@@ -290,9 +291,9 @@ func (n *Node) Leader() (node, addr string, ok bool) {
 }
 
 // ProposeCommand implements admin.Store: it applies cmd to this region's copy.
-func (n *Node) ProposeCommand(_ context.Context, cmd *registry.Command) (registry.Outcome, error) {
+func (n *Node) ProposeCommand(_ context.Context, cmd *registry.Command) (ledger.Outcome, error) {
 	if !n.IsLeader() {
-		return registry.Outcome{}, controlplane.ErrNotLeader
+		return ledger.Outcome{}, controlplane.ErrNotLeader
 	}
 	n.region.mu.Lock()
 	defer n.region.mu.Unlock()
@@ -311,16 +312,16 @@ func (n *Node) Read(context.Context) error {
 func (n *Node) Contact() time.Time { return time.Now() }
 
 // Propose is ProposeLevel of a write that asks for nothing.
-func (n *Node) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (registry.Outcome, error) {
+func (n *Node) Propose(ctx context.Context, shard controlplane.Shard, changes []registry.Change) (ledger.Outcome, error) {
 	return n.ProposeLevel(ctx, shard, 0, changes)
 }
 
 // ProposeLevel implements admin.Store: check, apply, and tell the other members.
-func (n *Node) ProposeLevel(_ context.Context, shard controlplane.Shard, _ registry.Level, changes []registry.Change) (registry.Outcome, error) {
+func (n *Node) ProposeLevel(_ context.Context, shard controlplane.Shard, _ registry.Level, changes []registry.Change) (ledger.Outcome, error) {
 	broken := n.region.cluster.Broken
 	if broken != nil {
 		if err := broken(n.Name, false); err != nil {
-			return registry.Outcome{}, err
+			return ledger.Outcome{}, err
 		}
 	}
 	out, members, err := n.apply(shard, changes)
@@ -346,34 +347,34 @@ func (n *Node) ProposeLevel(_ context.Context, shard controlplane.Shard, _ regis
 	}
 	if broken != nil {
 		if err := broken(n.Name, true); err != nil {
-			return registry.Outcome{}, err
+			return ledger.Outcome{}, err
 		}
 	}
 	return out, nil
 }
 
-func (n *Node) apply(shard controlplane.Shard, changes []registry.Change) (registry.Outcome, []string, error) {
+func (n *Node) apply(shard controlplane.Shard, changes []registry.Change) (ledger.Outcome, []string, error) {
 	r := n.region
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch info, ok := r.state.Shard(shard); {
 	case r.leader == nil:
-		return registry.Outcome{}, nil, controlplane.ErrNoLeader
+		return ledger.Outcome{}, nil, controlplane.ErrNoLeader
 	case r.leader != n:
-		return registry.Outcome{}, nil, controlplane.ErrNotLeader
+		return ledger.Outcome{}, nil, controlplane.ErrNotLeader
 	case ok && info.Home != r.Name:
-		return registry.Outcome{}, nil, controlplane.ErrNotHome
+		return ledger.Outcome{}, nil, controlplane.ErrNotHome
 	}
 	if err := r.state.Check(shard, changes); err != nil {
-		return registry.Outcome{}, nil, err
+		return ledger.Outcome{}, nil, err
 	}
 	e, err := r.state.Next(shard, changes)
 	if err != nil {
-		return registry.Outcome{}, nil, err
+		return ledger.Outcome{}, nil, err
 	}
 	b, err := registry.EncodeEntry(e)
 	if err != nil {
-		return registry.Outcome{}, nil, err
+		return ledger.Outcome{}, nil, err
 	}
 	out := r.state.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{b}})
 	close(r.changed)

@@ -1,4 +1,4 @@
-package manage
+package cli
 
 import (
 	"encoding/json"
@@ -12,55 +12,58 @@ import (
 	"github.com/goccy/go-yaml"
 )
 
-func (t *tool) checkOutput() error {
+func (t *Tool) checkOutput() error {
 	switch t.output {
 	case "table", "json", "yaml":
 		return nil
 	}
-	return usagef("--output %q: use table, json or yaml", t.output)
+	return Usagef("--output %q: use table, json or yaml", t.output)
 }
 
-// column is one column of a table.
-type column[T any] struct {
+// Column is one column of a table.
+type Column[T any] struct {
 	head string
 	cell func(T) string
 }
 
-// show prints records as -o asks: a list, or the record alone.
-func show[T any](t *tool, records []T, single bool, columns []column[T]) error {
-	if t.output != "table" {
+// Col makes a Column.
+func Col[T any](head string, cell func(T) string) Column[T] { return Column[T]{head, cell} }
+
+// Show prints records as -o asks: a list, or the record alone.
+func Show[T any](t *Tool, records []T, single bool, columns []Column[T]) error {
+	if !t.Table() {
 		if single {
-			return t.encode(records[0])
+			return t.Encode(records[0])
 		}
 		if records == nil {
 			records = []T{}
 		}
-		return t.encode(records)
+		return t.Encode(records)
 	}
-	w := tabwriter.NewWriter(t.env.Stdout, 0, 0, 2, ' ', 0)
+	w := tabwriter.NewWriter(t.Env.Stdout, 0, 0, 2, ' ', 0)
 	var heads []string
 	for _, c := range columns {
 		heads = append(heads, c.head)
 	}
-	line(w, heads)
+	Line(w, heads)
 	for _, r := range records {
 		var cells []string
 		for _, c := range columns {
-			cells = append(cells, clean(c.cell(r)))
+			cells = append(cells, Clean(c.cell(r)))
 		}
-		line(w, cells)
+		Line(w, cells)
 	}
 	return w.Flush()
 }
 
-// line writes one row; tabwriter keeps its first error for Flush.
-func line(w io.Writer, cells []string) {
+// Line writes one row; tabwriter keeps its first error for Flush.
+func Line(w io.Writer, cells []string) {
 	_, _ = fmt.Fprintln(w, strings.TrimRight(strings.Join(cells, "\t"), "\t"))
 }
 
-// clean keeps names from steering the terminal or reordering its text, and
+// Clean keeps names from steering the terminal or reordering its text, and
 // empty cells visible.
-func clean(s string) string {
+func Clean(s string) string {
 	if s == "" {
 		return "-"
 	}
@@ -72,8 +75,8 @@ func clean(s string) string {
 	}, s)
 }
 
-// encode prints v as JSON or YAML.
-func (t *tool) encode(v any) error {
+// Encode prints v as JSON or YAML.
+func (t *Tool) Encode(v any) error {
 	b, err := json.MarshalIndent(v, "", "  ")
 	if err != nil {
 		return fmt.Errorf("print: %w", err)
@@ -84,20 +87,33 @@ func (t *tool) encode(v any) error {
 		}
 		b = []byte(strings.TrimSuffix(string(b), "\n"))
 	}
-	_, err = fmt.Fprintln(t.env.Stdout, string(b))
+	_, err = fmt.Fprintln(t.Env.Stdout, string(b))
 	return err
 }
 
-func yesNo(b bool) string {
+// YesNo is a bool in a table.
+func YesNo(b bool) string {
 	if b {
 		return "yes"
 	}
 	return "no"
 }
 
-func when(t *time.Time) string {
+// When is a time in a table; empty for nil.
+func When(t *time.Time) string {
 	if t == nil {
 		return ""
 	}
 	return t.UTC().Format(time.RFC3339)
+}
+
+// Table reports whether -o asks for tables; otherwise it is for programs.
+func (t *Tool) Table() bool { return t.output == "table" }
+
+// Deleted reports a deletion.
+func (t *Tool) Deleted(err error, id string) error {
+	if err == nil {
+		t.Say("deleted %s", id)
+	}
+	return err
 }

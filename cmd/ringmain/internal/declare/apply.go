@@ -1,4 +1,7 @@
-package manage
+// Package declare makes a cluster hold what a manifest declares: it reads the
+// manifest strictly, checks it whole, plans, warns, and then writes record by
+// record. It asks nobody and prints nothing: who calls does.
+package declare
 
 import (
 	"cmp"
@@ -15,11 +18,12 @@ import (
 	"strings"
 	"time"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
 	"ringmain/controlplane/admin/api"
 )
 
-// ApplyOptions says how to apply a manifest. The zero value applies at once.
-type ApplyOptions struct {
+// Options says how to apply a manifest. The zero value applies at once.
+type Options struct {
 	File    string                   // name in errors; empty = "manifest"
 	Dir     string                   // what credential_file is relative to; empty = the working directory
 	Getenv  func(string) string      // for credential_env; nil = os.Getenv
@@ -90,7 +94,7 @@ func (p Plan) Summary() string {
 // manifest, references too, before it writes anything. Records that the
 // manifest does not name stay. Applying twice changes nothing the second time;
 // so a failure half way is mended by applying again.
-func Apply(ctx context.Context, c *Client, text []byte, opts ApplyOptions) (Plan, error) {
+func Apply(ctx context.Context, c *adminclient.Client, text []byte, opts Options) (Plan, error) {
 	opts.File = cmp.Or(opts.File, "manifest")
 	if opts.Getenv == nil {
 		opts.Getenv = os.Getenv
@@ -120,7 +124,7 @@ func Apply(ctx context.Context, c *Client, text []byte, opts ApplyOptions) (Plan
 }
 
 // apply is one look, plan and execution. written reports whether anything was.
-func apply(ctx context.Context, c *Client, m *manifest, opts ApplyOptions) (_ Plan, written bool, _ error) {
+func apply(ctx context.Context, c *adminclient.Client, m *manifest, opts Options) (_ Plan, written bool, _ error) {
 	w, err := readWorld(ctx, c, m)
 	if err != nil {
 		return Plan{}, false, err
@@ -158,7 +162,7 @@ func apply(ctx context.Context, c *Client, m *manifest, opts ApplyOptions) (_ Pl
 }
 
 // readWorld reads what the manifest may refer to.
-func readWorld(ctx context.Context, c *Client, m *manifest) (*world, error) {
+func readWorld(ctx context.Context, c *adminclient.Client, m *manifest) (*world, error) {
 	w := &world{
 		regions: map[string]api.Region{}, upstreams: map[string]api.Upstream{}, routes: map[string]api.Route{},
 		orgs: map[string]api.Org{}, projects: map[string]api.Project{}, policies: map[string]api.Policy{},
@@ -192,9 +196,9 @@ func readWorld(ctx context.Context, c *Client, m *manifest) (*world, error) {
 	return w, nil
 }
 
-func (w *world) readOrg(ctx context.Context, c *Client, name string) error {
+func (w *world) readOrg(ctx context.Context, c *adminclient.Client, name string) error {
 	org, err := c.OrgByName(ctx, name)
-	if errors.Is(err, ErrNotFound) {
+	if errors.Is(err, adminclient.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
@@ -221,8 +225,8 @@ func (w *world) readOrg(ctx context.Context, c *Client, name string) error {
 
 // planner builds steps in the order in which records depend on each other.
 type planner struct {
-	client *Client
-	opts   ApplyOptions
+	client *adminclient.Client
+	opts   Options
 	world  *world
 	steps  []Step
 }

@@ -1,4 +1,4 @@
-package manage
+package declare
 
 import (
 	"cmp"
@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 
+	"ringmain/cmd/ringmain/internal/residency"
 	"ringmain/controlplane/admin/api"
 )
 
@@ -57,30 +58,21 @@ func alone(m *manifest, jurisdiction map[string]string, pins map[string]pin) (ou
 	holders := map[string][]string{} // by jurisdiction; any = all regions
 	for region, j := range jurisdiction {
 		holders[j] = append(holders[j], region)
-		holders[unpinned] = append(holders[unpinned], region)
+		holders[residency.Unpinned] = append(holders[residency.Unpinned], region)
 	}
 	about := map[string]bool{} // jurisdictions that the manifest puts something into
 	for _, r := range m.Regions {
 		about[r.V.Jurisdiction] = true
 	}
 	for _, p := range pins {
-		about[cmp.Or(p.home, unpinned)] = true
+		about[cmp.Or(p.home, residency.Unpinned)] = true
 	}
 	for _, j := range slices.Sorted(maps.Keys(about)) {
 		if len(holders[j]) == 1 {
-			out = append(out, cannotReach(j, holders[j][0]))
+			out = append(out, residency.OneRegion(j, holders[j][0]))
 		}
 	}
 	return out
-}
-
-// cannotReach is what one region alone means for records.
-func cannotReach(jurisdiction, region string) string {
-	whose := "the cluster has one region"
-	if jurisdiction != unpinned {
-		whose = fmt.Sprintf("jurisdiction %s has one region", jurisdiction)
-	}
-	return fmt.Sprintf("%s (%s): records there cannot be acknowledged multi-region, and only a sealed backup kept elsewhere survives its loss", whose, region)
 }
 
 const keepingNothing = "that keeps nothing"
@@ -139,7 +131,7 @@ func servedIn(m *manifest, w *world, jurisdiction map[string]string) map[string]
 	add := func(name, region string, disabled bool, terms api.Terms, dedicated string) {
 		delete(where, name)
 		if !disabled {
-			where[name] = place{jurisdiction[region], keepsNothing(terms), dedicated}
+			where[name] = place{jurisdiction[region], residency.KeepsNothing(terms), dedicated}
 		}
 	}
 	for name, u := range w.upstreams {

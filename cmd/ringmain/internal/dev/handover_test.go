@@ -9,8 +9,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
 	"ringmain/cmd/ringmain/internal/config"
-	"ringmain/cmd/ringmain/internal/manage"
 	daemon "ringmain/cmd/ringmain/internal/node"
 	"ringmain/controlplane/admin/api"
 )
@@ -57,7 +57,7 @@ func TestStoppingLeaderFailsNoWrite(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	client := func(name string) *manage.Client {
+	client := func(name string) *adminclient.Client {
 		c.file.Regions[0].Admin = admins[name]
 		client, err := c.client(0)
 		if err != nil {

@@ -12,8 +12,9 @@ import (
 	"strings"
 	"time"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
 	"ringmain/cmd/ringmain/internal/config"
-	"ringmain/cmd/ringmain/internal/manage"
+	"ringmain/cmd/ringmain/internal/declare"
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
 )
@@ -35,7 +36,7 @@ func (c *cluster) becomeReady(ctx context.Context, began time.Time) error {
 	if err != nil {
 		return err
 	}
-	plan, err := manage.Apply(ctx, client, seed, manage.ApplyOptions{Progress: io.Discard})
+	plan, err := declare.Apply(ctx, client, seed, declare.Options{Progress: io.Discard})
 	if err != nil {
 		return fmt.Errorf("seed: %w", err)
 	}
@@ -83,12 +84,12 @@ func (c *cluster) token() (string, error) {
 	return strings.TrimSpace(string(b)), err
 }
 
-func (c *cluster) client(region int) (*manage.Client, error) {
+func (c *cluster) client(region int) (*adminclient.Client, error) {
 	token, err := c.token()
 	if err != nil {
 		return nil, err
 	}
-	return manage.NewClient(manage.ClientConfig{Servers: []string{c.file.Regions[region].Admin}, Token: token, Roots: c.roots})
+	return adminclient.New(adminclient.Config{Servers: []string{c.file.Regions[region].Admin}, Token: token, Roots: c.roots})
 }
 
 // get asks one admin address.
@@ -153,7 +154,7 @@ func (c *cluster) keyServed(ctx context.Context) error {
 
 // configured is nil once every data node lives with the configuration, which
 // they take one after the other.
-func (c *cluster) configured(ctx context.Context, client *manage.Client) error {
+func (c *cluster) configured(ctx context.Context, client *adminclient.Client) error {
 	list, err := client.Shards(ctx, "")
 	if err != nil {
 		return err
@@ -217,7 +218,7 @@ const (
 )
 
 // ensureKey keeps the key of an earlier run if it is still in force, else makes one.
-func (c *cluster) ensureKey(ctx context.Context, client *manage.Client) error {
+func (c *cluster) ensureKey(ctx context.Context, client *adminclient.Client) error {
 	org, err := client.OrgByName(ctx, devOrg)
 	if err != nil {
 		return fmt.Errorf("the manifest must define an org %q with a project %q: %w", devOrg, devProject, err)

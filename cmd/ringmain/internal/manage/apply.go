@@ -11,6 +11,10 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
+
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
+	"ringmain/cmd/ringmain/internal/declare"
 )
 
 const applyHelp = `Make the cluster hold what a manifest declares. The manifest is YAML, in one or several
@@ -51,13 +55,13 @@ out. Every other field that is left out takes its default. Applying again change
 func (t *tool) applyCommand() *cobra.Command {
 	var file string
 	var dryRun, yes bool
-	c := t.command("apply", "make the cluster hold what a manifest declares",
+	c := t.Command("apply", "make the cluster hold what a manifest declares",
 		"  ringmain apply -f manifest.yaml --dry-run\n  ringmain apply -f manifest.yaml --yes\n  generate | ringmain apply -f - --yes",
-		func(ctx context.Context, c *Client, _ []string) error {
+		func(ctx context.Context, c *adminclient.Client, _ []string) error {
 			if file == "" {
-				return usagef("-f is needed: a manifest, or - for stdin")
+				return cli.Usagef("-f is needed: a manifest, or - for stdin")
 			}
-			opts := ApplyOptions{File: file, Dir: filepath.Dir(file), Getenv: t.env.Getenv, DryRun: dryRun, Progress: t.env.Stderr}
+			opts := declare.Options{File: file, Dir: filepath.Dir(file), Getenv: t.Env.Getenv, DryRun: dryRun, Progress: t.Env.Stderr}
 			text, err := t.readManifest(file)
 			if err != nil {
 				return err
@@ -65,9 +69,9 @@ func (t *tool) applyCommand() *cobra.Command {
 			shown := false
 			if !dryRun && !yes {
 				if !t.terminal() || file == "-" {
-					return usagef("nobody can be asked here: give --yes to apply, or --dry-run to see the plan")
+					return cli.Usagef("nobody can be asked here: give --yes to apply, or --dry-run to see the plan")
 				}
-				opts.Confirm = func(p Plan) (bool, error) {
+				opts.Confirm = func(p declare.Plan) (bool, error) {
 					shown = true
 					if err := t.showPlan(p); err != nil {
 						return false, err
@@ -75,9 +79,9 @@ func (t *tool) applyCommand() *cobra.Command {
 					return t.confirm()
 				}
 			}
-			plan, err := Apply(ctx, c, text, opts)
+			plan, err := declare.Apply(ctx, c, text, opts)
 			for _, w := range plan.Warnings {
-				t.say("warning: %s", w)
+				t.Say("warning: %s", w)
 			}
 			if plan.Steps != nil && !shown {
 				if err := t.showPlan(plan); err != nil {
@@ -89,11 +93,11 @@ func (t *tool) applyCommand() *cobra.Command {
 			}
 			switch {
 			case dryRun:
-				t.say("dry run: %s", plan.Summary())
+				t.Say("dry run: %s", plan.Summary())
 			case !plan.Applied:
-				t.say("nothing was changed")
+				t.Say("nothing was changed")
 			default:
-				t.say("%s", plan.Summary())
+				t.Say("%s", plan.Summary())
 			}
 			return nil
 		})
@@ -106,20 +110,20 @@ func (t *tool) applyCommand() *cobra.Command {
 
 func (t *tool) readManifest(file string) ([]byte, error) {
 	if file == "-" {
-		return io.ReadAll(t.env.Stdin)
+		return io.ReadAll(t.Env.Stdin)
 	}
 	return os.ReadFile(filepath.Clean(file))
 }
 
 // terminal reports whether somebody can be asked.
 func (t *tool) terminal() bool {
-	f, ok := t.env.Stdin.(*os.File)
+	f, ok := t.Env.Stdin.(*os.File)
 	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 func (t *tool) confirm() (bool, error) {
-	_, _ = fmt.Fprint(t.env.Stderr, "apply this? [y/N] ") // the answer counts, not the question
-	answer, err := bufio.NewReader(t.env.Stdin).ReadString('\n')
+	_, _ = fmt.Fprint(t.Env.Stderr, "apply this? [y/N] ") // the answer counts, not the question
+	answer, err := bufio.NewReader(t.Env.Stdin).ReadString('\n')
 	if err != nil && answer == "" {
 		return false, nil //nolint:nilerr // an end of input is a no
 	}
@@ -131,18 +135,18 @@ func (t *tool) confirm() (bool, error) {
 }
 
 // showPlan prints the plan to stdout.
-func (t *tool) showPlan(p Plan) error {
-	if t.output != "table" {
-		return t.encode(p)
+func (t *tool) showPlan(p declare.Plan) error {
+	if !t.Table() {
+		return t.Encode(p)
 	}
 	var b strings.Builder
 	for _, s := range p.Steps {
-		mark := map[Action]string{ActionCreate: "+", ActionUpdate: "~", ActionNone: "="}[s.Action]
-		fmt.Fprintf(&b, "%s %s %s\n", mark, s.Kind, clean(s.Name))
+		mark := map[declare.Action]string{declare.ActionCreate: "+", declare.ActionUpdate: "~", declare.ActionNone: "="}[s.Action]
+		fmt.Fprintf(&b, "%s %s %s\n", mark, s.Kind, cli.Clean(s.Name))
 		for _, d := range s.Diff {
-			fmt.Fprintf(&b, "    %s\n", clean(d))
+			fmt.Fprintf(&b, "    %s\n", cli.Clean(d))
 		}
 	}
-	_, err := io.WriteString(t.env.Stdout, b.String())
+	_, err := io.WriteString(t.Env.Stdout, b.String())
 	return err
 }

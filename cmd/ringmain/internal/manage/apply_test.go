@@ -7,9 +7,11 @@ import (
 	"strings"
 	"testing"
 
-	"ringmain/cmd/ringmain/internal/manage"
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/declare"
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 const catalog = `upstreams:
@@ -65,7 +67,7 @@ policies:
 `
 
 // transcript is the plan as lines.
-func transcript(p manage.Plan) string {
+func transcript(p declare.Plan) string {
 	var b strings.Builder
 	for _, s := range p.Steps {
 		b.WriteString(string(s.Action) + " " + s.Kind + " " + s.Name + "\n")
@@ -80,12 +82,12 @@ func TestApplyTwice(t *testing.T) {
 	c := start(t)
 	client := c.client()
 	env := map[string]string{"SIM_KEY": "sk-1"}
-	opts := manage.ApplyOptions{File: "m.yaml", Getenv: func(k string) string { return env[k] }}
+	opts := declare.Options{File: "m.yaml", Getenv: func(k string) string { return env[k] }}
 	text := []byte(catalog + accounts)
 
 	dry := opts
 	dry.DryRun = true
-	first, err := manage.Apply(t.Context(), client, text, dry)
+	first, err := declare.Apply(t.Context(), client, text, dry)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +112,7 @@ create policy Köln/shop
 
 	var progress bytes.Buffer
 	opts.Progress = &progress
-	done, err := manage.Apply(t.Context(), client, text, opts)
+	done, err := declare.Apply(t.Context(), client, text, opts)
 	if err != nil || !done.Applied || strings.Count(progress.String(), "\n") != 11 {
 		t.Fatalf("applied %v, %v\n%s", done.Applied, err, progress.String())
 	}
@@ -119,8 +121,8 @@ create policy Köln/shop
 		t.Errorf("%+v, %v", org, err)
 	}
 
-	opts.Confirm = func(manage.Plan) (bool, error) { t.Error("asked, with nothing to do"); return false, nil }
-	again, err := manage.Apply(t.Context(), client, text, opts)
+	opts.Confirm = func(declare.Plan) (bool, error) { t.Error("asked, with nothing to do"); return false, nil }
+	again, err := declare.Apply(t.Context(), client, text, opts)
 	if err != nil || again.Changes() != 0 || !again.Applied || strings.Count(progress.String(), "\n") != 11 {
 		t.Errorf("second time: %v\n%s", err, transcript(again))
 	}
@@ -128,8 +130,8 @@ create policy Köln/shop
 	// Changes are found field by field; what is left out keeps or resets as documented.
 	env["SIM_KEY"] = "sk-2"
 	changed := strings.NewReplacer("order: 1", "order: 2", "    plan: enterprise\n    state: verified\n    roaming: true\n", "", "models: [chat]", "models: [chat, us-only]").Replace(string(text))
-	opts.Confirm = func(manage.Plan) (bool, error) { return false, nil }
-	no, err := manage.Apply(t.Context(), client, []byte(changed), opts)
+	opts.Confirm = func(declare.Plan) (bool, error) { return false, nil }
+	no, err := declare.Apply(t.Context(), client, []byte(changed), opts)
 	if err != nil || no.Applied {
 		t.Errorf("refused, and yet applied: %v", err)
 	}
@@ -153,10 +155,10 @@ update policy Köln/shop
 		t.Errorf("plan:\n%s", got)
 	}
 	opts.Confirm = nil
-	if yes, err := manage.Apply(t.Context(), client, []byte(changed), opts); err != nil || yes.Summary() != "0 created, 4 updated, 7 unchanged" {
+	if yes, err := declare.Apply(t.Context(), client, []byte(changed), opts); err != nil || yes.Summary() != "0 created, 4 updated, 7 unchanged" {
 		t.Errorf("%s, %v", yes.Summary(), err)
 	}
-	if last, err := manage.Apply(t.Context(), client, []byte(changed), opts); err != nil || last.Changes() != 0 {
+	if last, err := declare.Apply(t.Context(), client, []byte(changed), opts); err != nil || last.Changes() != 0 {
 		t.Errorf("%s, %v", transcript(last), err)
 	}
 	u, err := client.GetUpstream(t.Context(), "sim-us")
@@ -164,7 +166,7 @@ update policy Köln/shop
 		t.Errorf("%+v, %v", u, err)
 	}
 	var stored string
-	c.cluster.Regions[1].Nodes[0].View(func(s *registry.State) {
+	c.cluster.Regions[1].Nodes[0].View(func(s *ledger.State) {
 		if r, ok := s.ByName(registry.KindUpstream, "sim-us"); ok {
 			stored = string(r.Upstream.Credential)
 		}
@@ -177,8 +179,8 @@ update policy Köln/shop
 func TestWarnings(t *testing.T) {
 	c := start(t)
 	client := c.client()
-	opts := manage.ApplyOptions{Getenv: func(string) string { return "sk" }}
-	plan, err := manage.Apply(t.Context(), client, []byte(catalog+`
+	opts := declare.Options{Getenv: func(string) string { return "sk" }}
+	plan, err := declare.Apply(t.Context(), client, []byte(catalog+`
 orgs:
   - {name: Pinned, jurisdiction: eu}
   - {name: Homely}
@@ -196,7 +198,7 @@ policies:
 	if err != nil || !slices.Equal(plan.Warnings, want) {
 		t.Errorf("%v\n%s", err, strings.Join(plan.Warnings, "\n"))
 	}
-	plan, err = manage.Apply(t.Context(), client, []byte(strings.ReplaceAll(catalog, "auth: ", "disabled: true\n    auth: ")), opts)
+	plan, err = declare.Apply(t.Context(), client, []byte(strings.ReplaceAll(catalog, "auth: ", "disabled: true\n    auth: ")), opts)
 	if err != nil || len(plan.Warnings) != 2 || !strings.Contains(plan.Warnings[0], `"chat" has no enabled upstream: every request`) {
 		t.Errorf("%v\n%s", err, strings.Join(plan.Warnings, "\n"))
 	}
@@ -232,7 +234,7 @@ func TestManifestErrors(t *testing.T) {
 		"credential file":     {strings.Replace(catalog, "credential_env: SIM_KEY", "credential_file: nowhere.key", 1), `nowhere.key: no such file`},
 		"region moves":        {"regions:\n  - {name: us-east, jurisdiction: eu, endpoint: https://x.example.com}\n", `m.yaml:2: region "us-east" is in "us" for good`},
 	} {
-		_, err := manage.Apply(t.Context(), client, []byte(tc.text), manage.ApplyOptions{File: "m.yaml", Dir: c.dir, Getenv: func(k string) string {
+		_, err := declare.Apply(t.Context(), client, []byte(tc.text), declare.Options{File: "m.yaml", Dir: c.dir, Getenv: func(k string) string {
 			if k == "SIM_KEY" {
 				return "sk"
 			}
@@ -251,7 +253,7 @@ func TestManifestErrors(t *testing.T) {
 func TestApplyGoesOnWhereItStopped(t *testing.T) {
 	c := start(t)
 	client := c.client()
-	opts := manage.ApplyOptions{File: "m.yaml", Getenv: func(string) string { return "sk" }}
+	opts := declare.Options{File: "m.yaml", Getenv: func(string) string { return "sk" }}
 	writes := 0
 	c.cluster.Broken = func(_ string, after bool) error {
 		if !after {
@@ -261,17 +263,17 @@ func TestApplyGoesOnWhereItStopped(t *testing.T) {
 		}
 		return nil
 	}
-	_, err := manage.Apply(t.Context(), client, []byte(catalog), opts)
+	_, err := declare.Apply(t.Context(), client, []byte(catalog), opts)
 	if err == nil || !strings.Contains(err.Error(), `m.yaml:19: create route "chat"`) || !strings.Contains(err.Error(), "apply again") {
 		t.Errorf("%v", err)
 	}
 	c.cluster.Broken = nil
-	plan, err := manage.Apply(t.Context(), client, []byte(catalog), opts)
+	plan, err := declare.Apply(t.Context(), client, []byte(catalog), opts)
 	if err != nil || plan.Summary() != "2 created, 0 updated, 2 unchanged" {
 		t.Errorf("%s, %v", plan.Summary(), err)
 	}
 	// A refusal by the registry names the line too.
-	_, err = manage.Apply(t.Context(), client, []byte("orgs:\n  - name: A\n  - name: B\n    plan: gold\n"), opts)
+	_, err = declare.Apply(t.Context(), client, []byte("orgs:\n  - name: A\n  - name: B\n    plan: gold\n"), opts)
 	if err == nil || !strings.Contains(err.Error(), `m.yaml:3: create org "B": plan: "gold" must be one of`) {
 		t.Errorf("%v", err)
 	}
@@ -299,7 +301,7 @@ func TestApplyCommand(t *testing.T) {
 	if status != 1 || stdout != "" || !strings.Contains(stderr, bad+`:3: unknown field "labl"`) {
 		t.Errorf("bad: %d\n%s%s", status, stdout, stderr)
 	}
-	if _, err := c.client().OrgByName(t.Context(), "B"); !errors.Is(err, manage.ErrNotFound) {
+	if _, err := c.client().OrgByName(t.Context(), "B"); !errors.Is(err, adminclient.ErrNotFound) {
 		t.Errorf("%v", err)
 	}
 }
@@ -315,7 +317,7 @@ func TestWarningsOfOneRegion(t *testing.T) {
 		{"regions:\n  - {name: ap-sg, jurisdiction: apac}\n", "jurisdiction apac has one region (ap-sg)"},
 		{"regions:\n  - {name: eu-ams, jurisdiction: eu}\norgs:\n  - {name: Pinned, jurisdiction: eu}\n", ""},
 	} {
-		plan, err := manage.Apply(t.Context(), c.client(), []byte(tc.manifest), manage.ApplyOptions{DryRun: true})
+		plan, err := declare.Apply(t.Context(), c.client(), []byte(tc.manifest), declare.Options{DryRun: true})
 		var got []string
 		for _, w := range plan.Warnings {
 			if strings.Contains(w, lead) {

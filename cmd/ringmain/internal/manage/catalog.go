@@ -13,19 +13,21 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/controlplane/admin/api"
 )
 
-var upstreamColumns = []column[api.Upstream]{
-	{"NAME", func(u api.Upstream) string { return u.Name }},
-	{"PROVIDER", func(u api.Upstream) string { return u.Provider }},
-	{"REGION", func(u api.Upstream) string { return u.Region }},
-	{"DIALECT", func(u api.Upstream) string { return u.Dialect }},
-	{"URL", func(u api.Upstream) string { return u.BaseURL }},
-	{"AUTH", func(u api.Upstream) string { return u.Auth }},
-	{"RETENTION", func(u api.Upstream) string { return u.Terms.Retention }},
-	{"DEDICATED", func(u api.Upstream) string { return u.Dedicated }},
-	{"STATE", func(u api.Upstream) string {
+var upstreamColumns = []cli.Column[api.Upstream]{
+	cli.Col("NAME", func(u api.Upstream) string { return u.Name }),
+	cli.Col("PROVIDER", func(u api.Upstream) string { return u.Provider }),
+	cli.Col("REGION", func(u api.Upstream) string { return u.Region }),
+	cli.Col("DIALECT", func(u api.Upstream) string { return u.Dialect }),
+	cli.Col("URL", func(u api.Upstream) string { return u.BaseURL }),
+	cli.Col("AUTH", func(u api.Upstream) string { return u.Auth }),
+	cli.Col("RETENTION", func(u api.Upstream) string { return u.Terms.Retention }),
+	cli.Col("DEDICATED", func(u api.Upstream) string { return u.Dedicated }),
+	cli.Col("STATE", func(u api.Upstream) string {
 		switch {
 		case u.CredentialEnded != nil:
 			return "credential revoked"
@@ -35,14 +37,14 @@ var upstreamColumns = []column[api.Upstream]{
 			return "simulated"
 		}
 		return "enabled"
-	}},
+	}),
 }
 
 func (t *tool) showUpstream(u *api.Upstream, err error) error {
 	if err != nil {
 		return err
 	}
-	return show(t, []api.Upstream{*u}, true, upstreamColumns)
+	return cli.Show(t.Tool, []api.Upstream{*u}, true, upstreamColumns)
 }
 
 // upstreamFlags registers the fields of in, which applied copies to another
@@ -85,7 +87,7 @@ func (h *headerFlag) Set(text string) error {
 }
 
 // dedicatedTo replaces an org's name by its id.
-func dedicatedTo(ctx context.Context, c *Client, org *string) error {
+func dedicatedTo(ctx context.Context, c *adminclient.Client, org *string) error {
 	if *org == "" {
 		return nil
 	}
@@ -105,7 +107,7 @@ func (t *tool) readCredential(file string) (*string, error) {
 	case "":
 		return nil, nil
 	case "-":
-		b, err = io.ReadAll(io.LimitReader(t.env.Stdin, 64<<10))
+		b, err = io.ReadAll(io.LimitReader(t.Env.Stdin, 64<<10))
 	default:
 		b, err = os.ReadFile(filepath.Clean(file))
 	}
@@ -119,7 +121,7 @@ func (t *tool) readCredential(file string) (*string, error) {
 func (t *tool) upstreamCommand() *cobra.Command {
 	var in api.UpstreamInput
 	var file string
-	create := t.command("create NAME", "create an upstream", "  ringmain upstream create openai-eu --provider openai --region eu-fra \\\n    --base-url https://api.openai.com --credential-file openai.key \\\n    --retention 30d --prompt-cache memory --contract $(sha256sum <dpa.pdf | cut -c-64) --dated 2026-05-01", func(ctx context.Context, c *Client, args []string) error {
+	create := t.Command("create NAME", "create an upstream", "  ringmain upstream create openai-eu --provider openai --region eu-fra \\\n    --base-url https://api.openai.com --credential-file openai.key \\\n    --retention 30d --prompt-cache memory --contract $(sha256sum <dpa.pdf | cut -c-64) --dated 2026-05-01", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		var err error
 		if in.Credential, err = t.readCredential(file); err != nil {
 			return err
@@ -133,7 +135,7 @@ func (t *tool) upstreamCommand() *cobra.Command {
 	upstreamFlags(create.Flags(), &in, &file)
 	var update *cobra.Command
 	var given api.UpstreamInput
-	update = t.command("update UPSTREAM", "change an upstream", "  ringmain upstream update openai-eu --disabled\n  ringmain upstream update openai-eu --credential-file new.key", func(ctx context.Context, c *Client, args []string) error {
+	update = t.Command("update UPSTREAM", "change an upstream", "  ringmain upstream update openai-eu --disabled\n  ringmain upstream update openai-eu --credential-file new.key", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		old, err := c.GetUpstream(ctx, args[0])
 		if err != nil {
 			return err
@@ -164,53 +166,53 @@ func (t *tool) upstreamCommand() *cobra.Command {
 		return t.showUpstream(c.UpdateUpstream(ctx, old.Meta, next))
 	})
 	upstreamFlags(update.Flags(), &given, &file)
-	return group("upstream", "manage providers' endpoints", "  ringmain upstream list\n  ringmain upstream update openai-eu --disabled", create, update, t.revokeCredentialCommand(),
-		t.command("list", "list upstreams", "  ringmain upstream list", func(ctx context.Context, c *Client, _ []string) error {
+	return cli.Group("upstream", "manage providers' endpoints", "  ringmain upstream list\n  ringmain upstream update openai-eu --disabled", create, update, t.revokeCredentialCommand(),
+		t.Command("list", "list upstreams", "  ringmain upstream list", func(ctx context.Context, c *adminclient.Client, _ []string) error {
 			list, err := c.Upstreams(ctx)
 			if err != nil {
 				return err
 			}
-			return show(t, list, false, upstreamColumns)
+			return cli.Show(t.Tool, list, false, upstreamColumns)
 		}),
-		t.command("get UPSTREAM", "show an upstream, by name or id, without its credential", "  ringmain upstream get openai-eu", func(ctx context.Context, c *Client, args []string) error {
+		t.Command("get UPSTREAM", "show an upstream, by name or id, without its credential", "  ringmain upstream get openai-eu", func(ctx context.Context, c *adminclient.Client, args []string) error {
 			return t.showUpstream(c.GetUpstream(ctx, args[0]))
 		}),
-		t.command("delete UPSTREAM", "delete an upstream that no route uses", "  ringmain upstream delete openai-eu", func(ctx context.Context, c *Client, args []string) error {
-			return t.deleted(c.Delete(ctx, "upstreams", args[0]), args[0])
+		t.Command("delete UPSTREAM", "delete an upstream that no route uses", "  ringmain upstream delete openai-eu", func(ctx context.Context, c *adminclient.Client, args []string) error {
+			return t.Deleted(c.Delete(ctx, "upstreams", args[0]), args[0])
 		}))
 }
 
-var routeColumns = []column[api.Route]{
-	{"MODEL", func(r api.Route) string { return r.Model }},
-	{"TARGETS", func(r api.Route) string {
+var routeColumns = []cli.Column[api.Route]{
+	cli.Col("MODEL", func(r api.Route) string { return r.Model }),
+	cli.Col("TARGETS", func(r api.Route) string {
 		var all []string
 		for _, t := range r.Targets {
 			all = append(all, t.Upstream+"="+t.Model)
 		}
 		return strings.Join(all, " ")
-	}},
-	{"FALLBACKS", func(r api.Route) string {
+	}),
+	cli.Col("FALLBACKS", func(r api.Route) string {
 		all := slices.Clone(r.Fallbacks)
 		if r.ContextFallback != "" {
 			all = append(all, r.ContextFallback+" (long prompts)")
 		}
 		return strings.Join(all, " ")
-	}},
-	{"DETERMINISTIC", func(r api.Route) string { return yesNo(r.Deterministic) }},
-	{"ID", func(r api.Route) string { return r.ID }},
+	}),
+	cli.Col("DETERMINISTIC", func(r api.Route) string { return cli.YesNo(r.Deterministic) }),
+	cli.Col("ID", func(r api.Route) string { return r.ID }),
 }
 
 func (t *tool) showRoute(r *api.Route, err error) error {
 	if err != nil {
 		return err
 	}
-	return show(t, []api.Route{*r}, true, routeColumns)
+	return cli.Show(t.Tool, []api.Route{*r}, true, routeColumns)
 }
 
 // parseTarget reads UPSTREAM=MODEL[,order=N][,weight=N].
 func parseTarget(text string) (api.Target, error) {
 	wrong := func(err error) error {
-		return usagef("--target %q: want UPSTREAM=MODEL[,order=N][,weight=N] (%v)", text, err)
+		return cli.Usagef("--target %q: want UPSTREAM=MODEL[,order=N][,weight=N] (%v)", text, err)
 	}
 	first, rest, more := strings.Cut(text, ",")
 	upstream, model, ok := strings.Cut(first, "=")
@@ -258,26 +260,26 @@ func (t *tool) routeCommand() *cobra.Command {
 	var targets []string
 	var in api.RouteInput
 	const flag = "one upstream and the model's name there, UPSTREAM=MODEL[,order=N][,weight=N]; lower orders first; may be repeated"
-	create := t.command("create MODEL", "create the route of a model", "  ringmain route create gpt-5 --target openai-us=gpt-5 --target openai-eu=gpt-5,order=1\n  ringmain route create gpt-5 --target openai-us=gpt-5 --fallback gpt-5-mini", func(ctx context.Context, c *Client, args []string) error {
+	create := t.Command("create MODEL", "create the route of a model", "  ringmain route create gpt-5 --target openai-us=gpt-5 --target openai-eu=gpt-5,order=1\n  ringmain route create gpt-5 --target openai-us=gpt-5 --fallback gpt-5-mini", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		list, err := parseTargets(targets)
 		if err != nil {
 			return err
 		}
 		if len(list) == 0 {
-			return usagef("at least one --target is needed")
+			return cli.Usagef("at least one --target is needed")
 		}
 		in.Model, in.Targets = args[0], list
 		return t.showRoute(c.CreateRoute(ctx, in))
 	})
 	var update *cobra.Command
-	update = t.command("update ROUTE", "change the targets or fallbacks of a route", "  ringmain route update gpt-5 --target openai-eu=gpt-5\n  ringmain route update gpt-5 --context-fallback gpt-5-long", func(ctx context.Context, c *Client, args []string) error {
+	update = t.Command("update ROUTE", "change the targets or fallbacks of a route", "  ringmain route update gpt-5 --target openai-eu=gpt-5\n  ringmain route update gpt-5 --context-fallback gpt-5-long", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		f := update.Flags()
 		list, err := parseTargets(targets)
 		if err != nil {
 			return err
 		}
 		if len(list) == 0 && !f.Changed("fallback") && !f.Changed("context-fallback") && !f.Changed("deterministic") {
-			return usagef("nothing to change: at least one --target is needed, or --fallback, --context-fallback or --deterministic")
+			return cli.Usagef("nothing to change: at least one --target is needed, or --fallback, --context-fallback or --deterministic")
 		}
 		old, err := c.GetRoute(ctx, args[0])
 		if err != nil {
@@ -298,18 +300,24 @@ func (t *tool) routeCommand() *cobra.Command {
 		c.Flags().StringVar(&in.ContextFallback, "context-fallback", "", "model of another route, for prompts that are too long for this one")
 		c.Flags().BoolVar(&in.Deterministic, "deterministic", false, "equal requests get equal answers, byte for byte: broken streams may be continued elsewhere")
 	}
-	return group("route", "manage which upstreams serve a model", "  ringmain route list", create, update,
-		t.command("list", "list routes", "  ringmain route list", func(ctx context.Context, c *Client, _ []string) error {
+	return cli.Group("route", "manage which upstreams serve a model", "  ringmain route list", create, update,
+		t.Command("list", "list routes", "  ringmain route list", func(ctx context.Context, c *adminclient.Client, _ []string) error {
 			list, err := c.Routes(ctx)
 			if err != nil {
 				return err
 			}
-			return show(t, list, false, routeColumns)
+			return cli.Show(t.Tool, list, false, routeColumns)
 		}),
-		t.command("get ROUTE", "show a route, by model or id", "  ringmain route get gpt-5", func(ctx context.Context, c *Client, args []string) error {
+		t.Command("get ROUTE", "show a route, by model or id", "  ringmain route get gpt-5", func(ctx context.Context, c *adminclient.Client, args []string) error {
 			return t.showRoute(c.GetRoute(ctx, args[0]))
 		}),
-		t.command("delete ROUTE", "delete a route: its model is unknown then", "  ringmain route delete gpt-5", func(ctx context.Context, c *Client, args []string) error {
-			return t.deleted(c.Delete(ctx, "routes", args[0]), args[0])
+		t.Command("delete ROUTE", "delete a route: its model is unknown then", "  ringmain route delete gpt-5", func(ctx context.Context, c *adminclient.Client, args []string) error {
+			return t.Deleted(c.Delete(ctx, "routes", args[0]), args[0])
 		}))
+}
+
+func (t *tool) revokeCredentialCommand() *cobra.Command {
+	return t.Command("revoke-credential UPSTREAM", "call no upstream with this one's credential any more, for good", "  ringmain upstream revoke-credential openai-eu\n  ringmain upstream update openai-eu --credential-file new.key", func(ctx context.Context, c *adminclient.Client, args []string) error {
+		return t.ShowRevoked(c.RevokeCredential(ctx, args[0]))
+	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/cmd/ringmain/internal/manage"
 	"ringmain/controlplane/apikey"
 )
@@ -176,6 +177,7 @@ func TestMistakes(t *testing.T) {
 		{"route create m --target gone=m", 1, `targets[0].upstream: "gone" does not exist`},
 		{"region create us-east --jurisdiction us", 1, "use update"},
 		{"region update mars", 1, "does not exist"},
+		{"node revoke nobody", 2, "REGION/data/NODE"},
 		{"apply -f /nonexistent --yes", 1, "no such file"},
 	} {
 		stdout, stderr, status := c.run(append(strings.Fields(tc.args), "--cluster", file)...)
@@ -240,7 +242,7 @@ func TestHelp(t *testing.T) {
 			walk(path, sub)
 		}
 	}
-	for _, cmd := range manage.Commands(manage.Env{Getenv: func(string) string { return "" }}) {
+	for _, cmd := range manage.Commands(cli.Env{Getenv: func(string) string { return "" }}) {
 		walk(nil, cmd)
 	}
 }

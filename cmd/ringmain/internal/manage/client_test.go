@@ -2,7 +2,9 @@ package manage_test
 
 import (
 	"errors"
+	"strings"
 	"testing"
+	"time"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
@@ -50,5 +52,25 @@ func TestCreationIsRepeatedUntilItIsKnown(t *testing.T) {
 	var p *api.Problem
 	if _, err := client.UpdateKey(t.Context(), key.Meta, api.KeyInput{Name: "cd"}); !errors.As(err, &p) || p.Code != api.CodeUncertain {
 		t.Errorf("%v", err)
+	}
+}
+
+// Whoever waits for longer than a second is told that it is not his terminal.
+func TestALongWaitIsSaid(t *testing.T) {
+	c := start(t)
+	slow := func(d time.Duration) string {
+		c.cluster.Broken = func(string, bool) error { time.Sleep(d); return nil }
+		defer func() { c.cluster.Broken = nil }()
+		_, stderr, status := c.run("org", "create", "Acme", "--cluster", c.path("cluster.json"))
+		if status != 0 {
+			t.Fatal(stderr)
+		}
+		return stderr
+	}
+	if said := slow(0); strings.Contains(said, "waiting") {
+		t.Errorf("at once: %q", said)
+	}
+	if said := slow(600 * time.Millisecond); !strings.Contains(said, "waiting for an answer") { // before and after the commit
+		t.Errorf("after more than a second: %q", said)
 	}
 }

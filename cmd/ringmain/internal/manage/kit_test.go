@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"go.uber.org/goleak"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/cmd/ringmain/internal/manage"
 	"ringmain/internal/clusterfile"
 	"ringmain/internal/testkit/controlkit"
@@ -19,8 +21,8 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// cli runs the commands as the program does.
-type cli struct {
+// program runs the commands as the program does.
+type program struct {
 	t       *testing.T
 	dir     string // holds token, ca.pem, cluster.json
 	cluster *controlkit.Cluster
@@ -29,9 +31,9 @@ type cli struct {
 }
 
 // start runs us-east and eu-fra; the commands find them by cluster.json.
-func start(t *testing.T) *cli {
+func start(t *testing.T) *program {
 	t.Helper()
-	c := &cli{t: t, dir: t.TempDir(), cluster: controlkit.Start(t, io.Discard, []string{"us-east:us:2", "eu-fra:eu"}), env: map[string]string{}}
+	c := &program{t: t, dir: t.TempDir(), cluster: controlkit.Start(t, io.Discard, []string{"us-east:us:2", "eu-fra:eu"}), env: map[string]string{}}
 	c.write("token", controlkit.Token+"\n")
 	c.write("ca.pem", string(c.cluster.RootPEM))
 	file := clusterfile.Cluster{Ready: true, CAFile: c.path("ca.pem"), AdminTokenFile: c.path("token")}
@@ -44,9 +46,9 @@ func start(t *testing.T) *cli {
 	return c
 }
 
-func (c *cli) path(name string) string { return filepath.Join(c.dir, name) }
+func (c *program) path(name string) string { return filepath.Join(c.dir, name) }
 
-func (c *cli) write(name, text string) string {
+func (c *program) write(name, text string) string {
 	c.t.Helper()
 	if err := os.WriteFile(c.path(name), []byte(text), 0o600); err != nil {
 		c.t.Fatal(err)
@@ -55,20 +57,20 @@ func (c *cli) write(name, text string) string {
 }
 
 // run gives stdout, stderr and the exit status of `ringmain args...`.
-func (c *cli) run(args ...string) (stdout, stderr string, status int) {
+func (c *program) run(args ...string) (stdout, stderr string, status int) {
 	c.t.Helper()
 	var out, errs bytes.Buffer
 	root := &cobra.Command{Use: "ringmain", SilenceErrors: true, SilenceUsage: true}
 	root.SetOut(&out)
 	root.SetErr(&errs)
 	root.SetArgs(args)
-	root.AddCommand(manage.Commands(manage.Env{
+	root.AddCommand(manage.Commands(cli.Env{
 		Stdin: strings.NewReader(c.stdin), Stdout: &out, Stderr: &errs, Getenv: func(k string) string { return c.env[k] },
 	})...)
 	if err := root.ExecuteContext(c.t.Context()); err != nil {
 		fmt.Fprintln(&errs, "ringmain:", err)
 		status = 1
-		if manage.IsUsage(err) {
+		if cli.IsUsage(err) {
 			status = 2
 		}
 	}
@@ -79,7 +81,7 @@ func (c *cli) run(args ...string) (stdout, stderr string, status int) {
 }
 
 // ok is run in the test cluster, which must succeed; it returns stdout.
-func (c *cli) ok(args ...string) string {
+func (c *program) ok(args ...string) string {
 	c.t.Helper()
 	stdout, stderr, status := c.run(append(args, "--cluster", c.path("cluster.json"))...)
 	if status != 0 {
@@ -88,13 +90,13 @@ func (c *cli) ok(args ...string) string {
 	return stdout
 }
 
-func (c *cli) client() *manage.Client {
+func (c *program) client() *adminclient.Client {
 	c.t.Helper()
 	var servers []string
 	for _, r := range c.cluster.Regions {
 		servers = append(servers, r.Nodes[0].URL)
 	}
-	client, err := manage.NewClient(manage.ClientConfig{Servers: servers, Token: controlkit.Token, Roots: c.cluster.Roots})
+	client, err := adminclient.New(adminclient.Config{Servers: servers, Token: controlkit.Token, Roots: c.cluster.Roots})
 	if err != nil {
 		c.t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/backup"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 	"ringmain/internal/clusterfile"
 	"ringmain/internal/testkit/controlkit"
@@ -87,7 +88,7 @@ func (r *region) Transfer(_ context.Context, to string) error {
 }
 
 func (r *region) Backup(_ context.Context, w io.Writer) error {
-	s := registry.New()
+	s := ledger.New()
 	e, err := s.Next("us", []registry.Change{{Op: registry.OpOpen, Members: []string{"us-east"}, Home: "us-east"}})
 	if err != nil {
 		return err
@@ -106,10 +107,10 @@ func (r *region) Backup(_ context.Context, w io.Writer) error {
 	return err
 }
 
-func startOperations(t *testing.T) (*cli, *region) {
+func startOperations(t *testing.T) (*program, *region) {
 	t.Helper()
 	r := &region{members: []api.Member{{Node: "us-east-c1", Address: "a:1", Role: "voter", Leader: true}, {Node: "us-east-c2", Address: "a:2", Role: "voter"}}}
-	c := &cli{t: t, dir: t.TempDir(), env: map[string]string{}}
+	c := &program{t: t, dir: t.TempDir(), env: map[string]string{}}
 	c.cluster = controlkit.Start(t, io.Discard, []string{"us-east:us"}, func(cfg *admin.Config) { cfg.Operations = r })
 	c.write("token", controlkit.Token+"\n")
 	c.write("ca.pem", string(c.cluster.RootPEM))
@@ -151,6 +152,9 @@ func TestNodeCommands(t *testing.T) {
 		t.Errorf("move:\n%s", out)
 	}
 	c.ok("node", "remove", "us-east-c4")
+	if _, stderr, status := c.run("node", "remove", "us-east-c4", "--cluster", c.path("cluster.json")); status != 0 || !strings.Contains(stderr, "nothing was removed") {
+		t.Errorf("removed again: %d, %s", status, stderr)
+	}
 }
 
 const nodeFile = `cluster: dev-1
@@ -174,7 +178,9 @@ regions:
 func TestBackupCommands(t *testing.T) {
 	c, r := startOperations(t)
 	file, key, config := c.path("us-east.backup"), c.path("seal.key"), c.write("node.yaml", strings.ReplaceAll(nodeFile, "DIR", c.dir))
-	c.ok("backup", "create", file)
+	if out := c.ok("backup", "create", file, "-o", "json"); !strings.Contains(out, `"file": "`+file+`"`) || strings.Contains(out, `"bytes": 0`) {
+		t.Errorf("create: %s", out)
+	}
 	if info, err := os.Stat(file); err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("%v, %v", info, err)
 	}
@@ -186,6 +192,8 @@ func TestBackupCommands(t *testing.T) {
 		}
 	}
 	fails(2, "exists", "backup", "create", file)
+	c.write("us-east.backup3.part", "half")
+	fails(1, "remove it", "backup", "create", file+"3")
 	r.cut = true
 	fails(1, "cut", "backup", "create", file+"2")
 	if _, err := os.Stat(file + "2.part"); !errors.Is(err, os.ErrNotExist) {

@@ -5,30 +5,16 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/controlplane/admin/api"
 )
-
-// ChangePin begins an org's change of pin, goes on with it, or finishes it. It
-// may be repeated.
-func (c *Client) ChangePin(ctx context.Context, org string, in api.PinInput) (*api.PinChange, error) {
-	return create[api.PinChange](ctx, c, "/orgs/"+esc(org)+"/pin", in)
-}
-
-// Pin says how far an org's change of pin is.
-func (c *Client) Pin(ctx context.Context, org string) (*api.PinChange, error) {
-	return get[api.PinChange](ctx, c, "/orgs/"+esc(org)+"/pin")
-}
-
-// ReissueKey makes the key that takes the place of one whose org changes its
-// pin. Its Whole is shown in this answer and never again.
-func (c *Client) ReissueKey(ctx context.Context, id string) (*api.Key, error) {
-	return create[api.Key](ctx, c, "/keys/"+esc(id)+"/reissue", nil)
-}
 
 // reissued is one line of what the customer gets.
 type reissued struct {
@@ -39,40 +25,32 @@ type reissued struct {
 	Whole   string `json:"key"`
 }
 
-var reissuedColumns = []column[reissued]{
-	{"OLD-ID", func(r reissued) string { return r.Old }},
-	{"NEW-ID", func(r reissued) string { return r.New }},
-	{"NAME", func(r reissued) string { return r.Name }},
-	{"PROJECT", func(r reissued) string { return r.Project }},
-	{"NEW-KEY", func(r reissued) string { return r.Whole }},
+var reissuedColumns = []cli.Column[reissued]{
+	cli.Col("OLD-ID", func(r reissued) string { return r.Old }),
+	cli.Col("NEW-ID", func(r reissued) string { return r.New }),
+	cli.Col("NAME", func(r reissued) string { return r.Name }),
+	cli.Col("PROJECT", func(r reissued) string { return r.Project }),
+	cli.Col("NEW-KEY", func(r reissued) string { return r.Whole }),
 }
 
-var pinColumns = []column[api.PinChange]{
-	{"ORG", func(p api.PinChange) string { return p.Org }},
-	{"SUCCESSOR", func(p api.PinChange) string { return p.Successor }},
-	{"PHASE", func(p api.PinChange) string {
+var pinColumns = []cli.Column[api.PinChange]{
+	cli.Col("ORG", func(p api.PinChange) string { return p.Org }),
+	cli.Col("SUCCESSOR", func(p api.PinChange) string { return p.Successor }),
+	cli.Col("PHASE", func(p api.PinChange) string {
 		if p.Phase == api.PinRetired {
 			return "pending"
 		}
 		return strings.ReplaceAll(p.Phase, "_", " ")
-	}},
-	{"BEGAN", func(p api.PinChange) string { return when(p.Began) }},
-	{"IN-FORCE-SINCE", func(p api.PinChange) string { return when(p.InForce) }},
-	{"KEYS-WITHOUT-SUCCESSOR", func(p api.PinChange) string { return fmt.Sprint(unissued(&p)) }},
-}
-
-func unissued(p *api.PinChange) (n int) {
-	for _, k := range p.Keys {
-		if k.New == "" {
-			n++
-		}
-	}
-	return n
+	}),
+	cli.Col("BEGAN", func(p api.PinChange) string { return cli.When(p.Began) }),
+	cli.Col("IN-FORCE-SINCE", func(p api.PinChange) string { return cli.When(p.InForce) }),
+	cli.Col("OLD-KEYS", func(p api.PinChange) string { return strconv.Itoa(p.KeysInForce) }),
+	cli.Col("WITHOUT-SUCCESSOR", func(p api.PinChange) string { return strconv.Itoa(p.KeysUnissued) }),
 }
 
 // pinOrg finds the org by id or name. Of an org that is gone only its
 // successor's id leads to the change.
-func pinOrg(ctx context.Context, c *Client, ref string) (string, error) {
+func pinOrg(ctx context.Context, c *adminclient.Client, ref string) (string, error) {
 	if strings.HasPrefix(ref, "org_") {
 		return ref, nil
 	}
@@ -87,7 +65,7 @@ func (t *tool) pinCommand() *cobra.Command {
 	var in api.PinInput
 	var status, keep bool
 	var wait time.Duration
-	cmd := t.command("pin ORG", "change an org's pin: another org, with new keys, takes its place", "  ringmain org pin Acme --to eu\n  ringmain org pin org_any_… --finish\n  ringmain org pin org_eu_… --status", func(ctx context.Context, c *Client, args []string) error {
+	cmd := t.Command("pin ORG", "change an org's pin: another org, with new keys, takes its place", "  ringmain org pin Acme --to eu\n  ringmain org pin org_any_… --finish\n  ringmain org pin org_eu_… --status", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		org, err := pinOrg(ctx, c, args[0])
 		if err != nil {
 			return err
@@ -104,9 +82,9 @@ func (t *tool) pinCommand() *cobra.Command {
 			return err
 		}
 		if !p.SurvivesRegionLoss {
-			t.say("jurisdiction %s has one region: nothing of the org survives the loss of that region but a backup, and its traffic has no second home", p.To)
+			t.Say("jurisdiction %s has one region: nothing of the org survives the loss of that region but a backup, and its traffic has no second home", p.To)
 		}
-		if keep || unissued(p) == 0 {
+		if keep || p.KeysUnissued == 0 {
 			return t.showPin(p, nil)
 		}
 		return t.reissue(ctx, c, p)
@@ -130,31 +108,42 @@ at once: change it to any first.`
 
 // reissue issues the keys that are missing. What was issued is shown even if
 // not all could be: it cannot be shown again.
-func (t *tool) reissue(ctx context.Context, c *Client, p *api.PinChange) error {
+func (t *tool) reissue(ctx context.Context, c *adminclient.Client, p *api.PinChange) error {
+	keys, err := c.PinKeys(ctx, p.Org)
+	if err != nil {
+		return err
+	}
 	var rows []reissued
 	var failed error
-	for _, k := range p.Keys {
+	done := t.Progress("keys issued", p.KeysUnissued)
+	for _, k := range keys {
 		if k.New != "" {
 			continue
 		}
 		key, err := c.ReissueKey(ctx, k.Old)
 		if err != nil {
-			failed = fmt.Errorf("key %s: %w", k.Old, err)
+			failed = fmt.Errorf("key %s: %w (those above are issued; repeat the command for the rest)", k.Old, err)
 			break
 		}
 		rows = append(rows, reissued{k.Old, key.ID, key.Name, key.Project, key.Whole})
+		done(len(rows))
 	}
-	t.say("%s takes the place of %s; this is the one time that the new keys are shown", p.Successor, p.Org)
-	t.say("both keys work until `ringmain org pin %s --finish`", p.Org)
-	return errors.Join(show(t, rows, false, reissuedColumns), failed)
+	t.Say("%s takes the place of %s; this is the one time that the new keys are shown", p.Successor, p.Org)
+	t.Say("both keys work until `ringmain org pin %s --finish`", p.Org)
+	return errors.Join(cli.Show(t.Tool, rows, false, reissuedColumns), failed)
 }
 
 // finishPin finishes a change, and waits for data nodes that are on their way.
-func (t *tool) finishPin(ctx context.Context, c *Client, org string, in api.PinInput, wait time.Duration) error {
+func (t *tool) finishPin(ctx context.Context, c *adminclient.Client, org string, in api.PinInput, wait time.Duration) error {
+	said := false
 	for end := time.Now().Add(wait); ; {
 		p, err := c.ChangePin(ctx, org, in)
 		if err != nil || p.Phase != api.PinRetired || time.Now().After(end) {
 			return t.showPin(p, err)
+		}
+		if !said {
+			t.Say("the old keys are revoked; waiting, for %s at most, until every data node refuses them", wait)
+			said = true
 		}
 		select {
 		case <-time.After(250 * time.Millisecond):
@@ -176,9 +165,9 @@ func (t *tool) showPin(p *api.PinChange, err error) error {
 		return err
 	}
 	if p.Held != nil {
-		t.sayHeld(p.Held)
+		t.SayHeld(p.Held)
 	}
-	if err := show(t, []api.PinChange{*p}, true, pinColumns); err != nil {
+	if err := cli.Show(t.Tool, []api.PinChange{*p}, true, pinColumns); err != nil {
 		return err
 	}
 	if p.Phase == api.PinRetired {

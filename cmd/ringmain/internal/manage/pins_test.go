@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/apikey"
 )
 
@@ -41,6 +42,10 @@ func TestAnOrgIsPinnedByCommands(t *testing.T) {
 			t.Errorf("it does not say %q: %q", says, stderr)
 		}
 	}
+	// Both bear the name now: the error says which ids there are.
+	if _, stderr, status = c.run("org", "pin", "Acme", "--status", "--cluster", c.path("cluster.json")); status != 1 || !strings.Contains(stderr, org.ID) || !strings.Contains(stderr, "org_eu_") {
+		t.Errorf("by name: %d %q", status, stderr)
+	}
 	// Repeated, it shows how far it is, and no secret.
 	if out := c.ok("org", "pin", org.ID, "--to", "eu"); !strings.Contains(out, "copied") || strings.Contains(out, rows[0].Key) {
 		t.Errorf("repeated:\n%s", out)
@@ -55,5 +60,37 @@ func TestAnOrgIsPinnedByCommands(t *testing.T) {
 	}
 	if _, stderr, status = c.run("org", "pin", "nobody", "--status", "--cluster", c.path("cluster.json")); status != 1 || !strings.Contains(stderr, "not found") {
 		t.Errorf("an org that is not: %d %q", status, stderr)
+	}
+}
+
+// A large org's keys come by pages, and each gets its successor.
+func TestEveryKeyOfALargeOrgIsReissued(t *testing.T) {
+	c := start(t)
+	for _, r := range c.cluster.Regions {
+		r.Raise()
+	}
+	c.ok("org", "create", "Acme", "--state", "verified")
+	c.ok("project", "create", "web", "--org", "Acme")
+	client := c.client()
+	org, err := client.OrgByName(t.Context(), "Acme")
+	if err != nil {
+		t.Fatal(err)
+	}
+	project, err := client.ProjectByName(t.Context(), org.ID, "web")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const many = 130
+	for range many {
+		if _, err := client.CreateKey(t.Context(), project.ID, api.KeyInput{Name: "ci"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var rows []struct{ Old, New, Key string }
+	if err := json.Unmarshal([]byte(c.ok("org", "pin", "Acme", "--to", "eu", "-o", "json")), &rows); err != nil || len(rows) != many {
+		t.Fatalf("%d keys issued: %v", len(rows), err)
+	}
+	if p, err := client.Pin(t.Context(), org.ID); err != nil || p.KeysInForce != many || p.KeysUnissued != 0 {
+		t.Errorf("%+v, %v", p, err)
 	}
 }

@@ -3,14 +3,12 @@ package manage_test
 import (
 	"encoding/json"
 	"errors"
-	"maps"
 	"slices"
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
-	"ringmain/cmd/ringmain/internal/manage"
+	"ringmain/cmd/ringmain/internal/declare"
+	"ringmain/cmd/ringmain/internal/residency"
 	"ringmain/controlplane/admin/api"
 )
 
@@ -73,7 +71,7 @@ not pinned: eu-fra, us-east, us-west (drained: us-north); survives the loss of a
 	if got := c.ok("residency", "report"); squeeze(got) != squeeze(want) {
 		t.Errorf("%s", got)
 	}
-	var report manage.ResidencyReport
+	var report residency.Report
 	if err := json.Unmarshal([]byte(c.ok("residency", "report", "-o", "json")), &report); err != nil || len(report.Jurisdictions) != 3 {
 		t.Fatalf("%+v %v", report, err)
 	}
@@ -163,16 +161,16 @@ func TestFallbacksAreWrittenFirst(t *testing.T) {
 		}
 		return text
 	}
-	opts := manage.ApplyOptions{Getenv: func(string) string { return "sk" }}
+	opts := declare.Options{Getenv: func(string) string { return "sk" }}
 	for _, order := range [][]string{{"a", "b", "c"}, {"c", "b", "a"}, {"b", "a", "c"}} {
-		if _, err := manage.Apply(t.Context(), c.client(), []byte(chain(order...)), opts); err != nil {
+		if _, err := declare.Apply(t.Context(), c.client(), []byte(chain(order...)), opts); err != nil {
 			t.Fatalf("%v: %v", order, err)
 		}
-		if again, err := manage.Apply(t.Context(), c.client(), []byte(chain(order...)), opts); err != nil || again.Changes() != 0 {
+		if again, err := declare.Apply(t.Context(), c.client(), []byte(chain(order...)), opts); err != nil || again.Changes() != 0 {
 			t.Errorf("%v: %v, %v", order, again, err)
 		}
 	}
-	_, err := manage.Apply(t.Context(), c.client(), []byte(chain("a", "b", "a2")+"    fallbacks: [nowhere]\n"), opts)
+	_, err := declare.Apply(t.Context(), c.client(), []byte(chain("a", "b", "a2")+"    fallbacks: [nowhere]\n"), opts)
 	if err == nil || !strings.Contains(err.Error(), `route "a2" refers to model "nowhere"`) {
 		t.Errorf("%v", err)
 	}
@@ -192,7 +190,7 @@ func TestBrownout(t *testing.T) {
 		t.Errorf("%+v %v", eu, err)
 	}
 	// A manifest that does not say keeps it.
-	if _, err := manage.Apply(t.Context(), c.client(), []byte("regions:\n  - {name: eu-fra, jurisdiction: eu, endpoint: \"https://new.example.com\"}\n"), manage.ApplyOptions{}); err != nil {
+	if _, err := declare.Apply(t.Context(), c.client(), []byte("regions:\n  - {name: eu-fra, jurisdiction: eu, endpoint: \"https://new.example.com\"}\n"), declare.Options{}); err != nil {
 		t.Fatal(err)
 	}
 	if eu, err = c.client().GetRegion(t.Context(), "eu-fra"); err != nil || eu.Brownout != 2 {
@@ -214,67 +212,16 @@ func TestBrownout(t *testing.T) {
 
 // TestResidencyAgainstNaive: a region's loss takes from a jurisdiction exactly
 // the models that a report without that region does not serve.
-func TestResidencyAgainstNaive(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		of := func(label string, from ...string) string { return rapid.SampledFrom(from).Draw(t, label) }
-		jurisdictions := map[string]string{"r1": "us", "r2": "us", "r3": "eu", "r4": "eu", "r5": "eu"}
-		var regions []api.Region
-		for _, name := range slices.Sorted(maps.Keys(jurisdictions)) {
-			r := api.Region{Name: name}
-			r.Jurisdiction, r.State = jurisdictions[name], of("state", "active", "active", "drained")
-			regions = append(regions, r)
-		}
-		var upstreams []api.Upstream
-		var route api.Route
-		route.Model = "m"
-		for i := range rapid.IntRange(0, 7).Draw(t, "upstreams") {
-			var u api.Upstream
-			u.Name, u.Region, u.Dialect = string(rune('a'+i)), of("region", "r1", "r2", "r3", "r4", "r5"), "openai"
-			u.Provider, u.Disabled, u.Dedicated = of("provider", "p", "p", "q"), rapid.Bool().Draw(t, "off"), of("dedicated", "", "", "org_1")
-			upstreams = append(upstreams, u)
-			route.Targets = append(route.Targets, api.Target{Upstream: u.Name, Model: "x", Order: uint32(rapid.IntRange(0, 2).Draw(t, "order"))})
-		}
-		served := func(regions []api.Region) map[string]bool { // by jurisdiction
-			out := map[string]bool{}
-			for _, j := range manage.Residency(regions, upstreams, []api.Route{route}).Jurisdictions {
-				for _, m := range j.Models {
-					out[j.Jurisdiction] = len(m.Regions) > 0
-				}
-			}
-			return out
-		}
-		whole := manage.Residency(regions, upstreams, []api.Route{route})
-		for _, j := range whole.Jurisdictions {
-			survives := len(j.Regions) > 1
-			for _, lost := range j.Regions {
-				left := served(slices.DeleteFunc(slices.Clone(regions), func(r api.Region) bool { return r.Name == lost }))
-				for _, m := range j.Models {
-					gone := len(m.Regions) > 0 && !left[j.Jurisdiction]
-					if gone != slices.Contains(m.LostWith, lost) {
-						t.Fatalf("%s without %s: gone %t, report %+v", j.Jurisdiction, lost, gone, m)
-					}
-					survives = survives && left[j.Jurisdiction]
-				}
-			}
-			if survives != j.SurvivesRegionLoss {
-				t.Fatalf("%s survives: %t, report %+v", j.Jurisdiction, survives, j)
-			}
-		}
-	})
-}
-
-// TestWarningsOfTerms: who wants zero retention, or only its own upstreams, is
-// warned of models that have none.
 func TestWarningsOfTerms(t *testing.T) {
 	c := start(t)
-	plan, err := manage.Apply(t.Context(), c.client(), []byte(homes+`---
+	plan, err := declare.Apply(t.Context(), c.client(), []byte(homes+`---
 orgs:
   - {name: Careful, jurisdiction: eu}
   - {name: Roamer, roaming: true}
 policies:
   - {org: Careful, no_retention: true}
   - {org: Roamer, no_retention: true, models: [chat]}
-`), manage.ApplyOptions{DryRun: true})
+`), declare.Options{DryRun: true})
 	var got []string
 	for _, w := range plan.Warnings {
 		if !strings.Contains(w, "enter in eu") {
@@ -289,58 +236,13 @@ policies:
 	if err != nil || !slices.Equal(got, want) {
 		t.Errorf("%v\n%s", err, strings.Join(got, "\n"))
 	}
-	plan, err = manage.Apply(t.Context(), c.client(), []byte(strings.ReplaceAll(homes, "retention: zero", "retention: 7d")+`---
+	plan, err = declare.Apply(t.Context(), c.client(), []byte(strings.ReplaceAll(homes, "retention: zero", "retention: 7d")+`---
 orgs:
   - {name: Careful, jurisdiction: us, plan: enterprise}
 policies:
   - {org: Careful, no_retention: true, models: [chat]}
-`), manage.ApplyOptions{DryRun: true})
+`), declare.Options{DryRun: true})
 	if want := `"Careful" wants zero retention, but model "chat" has no enabled upstream that keeps nothing in a region of us: such requests will be refused`; err != nil || !slices.Contains(plan.Warnings, want) {
 		t.Errorf("%v\n%s", err, strings.Join(plan.Warnings, "\n"))
-	}
-}
-
-// TestResidencyOfEndpoints: a region that serves a model at some endpoints only
-// is no second home for the others.
-func TestResidencyOfEndpoints(t *testing.T) {
-	region := func(name string) (r api.Region) {
-		r.Name, r.Jurisdiction, r.State = name, "us", "active"
-		return r
-	}
-	upstream := func(name, region, provider string, endpoints ...string) (u api.Upstream) {
-		u.Name, u.Region, u.Dialect, u.Provider, u.Endpoints = name, region, "openai", provider, endpoints
-		return u
-	}
-	route := func(names ...string) (r api.Route) {
-		r.Model = "m"
-		for i, n := range names {
-			r.Targets = append(r.Targets, api.Target{Upstream: n, Model: "m", Order: uint32(i)})
-		}
-		return r
-	}
-	const chat, embeddings = "/v1/chat/completions", "/v1/embeddings"
-	regions := []api.Region{region("r1"), region("r2")}
-	upstreams := []api.Upstream{upstream("chat", "r1", "p", chat), upstream("other", "r2", "p", embeddings), upstream("second", "r2", "q", chat), upstream("all", "r1", "p"), upstream("all2", "r2", "p")}
-	for _, tc := range []struct {
-		targets []string
-		want    string // rows
-	}{
-		{[]string{"chat", "other"}, "/v1/chat/completions: r1 false; /v1/embeddings: r2 false"},
-		{[]string{"other", "second"}, "/v1/chat/completions: r2 false; /v1/embeddings: r2 false"}, // each by its own first choice
-		{[]string{"all", "all2"}, ": r1,r2 true"},
-		{[]string{"all"}, ": r1 false"},
-		{[]string{"chat"}, "/v1/chat/completions: r1 false"},
-	} {
-		report := manage.Residency(regions, upstreams, []api.Route{route(tc.targets...)})
-		var rows []string
-		for _, m := range report.Jurisdictions[0].Models {
-			for _, path := range append(m.Endpoints, "")[:max(1, len(m.Endpoints))] {
-				rows = append(rows, path+": "+strings.Join(m.Regions, ",")+" "+map[bool]string{true: "true", false: "false"}[m.SurvivesRegionLoss])
-			}
-		}
-		slices.Sort(rows)
-		if got := strings.Join(rows, "; "); got != tc.want {
-			t.Errorf("%v: %s, want %s", tc.targets, got, tc.want)
-		}
 	}
 }

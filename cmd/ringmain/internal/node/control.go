@@ -23,10 +23,14 @@ import (
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/forward"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/age"
+	"ringmain/controlplane/feed/hub"
+	"ringmain/controlplane/feed/importer"
 	"ringmain/controlplane/homes"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/roster"
 	"ringmain/controlplane/seal"
 	"ringmain/gossip"
@@ -41,15 +45,16 @@ type control struct {
 	env      Env
 	cfg      *config.Config
 	bundle   *identity.Bundle
-	calls    *http.Client // to control nodes of any region
-	hub      *feed.Hub
+	calls    *http.Client            // to control nodes of any region
+	callsTo  map[string]*http.Client // by region: to its control nodes and nobody else
+	hub      *hub.Hub
 	quorum   *quorum.Quorum
 	homes    atomic.Pointer[homes.Homes] // nil until the log is open
 	gossip   *gossipRoom
 	forward  *forward.Client
 	roster   *roster.Book
-	abreast  *feed.Abreast
-	importer atomic.Pointer[feed.Importer] // nil unless this node leads
+	age      *age.Copy
+	importer atomic.Pointer[importer.Importer] // nil unless this node leads
 	expelled *expelled
 	revoked  chan struct{} // receives after the safety set of the global shard may have changed
 }
@@ -96,9 +101,14 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	})
 	c.calls = client(c.bundle, identity.AllowControl(""))
 	defer c.calls.CloseIdleConnections()
+	c.callsTo = make(map[string]*http.Client)
+	for _, r := range cfg.Regions {
+		c.callsTo[r.Name] = client(c.bundle, identity.AllowControl(r.Name))
+		defer c.callsTo[r.Name].CloseIdleConnections()
+	}
 
 	c.roster = openRoster(env, c.calls, c.members)
-	c.abreast = feed.NewAbreast(feed.AbreastConfig{Region: cfg.Region, Node: cfg.Node, Source: c, HTTP: c.calls,
+	c.age = age.New(age.Config{Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, HTTP: c.callsTo[cfg.Region],
 		Leader: func() (string, string, bool) { return c.quorum.Leader() }})
 
 	// Asked to stop, the node goes on serving until it has handed leadership over.
@@ -106,10 +116,10 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	ctx, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
 	g, ctx := errgroup.WithContext(ctx)
-	c.hub, err = feed.OpenHub(ctx, feed.HubConfig{
-		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.abreast.Contact,
-		Leads: func() bool { return c.quorum.IsLeader() }, Members: c.roster.Encoded,
-		Peers: c.peers, HTTP: c.calls, Hinted: c.expelled.take, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
+	c.hub, err = hub.Open(ctx, hub.Config{
+		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.age.Contact,
+		Members: c.roster.Encoded,
+		Peers:   c.peers, HTTP: c.clientFor, Hinted: c.expelled.take, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
 	})
 	if err != nil {
 		return errors.Join(err, demux.Close(), adminListener.Close(), metrics.Close())
@@ -135,6 +145,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 
 	inner := http.NewServeMux()
 	inner.Handle("/feed/v1/", c.hub.Handler())
+	inner.Handle("GET "+feed.PathPosition, c.age.Handler())
 	inner.Handle("POST "+roster.Path, c.roster.Handler())
 	inner.Handle(homes.Prefix, owners.Handler())
 	inner.Handle("/internal/v1/", api.Internal())
@@ -147,7 +158,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	})
 	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
 	g.Go(func() error { return c.followRoster(ctx) })
-	g.Go(func() error { c.abreast.Run(ctx); return nil })
+	g.Go(func() error { c.age.Run(ctx); return nil })
 	g.Go(func() error { return c.importWhileLeading(ctx) })
 	g.Go(func() error { return c.observe(ctx) })
 	g.Go(func() error { return c.gossip.alone(ctx) })
@@ -203,8 +214,11 @@ func (c *control) mayCall(id identity.ID) error {
 	return identity.AnyOf(identity.AllowControl(""), identity.AllowData(c.cfg.Region))(id)
 }
 
+// clientFor is the client for what may be told to one region's control nodes only.
+func (c *control) clientFor(region string) *http.Client { return c.callsTo[region] }
+
 // View makes control the feed's and the admin API's source of state.
-func (c *control) View(f func(*registry.State)) { c.quorum.View(f) }
+func (c *control) View(f func(*ledger.State)) { c.quorum.View(f) }
 
 // lags tells the admin API how far behind their homes this region's copies are;
 // only the leader, which imports them, knows.
@@ -236,7 +250,7 @@ func (c *control) publishHealth(ctx context.Context) {
 	for tick := time.NewTicker(time.Second); ; {
 		_, _, led := c.quorum.Leader()
 		var position controlplane.Position
-		c.quorum.View(func(s *registry.State) { position = s.Position() })
+		c.quorum.View(func(s *ledger.State) { position = s.Position() })
 		c.gossip.Publish(func(d *bulletin.Digest) {
 			d.Ready, d.Position = led, shortPosition(position)
 		})
@@ -251,7 +265,7 @@ func (c *control) publishHealth(ctx context.Context) {
 
 // importWhileLeading brings in the other regions' shards whenever this node leads.
 func (c *control) importWhileLeading(ctx context.Context) (err error) {
-	var im *feed.Importer
+	var im *importer.Importer
 	shut := func() error {
 		if im == nil {
 			return nil
@@ -295,7 +309,7 @@ func (c *control) importWhileLeading(ctx context.Context) (err error) {
 }
 
 // applied tells the rooms beside the log what a command did.
-func (c *control) applied(out registry.Outcome, sender controlplane.Epoch) {
+func (c *control) applied(out ledger.Outcome, sender controlplane.Epoch) {
 	c.hub.Applied(out, sender)
 	if slices.Contains(out.Reset, controlplane.ShardGlobal) ||
 		slices.ContainsFunc(out.Touched, func(r registry.Ref) bool { return r.Kind == registry.KindNode }) {
@@ -311,8 +325,8 @@ func (c *control) applied(out registry.Outcome, sender controlplane.Epoch) {
 
 func (c *control) openHomes(ctx context.Context) (*homes.Homes, error) {
 	h, err := homes.Open(ctx, homes.Config{
-		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Store: c.quorum, Since: c.quorum.Since, Hub: c.hub,
-		Addresses: c.roster.Addresses, HTTP: c.calls,
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Store: c.quorum, Since: c.quorum.Since, Snapshot: c.hub.ServeSnapshot,
+		Addresses: c.roster.Addresses, HTTP: c.clientFor,
 		Published: c.gossip.up, AutomaticAfter: c.cfg.Takeover.AutomaticAfter,
 		Retake: func(home string, shard controlplane.Shard) {
 			if im := c.importer.Load(); im != nil {
@@ -328,20 +342,20 @@ func (c *control) openHomes(ctx context.Context) (*homes.Homes, error) {
 }
 
 // sources are the other regions' control nodes.
-func (c *control) sources() []feed.ImportSource {
-	var out []feed.ImportSource
+func (c *control) sources() []importer.Source {
+	var out []importer.Source
 	for _, r := range c.cfg.Regions {
 		if r.Name != c.cfg.Region {
-			out = append(out, feed.ImportSource{Region: r.Name, Targets: watched(c.roster, r.Name, false),
+			out = append(out, importer.Source{Region: r.Name, Targets: watched(c.roster, r.Name, false),
 				HTTP: client(c.bundle, identity.AllowControl(r.Name))})
 		}
 	}
 	return out
 }
 
-func (c *control) openImporter(ctx context.Context, sources []feed.ImportSource) (*feed.Importer, error) {
-	return feed.OpenImporter(ctx, feed.ImporterConfig{
-		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Sources: sources, State: c, Hub: c.hub,
+func (c *control) openImporter(ctx context.Context, sources []importer.Source) (*importer.Importer, error) {
+	return importer.Open(ctx, importer.Config{
+		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Sources: sources, State: c, Pushed: c.hub.Board().Receive,
 		Propose: c.quorum.ProposeCommand, Logger: c.env.Logger.With("room", "feed"), Registerer: c.env.Registry,
 	})
 }
@@ -407,7 +421,7 @@ func (c *control) openAdmin(secret []byte) (*admin.API, error) {
 	return admin.New(admin.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Version: c.env.Version,
 		Store: c.quorum, Homes: c.homes.Load(), Forwarder: c.forward, Tokens: tokens, TokenAge: c.cfg.Tunables.KeyAge.Admin, ClusterSecret: secret,
-		Operations: operations, Verdicts: c.hub, Revocations: c.hub, Announced: c.hub.Announced, Holders: c.hub,
+		Operations: operations, Verdicts: c.hub.Board(), Revocations: c.hub.Board(), Announced: c.hub.Board().Announced, Holders: c.hub.Board(),
 		Nodes: c.gossip.nodes, Published: c.gossip.published, Lags: c.lags,
 		Random: rand.Reader, Logger: c.env.Logger.With("room", "admin"), Registerer: c.env.Registry,
 	})

@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
 // expelled keeps revoked nodes out of what this one talks to.
@@ -106,10 +107,10 @@ func (e *expelled) wait(ctx context.Context) error {
 
 // follow takes the revocations that the state of a control node holds, each
 // time that kick says there may be others.
-func (e *expelled) follow(ctx context.Context, view func(func(*registry.State)), kick <-chan struct{}) {
+func (e *expelled) follow(ctx context.Context, view func(func(*ledger.State)), kick <-chan struct{}) {
 	for {
 		var all []registry.Revocation
-		view(func(s *registry.State) { all = s.Revocations(controlplane.ShardGlobal) })
+		view(func(s *ledger.State) { all = s.Revocations(controlplane.ShardGlobal) })
 		for _, r := range all {
 			e.take(r)
 		}

@@ -9,6 +9,7 @@ import (
 
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/feed/push"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/roster"
 )
@@ -70,12 +71,12 @@ func (c *control) members() roster.List {
 }
 
 // peers are the other control nodes of the cluster.
-func (c *control) peers() []feed.Peer {
-	var out []feed.Peer
+func (c *control) peers() []push.Peer {
+	var out []push.Peer
 	for _, r := range c.cfg.Regions {
 		for _, n := range c.roster.Nodes(r.Name) {
 			if n.Node != c.cfg.Node {
-				out = append(out, feed.Peer{Region: r.Name, Node: n.Node, Addr: n.Addr})
+				out = append(out, push.Peer{Region: r.Name, Node: n.Node, Addr: n.Addr})
 			}
 		}
 	}

@@ -8,20 +8,17 @@ import (
 	"ringmain/gossip/bulletin"
 )
 
-// maxTrials bounds what a digest says of changes that are left out, and that
-// are suspected: packets are small.
-const maxTrials = 4
-
-// publishTrials puts into the digest how this node fares with the configuration.
+// publishTrials puts into the digest how this node fares with the configuration:
+// of the changes that are left out or suspected the newest, since packets are small.
 func publishTrials(d *bulletin.Digest, r trial.Report) {
 	d.Proven, d.Suspects, d.LeftOut = "", nil, nil
 	if r.Proven != (controlplane.Point{}) {
 		d.Proven = api.FormatPoint(r.Proven)
 	}
-	for _, s := range r.Suspects[max(0, len(r.Suspects)-maxTrials):] {
+	for _, s := range r.Suspects[max(0, len(r.Suspects)-trial.MaxSaid):] {
 		d.Suspects = append(d.Suspects, s.String())
 	}
-	for _, s := range r.Isolated[max(0, len(r.Isolated)-maxTrials):] {
+	for _, s := range r.Isolated[max(0, len(r.Isolated)-trial.MaxSaid):] {
 		d.LeftOut = append(d.LeftOut, s.String())
 	}
 }
@@ -36,7 +33,7 @@ func trialNodes(all []bulletin.NodeView) []trial.Node {
 		}
 		// One that is heard counts even while it says that it is not ready: it says so
 		// for a moment after it began, and when its worker just died.
-		node := trial.Node{Region: n.Region, Name: n.Node, Ready: n.Alive && !n.Draining}
+		node := trial.Node{Region: n.Region, Name: n.Node, Ready: n.Alive && !n.Draining, Left: n.Left}
 		if _, p, err := api.ParsePosition(string(controlplane.ShardGlobal) + "=" + n.Proven); err == nil {
 			node.Proven = p
 		}

@@ -1,13 +1,10 @@
-package manage
+package operate
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -17,6 +14,8 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/backup"
@@ -24,84 +23,14 @@ import (
 	"ringmain/controlplane/seal"
 )
 
-// Members lists the Raft of region; "" = the one that is asked.
-func (c *Client) Members(ctx context.Context, region string) (*api.MemberList, error) {
-	out := new(api.MemberList)
-	return out, c.call(ctx, request{method: http.MethodGet, path: "/members", query: atRegion(region)}, out)
-}
-
-// AddMember adds a node to the Raft of region. It may be repeated.
-func (c *Client) AddMember(ctx context.Context, region string, in api.MemberInput) (*api.MemberList, error) {
-	out := new(api.MemberList)
-	return out, c.call(ctx, request{method: http.MethodPost, path: "/members", query: atRegion(region), body: in}, out)
-}
-
-// MoveMember notes that a node of the Raft of region is at another address. It
-// may be repeated.
-func (c *Client) MoveMember(ctx context.Context, region, node, address string) (*api.MemberList, error) {
-	out := new(api.MemberList)
-	return out, c.call(ctx, request{method: http.MethodPut, path: "/members/" + esc(node) + "/address", query: atRegion(region), body: api.MemberAddress{Address: address}}, out)
-}
-
-// RemoveMember removes a node from the Raft of region. It may be repeated.
-func (c *Client) RemoveMember(ctx context.Context, region, node string, force bool) (*api.MemberList, error) {
-	query := url.Values{}
-	if region != "" {
-		query.Set("region", region)
-	}
-	if force {
-		query.Set("force", "true")
-	}
-	out := new(api.MemberList)
-	return out, c.call(ctx, request{method: http.MethodDelete, path: "/members/" + esc(node), query: query}, out)
-}
-
-// TransferLeadership has another node lead region.
-func (c *Client) TransferLeadership(ctx context.Context, region, to string) (*api.MemberList, error) {
-	out := new(api.MemberList)
-	return out, c.call(ctx, request{method: http.MethodPost, path: "/members/transfer", query: atRegion(region), body: api.TransferInput{To: to}}, out)
-}
-
-// Backup writes a sealed backup by the first server that answers to w. Until it
-// returns nil, what was written is not whole.
-func (c *Client) Backup(ctx context.Context, w io.Writer) error {
-	server := c.servers[int(c.current.Load())%len(c.servers)]
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, server.String()+"/admin/v1/backup", nil)
-	if err != nil {
-		return fmt.Errorf("build request: %w", err)
-	}
-	req.Header.Set("Authorization", "Bearer "+c.token)
-	patient := *c.http
-	patient.Timeout = 0 // ctx bounds it
-	resp, err := patient.Do(req)
-	if err != nil {
-		return fmt.Errorf("%s cannot be reached: %w", server, err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		p := new(api.Problem)
-		if text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20)); err == nil && json.Unmarshal(text, p) == nil && p.Code != "" {
-			return p
-		}
-		return fmt.Errorf("%s answered %s", server, resp.Status)
-	}
-	if _, err := io.Copy(w, resp.Body); err != nil {
-		return fmt.Errorf("the backup was cut: try again: %w", err)
-	}
-	if resp.Trailer.Get(api.TrailerWhole) != "true" {
-		return fmt.Errorf("the backup was cut by %s, whose log says why: try again", server)
-	}
-	return nil
-}
-
-var memberColumns = []column[api.Member]{
-	{"NODE", func(m api.Member) string { return m.Node }},
-	{"ADDRESS", func(m api.Member) string { return m.Address }},
-	{"ROLE", func(m api.Member) string { return m.Role }},
-	{"LEADS", func(m api.Member) string { return yesNo(m.Leader) }},
-	{"HEARD", func(m api.Member) string { return ago(m.Heard) }},
-	{"BEHIND", func(m api.Member) string { return strconv.FormatUint(m.Behind, 10) }},
-	{"STEADY", func(m api.Member) string { return ago(m.Steady) }},
+var memberColumns = []cli.Column[api.Member]{
+	cli.Col("NODE", func(m api.Member) string { return m.Node }),
+	cli.Col("ADDRESS", func(m api.Member) string { return m.Address }),
+	cli.Col("ROLE", func(m api.Member) string { return m.Role }),
+	cli.Col("LEADS", func(m api.Member) string { return cli.YesNo(m.Leader) }),
+	cli.Col("HEARD", func(m api.Member) string { return ago(m.Heard) }),
+	cli.Col("BEHIND", func(m api.Member) string { return strconv.FormatUint(m.Behind, 10) }),
+	cli.Col("STEADY", func(m api.Member) string { return ago(m.Steady) }),
 }
 
 func ago(at *time.Time) string {
@@ -115,43 +44,51 @@ func (t *tool) showMembers(l *api.MemberList, err error) error {
 	if err != nil {
 		return err
 	}
-	if t.output != "table" {
-		return t.encode(l)
+	if !t.Table() {
+		return t.Encode(l)
 	}
 	if l.Problem != "" {
-		t.say("%s: %s", l.Answered, l.Problem)
+		t.Say("%s: %s", l.Answered, l.Problem)
 	}
 	if l.MayHaveLost != nil {
-		t.say("region %s began anew %s: what it had acknowledged before may be missing", l.Region, when(l.MayHaveLost))
+		t.Say("region %s began anew %s: what it had acknowledged before may be missing", l.Region, cli.When(l.MayHaveLost))
 	}
-	return show(t, l.Items, false, memberColumns)
+	return cli.Show(t.Tool, l.Items, false, memberColumns)
 }
 
 // raftCommands are those of `ringmain node` that change who is in a region.
 func (t *tool) raftCommands() []*cobra.Command {
 	var region, to string
 	var reader, force bool
-	members := t.command("members", "list the nodes of a region's Raft: who votes, leads, answers", "  ringmain node members --region eu-fra", func(ctx context.Context, c *Client, _ []string) error {
+	members := t.Command("members", "list the nodes of a region's Raft: who votes, leads, answers", "  ringmain node members --region eu-fra", func(ctx context.Context, c *adminclient.Client, _ []string) error {
 		return t.showMembers(c.Members(ctx, region))
 	})
-	addNode := t.command("add NODE ADDRESS", "add a control node to its region; it votes once it has kept up for 10 s",
-		"  ringmain node add eu-fra-c4 10.2.0.4:7443 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
+	addNode := t.Command("add NODE ADDRESS", "add a control node to its region; it votes once it has kept up for 10 s",
+		"  ringmain node add eu-fra-c4 10.2.0.4:7443 --region eu-fra", func(ctx context.Context, c *adminclient.Client, args []string) error {
 			return t.showMembers(c.AddMember(ctx, region, api.MemberInput{Node: args[0], Address: args[1], Reader: reader}))
 		})
 	addNode.Flags().BoolVar(&reader, "reader", false, "it holds the state and serves feeds, and never votes")
-	removeNode := t.command("remove NODE", "remove a control node from its region", "  ringmain node remove eu-fra-c2 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
+	removeNode := t.Command("remove NODE", "remove a control node from its region", "  ringmain node remove eu-fra-c2 --region eu-fra", func(ctx context.Context, c *adminclient.Client, args []string) error {
+		before, err := c.Members(ctx, region)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(before.Items, func(m api.Member) bool { return m.Node == args[0] }) {
+			t.Say("%s is no member of region %s: nothing was removed", args[0], before.Region)
+			return t.showMembers(before, nil)
+		}
 		return t.showMembers(c.RemoveMember(ctx, region, args[0], force))
 	})
 	removeNode.Flags().BoolVar(&force, "force", false, "even if the region can commit nothing afterwards")
-	replace := t.command("replace OLD NEW ADDRESS", "add a control node, wait until it votes, and remove another; may be repeated",
-		"  ringmain node replace eu-fra-c2 eu-fra-c4 10.2.0.4:7443 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
+	replace := t.Command("replace OLD NEW ADDRESS", "add a control node, wait until it votes, and remove another; may be repeated",
+		"  ringmain node replace eu-fra-c2 eu-fra-c4 10.2.0.4:7443 --region eu-fra", func(ctx context.Context, c *adminclient.Client, args []string) error {
 			return t.replace(ctx, c, region, args[0], api.MemberInput{Node: args[1], Address: args[2]})
 		})
-	move := t.command("move NODE ADDRESS", "note that a control node is at another address, once it runs there",
-		"  ringmain node move eu-fra-c2 10.2.0.9:7443 --region eu-fra", func(ctx context.Context, c *Client, args []string) error {
+	move := t.Command("move NODE ADDRESS", "note that a control node is at another address, once it runs there",
+		"  ringmain node move eu-fra-c2 10.2.0.9:7443 --region eu-fra", func(ctx context.Context, c *adminclient.Client, args []string) error {
 			return t.showMembers(c.MoveMember(ctx, region, args[0], args[1]))
 		})
-	transfer := t.command("transfer", "have another control node lead its region", "  ringmain node transfer --to eu-fra-c2 --region eu-fra", func(ctx context.Context, c *Client, _ []string) error {
+	transfer := t.Command("transfer", "have another control node lead its region", "  ringmain node transfer --to eu-fra-c2 --region eu-fra", func(ctx context.Context, c *adminclient.Client, _ []string) error {
 		return t.showMembers(c.TransferLeadership(ctx, region, to))
 	})
 	transfer.Flags().StringVar(&to, "to", "", "node that is to lead (default: whichever is furthest)")
@@ -163,14 +100,14 @@ func (t *tool) raftCommands() []*cobra.Command {
 }
 
 // replace goes on where an earlier attempt stopped.
-func (t *tool) replace(ctx context.Context, c *Client, region, old string, in api.MemberInput) error {
+func (t *tool) replace(ctx context.Context, c *adminclient.Client, region, old string, in api.MemberInput) error {
 	l, err := c.AddMember(ctx, region, in)
 	for said := false; err == nil; l, err = c.Members(ctx, region) {
 		if slices.ContainsFunc(l.Items, func(m api.Member) bool { return m.Node == in.Node && m.Role == "voter" }) {
 			break
 		}
 		if !said {
-			t.say("%s is a member and copies the state; waiting until it votes", in.Node)
+			t.Say("%s is a member and copies the state; waiting until it votes", in.Node)
 			said = true
 		}
 		select {
@@ -192,30 +129,10 @@ func (t *tool) replace(ctx context.Context, c *Client, region, old string, in ap
 	return t.showMembers(c.RemoveMember(ctx, region, old, false))
 }
 
-// local makes a subcommand that works on files of this machine.
-func (t *tool) local(use, short, example string, run func(args []string) error) *cobra.Command {
-	want := strings.Fields(use)[1:]
-	return &cobra.Command{
-		Use: use, Short: short, Example: example,
-		Args: func(c *cobra.Command, args []string) error {
-			if len(args) != len(want) {
-				return usagef("%q takes %d arguments (%s), not %d", c.CommandPath(), len(want), use, len(args))
-			}
-			return nil
-		},
-		RunE: func(_ *cobra.Command, args []string) error {
-			if err := t.checkOutput(); err != nil {
-				return err
-			}
-			return run(args)
-		},
-	}
-}
-
 func (t *tool) recoverCommand() *cobra.Command {
 	var file, peers string
-	c := t.local("recover", "have a stopped node begin its region anew, after a majority was lost for good",
-		"  ringmain node recover --config /etc/ringmain/control.yaml --peers eu-fra-c1=10.2.0.1:7443", func([]string) error {
+	c := t.Local("recover", "have a stopped node begin its region anew, after a majority was lost for good",
+		"  ringmain node recover --config /etc/ringmain/control.yaml --peers eu-fra-c1=10.2.0.1:7443", func(context.Context, []string) error {
 			cfg, err := controlConfig(file)
 			if err != nil {
 				return err
@@ -228,7 +145,7 @@ func (t *tool) recoverCommand() *cobra.Command {
 			if err := quorum.RecoverWith(dir, cfg.Cluster, cfg.Region, list); err != nil {
 				return err
 			}
-			t.say("%s will begin region %s anew at its next start. Give every node that is left the same list, then start them.", cfg.Node, cfg.Region)
+			t.Say("%s will begin region %s anew at its next start. Give every node that is left the same list, then start them.", cfg.Node, cfg.Region)
 			return nil
 		})
 	c.Long = `Have a stopped node begin its region anew, after a majority of its nodes was
@@ -242,14 +159,14 @@ same --peers, which names exactly those nodes. It changes nothing until the star
 
 func controlConfig(file string) (*config.Config, error) {
 	if file == "" {
-		return nil, usagef("--config is needed: the node's configuration file")
+		return nil, cli.Usagef("--config is needed: the node's configuration file")
 	}
 	cfg, err := config.Load(file, os.Environ())
 	if err != nil {
 		return nil, err
 	}
 	if cfg.Role != config.Control {
-		return nil, usagef("%s configures a %s node: only control nodes hold a region's state", file, cfg.Role)
+		return nil, cli.Usagef("%s configures a %s node: only control nodes hold a region's state", file, cfg.Role)
 	}
 	return cfg, nil
 }
@@ -262,7 +179,7 @@ func parsePeers(text string) ([]quorum.Peer, error) {
 	for _, one := range strings.Split(text, ",") {
 		node, addr, ok := strings.Cut(strings.TrimSpace(one), "=")
 		if !ok || node == "" || addr == "" {
-			return nil, usagef("--peers: %q is not name=host:port", one)
+			return nil, cli.Usagef("--peers: %q is not name=host:port", one)
 		}
 		out = append(out, quorum.Peer{Node: node, Addr: addr})
 	}
@@ -271,10 +188,10 @@ func parsePeers(text string) ([]quorum.Peer, error) {
 
 func (t *tool) backupCommand() *cobra.Command {
 	var key, file, peers string
-	create := t.command("create FILE", "write a sealed backup of a region's whole state", "  ringmain backup create eu-fra.backup --server https://control.eu-fra.example:8443", func(ctx context.Context, c *Client, args []string) error {
+	create := t.Command("create FILE", "write a sealed backup of a region's whole state", "  ringmain backup create eu-fra.backup --server https://control.eu-fra.example:8443", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		return t.createBackup(ctx, c, args[0])
 	})
-	inspect := t.local("inspect FILE", "check every byte of a backup, and say what it holds", "  ringmain backup inspect eu-fra.backup --key backup.key", func(args []string) (err error) {
+	inspect := t.Local("inspect FILE", "check every byte of a backup, and say what it holds", "  ringmain backup inspect eu-fra.backup --key backup.key", func(_ context.Context, args []string) (err error) {
 		f, sealer, err := openBackup(args[0], key)
 		if err != nil {
 			return err
@@ -286,8 +203,8 @@ func (t *tool) backupCommand() *cobra.Command {
 		}
 		return t.showBackup(info)
 	})
-	restore := t.local("restore FILE", "make the state of a new region from a backup, in an empty directory",
-		"  ringmain backup restore eu-fra.backup --key backup.key --config /etc/ringmain/control.yaml", func(args []string) (err error) {
+	restore := t.Local("restore FILE", "make the state of a new region from a backup, in an empty directory",
+		"  ringmain backup restore eu-fra.backup --key backup.key --config /etc/ringmain/control.yaml", func(_ context.Context, args []string) (err error) {
 			cfg, err := controlConfig(file)
 			if err != nil {
 				return err
@@ -317,7 +234,7 @@ func (t *tool) backupCommand() *cobra.Command {
 			if err != nil {
 				return fmt.Errorf("%s: %w", args[0], err)
 			}
-			t.say("%s holds the state of %s. Start it, and the region's other nodes with empty directories.", cfg.Node, info.Taken.Format(time.RFC3339))
+			t.Say("%s holds the state of %s. Start it, and the region's other nodes with empty directories.", cfg.Node, info.Taken.Format(time.RFC3339))
 			return t.showBackup(info)
 		})
 	restore.Long = `Make the state of a new region from a backup, in one node's empty directory.
@@ -328,19 +245,23 @@ missing: to other regions the restored one is a new member.`
 	for _, c := range []*cobra.Command{inspect, restore} {
 		c.Flags().StringVar(&key, "key", "", "key that the backup is sealed under: the region's, or its backup_key_file (needed)")
 	}
-	return group("backup", "back up a region's state, look into backups, restore them", "  ringmain backup create eu-fra.backup\n  ringmain backup inspect eu-fra.backup --key seal.key", create, inspect, restore)
+	return cli.Group("backup", "back up a region's state, look into backups, restore them", "  ringmain backup create eu-fra.backup\n  ringmain backup inspect eu-fra.backup --key seal.key", create, inspect, restore)
 }
 
 // createBackup writes the file whole or not at all, and never over another.
-func (t *tool) createBackup(ctx context.Context, c *Client, path string) (err error) {
+func (t *tool) createBackup(ctx context.Context, c *adminclient.Client, path string) (err error) {
 	if _, err := os.Lstat(path); err == nil {
-		return usagef("%s exists: choose another name", path)
+		return cli.Usagef("%s exists: choose another name", path)
 	}
 	f, err := os.OpenFile(path+".part", os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s.part exists: another backup is being written there, or was cut: choose another name, or remove it", path)
+	}
 	if err != nil {
 		return fmt.Errorf("backup: %w", err)
 	}
-	err = c.Backup(ctx, f)
+	out := &counted{Writer: f, tell: t.Progress("bytes written", 0)}
+	err = c.Backup(ctx, out)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -351,8 +272,32 @@ func (t *tool) createBackup(ctx context.Context, c *Client, path string) (err er
 	if err != nil {
 		return errors.Join(err, os.Remove(path+".part"))
 	}
-	t.say("%s is whole; `ringmain backup inspect` says what it holds", path)
-	return nil
+	t.Say("%s is whole; `ringmain backup inspect` says what it holds", path)
+	return cli.Show(t.Tool, []backupFile{{path, out.n}}, true, backupFileColumns)
+}
+
+type backupFile struct {
+	File  string `json:"file"`
+	Bytes int    `json:"bytes"`
+}
+
+var backupFileColumns = []cli.Column[backupFile]{
+	cli.Col("FILE", func(f backupFile) string { return f.File }),
+	cli.Col("BYTES", func(f backupFile) string { return strconv.Itoa(f.Bytes) }),
+}
+
+// counted tells how much was written.
+type counted struct {
+	io.Writer
+	n    int
+	tell func(int)
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.Writer.Write(b)
+	c.n += n
+	c.tell(c.n)
+	return n, err
 }
 
 func configured(cfg *config.Config) []quorum.Peer {
@@ -367,7 +312,7 @@ func configured(cfg *config.Config) []quorum.Peer {
 
 func openBackup(path, key string) (*os.File, *seal.Sealer, error) {
 	if key == "" {
-		return nil, nil, usagef("--key is needed: the file of the key that the backup is sealed under")
+		return nil, nil, cli.Usagef("--key is needed: the file of the key that the backup is sealed under")
 	}
 	holder, err := seal.OpenFileHolder(key)
 	if err != nil {
@@ -380,11 +325,11 @@ func openBackup(path, key string) (*os.File, *seal.Sealer, error) {
 	return f, seal.New(holder), nil
 }
 
-var backupColumns = []column[backup.Shard]{
-	{"SHARD", func(s backup.Shard) string { return string(s.Shard) }},
-	{"HOME", func(s backup.Shard) string { return s.Home }},
-	{"POSITION", func(s backup.Shard) string { return api.FormatPoint(s.Last) }},
-	{"RECORDS", func(s backup.Shard) string {
+var backupColumns = []cli.Column[backup.Shard]{
+	cli.Col("SHARD", func(s backup.Shard) string { return string(s.Shard) }),
+	cli.Col("HOME", func(s backup.Shard) string { return s.Home }),
+	cli.Col("POSITION", func(s backup.Shard) string { return api.FormatPoint(s.Last) }),
+	cli.Col("RECORDS", func(s backup.Shard) string {
 		var all []string
 		for _, kind := range []string{"org", "project", "key", "policy", "upstream", "route", "region"} {
 			if n := s.Records[kind]; n > 0 {
@@ -392,14 +337,14 @@ var backupColumns = []column[backup.Shard]{
 			}
 		}
 		return strings.Join(all, ", ")
-	}},
-	{"REVOKED", func(s backup.Shard) string { return strconv.Itoa(s.Revocations) }},
+	}),
+	cli.Col("REVOKED", func(s backup.Shard) string { return strconv.Itoa(s.Revocations) }),
 }
 
 func (t *tool) showBackup(info backup.Info) error {
-	if t.output != "table" {
-		return t.encode(info)
+	if !t.Table() {
+		return t.Encode(info)
 	}
-	t.say("cluster %s, region %s, taken %s by %s, log entry %d", info.Cluster, info.Region, info.Taken.Format(time.RFC3339), info.Node, info.Applied)
-	return show(t, info.Shards, false, backupColumns)
+	t.Say("cluster %s, region %s, taken %s by %s, log entry %d", info.Cluster, info.Region, info.Taken.Format(time.RFC3339), info.Node, info.Applied)
+	return cli.Show(t.Tool, info.Shards, false, backupColumns)
 }

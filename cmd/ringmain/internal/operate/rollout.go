@@ -1,4 +1,4 @@
-package manage
+package operate
 
 import (
 	"context"
@@ -8,21 +8,23 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"ringmain/cmd/ringmain/internal/adminclient"
+	"ringmain/cmd/ringmain/internal/cli"
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
 	"ringmain/dataplane/keeper/trial"
 )
 
-var rolloutColumns = []column[api.Node]{
-	{"REGION", func(n api.Node) string { return n.Region }},
-	{"NODE", func(n api.Node) string { return n.Name }},
-	{"LIVES-WITH", func(n api.Node) string { return n.Proven }},
-	{"DIED-ONCE-ON", func(n api.Node) string { return strings.Join(n.Suspects, " ") }},
-	{"LEFT-OUT", func(n api.Node) string { return strings.Join(n.LeftOut, " ") }},
+var rolloutColumns = []cli.Column[api.Node]{
+	cli.Col("REGION", func(n api.Node) string { return n.Region }),
+	cli.Col("NODE", func(n api.Node) string { return n.Name }),
+	cli.Col("LIVES-WITH", func(n api.Node) string { return n.Proven }),
+	cli.Col("DIED-ONCE-ON", func(n api.Node) string { return strings.Join(n.Suspects, " ") }),
+	cli.Col("LEFT-OUT", func(n api.Node) string { return strings.Join(n.LeftOut, " ") }),
 }
 
 func (t *tool) rolloutCommand() *cobra.Command {
-	return t.command("rollout", "see how far each data node is with the configuration, and which changes crash them", "  ringmain rollout", func(ctx context.Context, c *Client, _ []string) error {
+	return t.Command("rollout", "see how far each data node is with the configuration, and which changes crash them", "  ringmain rollout", func(ctx context.Context, c *adminclient.Client, _ []string) error {
 		all, err := c.Nodes(ctx)
 		if err != nil {
 			return err
@@ -33,7 +35,7 @@ func (t *tool) rolloutCommand() *cobra.Command {
 				nodes = append(nodes, n)
 			}
 		}
-		if err := show(t, nodes, false, rolloutColumns); err != nil {
+		if err := cli.Show(t.Tool, nodes, false, rolloutColumns); err != nil {
 			return err
 		}
 		return t.explainLeftOut(ctx, c, nodes)
@@ -41,7 +43,7 @@ func (t *tool) rolloutCommand() *cobra.Command {
 }
 
 // explainLeftOut says what was left out, and how to go on or back.
-func (t *tool) explainLeftOut(ctx context.Context, c *Client, nodes []api.Node) error {
+func (t *tool) explainLeftOut(ctx context.Context, c *adminclient.Client, nodes []api.Node) error {
 	by := map[string][]string{}
 	for _, n := range nodes {
 		for _, change := range n.LeftOut {
@@ -62,21 +64,21 @@ func (t *tool) explainLeftOut(ctx context.Context, c *Client, nodes []api.Node) 
 		if err != nil {
 			return err
 		}
-		t.say("%s crashed %s twice: data nodes do without it and keep what was before.", change, strings.Join(by[change], ", "))
+		t.Say("%s crashed %s twice: data nodes do without it and keep what was before.", change, strings.Join(by[change], ", "))
 		switch {
 		case len(records) > 0:
-			t.say("  It changed %s. Back: write what was before (`ringmain apply` of the former manifest). On: change it again, or upgrade the nodes; any newer version is tried on one node first.", strings.Join(records, ", "))
+			t.Say("  It changed %s. Back: write what was before (`ringmain apply` of the former manifest). On: change it again, or upgrade the nodes; any newer version is tried on one node first.", strings.Join(records, ", "))
 		case span.Shard == controlplane.ShardGlobal:
-			t.say("  No route, upstream or region is as it left them: there is nothing more to do.")
+			t.Say("  No route, upstream or region is as it left them: there is nothing more to do.")
 		default:
-			t.say("  It is a change of an account in shard %s: the audit log of its home names the record at this sequence. Write it again, or upgrade the nodes.", span.Shard)
+			t.Say("  It is a change of an account in shard %s: the audit log of its home names the record at this sequence. Write it again, or upgrade the nodes.", span.Shard)
 		}
 	}
 	return nil
 }
 
 // changedBy names what is still as the span left it.
-func changedBy(ctx context.Context, c *Client, span trial.Span) (names []string, err error) {
+func changedBy(ctx context.Context, c *adminclient.Client, span trial.Span) (names []string, err error) {
 	if span.Shard != controlplane.ShardGlobal {
 		return nil, nil
 	}

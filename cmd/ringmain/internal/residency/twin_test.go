@@ -1,4 +1,4 @@
-package manage_test
+package residency_test
 
 import (
 	"slices"
@@ -6,7 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"ringmain/cmd/ringmain/internal/manage"
+	"ringmain/cmd/ringmain/internal/residency"
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/feed"
@@ -57,7 +57,7 @@ func TestReportIsWhatIsServed(t *testing.T) {
 		}
 		recs = append(recs, &registry.Record{Kind: registry.KindRoute, Meta: registry.Meta{ID: "rte_m"}, Route: rec})
 		v := viewOf(t, recs)
-		for _, j := range manage.Residency(regions, upstreams, []api.Route{apiRoute}).Jurisdictions {
+		for _, j := range residency.Of(regions, upstreams, []api.Route{apiRoute}).Jurisdictions {
 			for _, zero := range []bool{false, true} {
 				for _, dialect := range []string{"openai", "anthropic"} {
 					for _, path := range registry.EndpointsOf(dialect) {
