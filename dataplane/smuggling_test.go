@@ -67,7 +67,7 @@ func TestShapesOfHTTP1(t *testing.T) {
 		var statuses []int
 		ended := false
 		for in := bufio.NewReader(conn); ; {
-			_ = conn.SetReadDeadline(time.Now().Add(2 * time.Second))
+			_ = conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 			resp, err := http.ReadResponse(in, nil)
 			if err != nil {
 				ended = !strings.Contains(err.Error(), "timeout")

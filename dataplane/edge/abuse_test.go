@@ -2,8 +2,8 @@ package edge
 
 import (
 	"bytes"
-	"context"
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -98,12 +98,16 @@ func TestPrefaceIsNoRequest(t *testing.T) {
 // to go, and nothing that runs on it breaks.
 func TestUsersWhoPressStop(t *testing.T) {
 	end := make(chan struct{})
+	var begun sync.Map // by the query of what is asked
 	s := open(t, Limits{Aborts: 50}, func(w http.ResponseWriter, r *http.Request) {
 		if Aged(r.Context(), time.Now()) {
 			w.Header().Set("Connection", "close")
 		}
 		switch r.URL.Path {
 		case "/stopped":
+			if one, ok := begun.LoadAndDelete(r.URL.RawQuery); ok {
+				close(one.(chan struct{}))
+			}
 			<-r.Context().Done()
 			Asked(r.Context(), true, time.Now())
 			panic(http.ErrAbortHandler)
@@ -124,17 +128,12 @@ func TestUsersWhoPressStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	var group sync.WaitGroup
-	for range 20 {
+	for user := range 20 {
 		group.Go(func() {
-			for range 8 {
-				ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-				req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+s.addr+"/stopped", nil)
-				if err != nil {
-					t.Error(err)
-				} else if resp, err := client.Do(req); err == nil {
-					_ = resp.Body.Close()
-				}
-				cancel()
+			for i := range 8 {
+				one, query := make(chan struct{}), fmt.Sprintf("%d-%d", user, i)
+				begun.Store(query, one)
+				s.breakOff(t, client, "/stopped?"+query, one)
 			}
 		})
 	}

@@ -137,6 +137,7 @@ func (c *conn) idle(is bool) bool {
 }
 
 // setReadBy bounds the reading of what comes next; d = 0: it may take any time.
+// What bounded the last answer bounds nothing that TLS says meanwhile.
 func (c *conn) setReadBy(now time.Time, d time.Duration) {
 	by := time.Time{}
 	if d > 0 {
@@ -144,7 +145,7 @@ func (c *conn) setReadBy(now time.Time, d time.Duration) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.readBy = by
+	c.readBy, c.writeBy = by, time.Time{}
 }
 
 // arm tells the runtime of readBy, if what it knows would fire too late. The

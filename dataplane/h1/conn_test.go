@@ -15,6 +15,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -167,7 +168,6 @@ func TestOthers(t *testing.T) {
 			_, ok := nc.(*tls.Conn)
 			return context.WithValue(ctx, key{}, ok)
 		}
-		hs.ReadHeaderTimeout = 300 * time.Millisecond
 	})
 	for want, client := range map[string]*http.Client{"HTTP/1.1 true true true ": st.client(t), "HTTP/2.0 true true true h2": st.client(t, "h2")} {
 		resp, err := client.Get("https://" + st.addr)
@@ -188,7 +188,9 @@ func TestOthers(t *testing.T) {
 	if b, _ := io.ReadAll(plain); !strings.HasPrefix(string(b), "HTTP/1.0 400 ") {
 		t.Errorf("without TLS: %q", b)
 	}
-	mute, err := net.Dial("tcp", st.addr)
+	_ = plain.Close()
+	short := start(t, true, http.HandlerFunc(stage), func(hs *http.Server) { hs.ReadHeaderTimeout = 100 * time.Millisecond })
+	mute, err := net.Dial("tcp", short.addr)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -196,11 +198,13 @@ func TestOthers(t *testing.T) {
 	if b, err := io.ReadAll(mute); err != nil || len(b) > 0 { // at the end of its time
 		t.Errorf("who says nothing hears %q, %v", b, err)
 	}
-	until(t, "no connection is left but two that are idle", func() bool {
-		st.server.mu.Lock()
-		defer st.server.mu.Unlock()
-		return len(st.server.conns) <= 1 // HTTP/2's is the http.Server's
-	})
+	for st, most := range map[*stand]int{st: 1, short: 0} { // one is idle; HTTP/2's is the http.Server's
+		until(t, "no connection is left but those that are idle", func() bool {
+			st.server.mu.Lock()
+			defer st.server.mu.Unlock()
+			return len(st.server.conns) <= most
+		})
+	}
 }
 
 // A bug in a handler ends its connection, and is logged; an abort is not.
@@ -246,58 +250,49 @@ func TestPanicInHandshake(t *testing.T) {
 // of any that declared its length waits for the handler.
 func TestOneRecord(t *testing.T) {
 	for size, before := range map[int]int{0: 0, 1: 0, 2 << 10: 0, holdBack: 0, 10 << 10: 6 << 10, 100 << 10: 96 << 10} {
-		sent := make(chan int, 10)
-		near, far := net.Pipe()
-		go func() {
-			for p := make([]byte, 64<<10); ; {
-				n, err := far.Read(p)
-				if err != nil {
-					close(sent)
-					return
-				}
-				sent <- n
-			}
-		}()
-		over := make(chan struct{})
-		s := &Server{hs: &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-			defer close(over)
-			w.Header().Set("Content-Length", strconv.Itoa(size))
-			w.Header().Set("Content-Type", "text/x")
-			w.WriteHeader(http.StatusOK)
-			_, _ = w.Write(make([]byte, size))
-			for left := before; ; {
-				select {
-				case n := <-sent:
-					if left -= n; left < -500 { // the head
-						t.Errorf("of %d bytes %d too many went out before the handler was over", size, -left)
-						return
-					}
-				case <-time.After(10 * time.Millisecond):
-					if left > 0 {
-						t.Errorf("of %d bytes %d too few went out", size, left)
-					}
-					return
-				}
-			}
-		})}, limits: limits{head: 8 << 10, stall: time.Minute}}
-		c := newConn(s, near)
-		c.nc = &out{near, c}
-		ended := make(chan struct{})
-		go func() {
-			defer close(ended)
-			c.serve(context.Background())
-		}()
-		_, _ = io.WriteString(far, get("/", "Connection: close"))
-		<-over
-		if n := <-sent; n < size-before {
-			t.Errorf("%d bytes: the last write has %d", size, n)
-		}
-		if n, more := <-sent; more {
-			t.Errorf("%d bytes: another write has %d", size, n)
-		}
-		_ = far.Close()
-		<-ended
+		synctest.Test(t, func(t *testing.T) { oneRecord(t, size, before) })
 	}
+}
+
+// oneRecord answers with size bytes, of which so many go out before the handler is over.
+func oneRecord(t *testing.T, size, before int) {
+	sent := make(chan int, 100)
+	over := make(chan struct{})
+	k := speak(t, func(w http.ResponseWriter, _ *http.Request) {
+		defer close(over)
+		w.Header().Set("Content-Length", strconv.Itoa(size))
+		w.Header().Set("Content-Type", "text/x")
+		w.WriteHeader(http.StatusOK)
+		_, _ = w.Write(make([]byte, size))
+		synctest.Wait() // what goes out has gone
+		left := before
+		for len(sent) > 0 {
+			left -= <-sent
+		}
+		if left > 0 || left < -500 { // the head
+			t.Errorf("of %d bytes %d too few went out before the handler was over", size, left)
+		}
+	})
+	go func() {
+		defer close(sent)
+		for p := make([]byte, 64<<10); ; {
+			n, err := k.Read(p)
+			if err != nil {
+				return
+			}
+			sent <- n
+		}
+	}()
+	k.say(t, get("/", "Connection: close"))
+	<-over
+	if n := <-sent; n < size-before {
+		t.Errorf("%d bytes: the last write has %d", size, n)
+	}
+	if n, more := <-sent; more {
+		t.Errorf("%d bytes: another write has %d", size, n)
+	}
+	_ = k.Close()
+	<-k.ended
 }
 
 // A handler that is over has nothing more to say on its connection.

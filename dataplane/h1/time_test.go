@@ -433,3 +433,29 @@ func TestNewKeysAfterALongTime(t *testing.T) {
 		k.over()
 	})
 }
+
+// The time that one answer had is over with it: new keys are answered after that
+// as ever.
+func TestNewKeysAfterADeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
+			func(w http.ResponseWriter, _ *http.Request) {
+				if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+					t.Error(err)
+				}
+				_, _ = io.WriteString(w, "ok")
+			})
+		for range 2 {
+			k.say(t, get("/"))
+			if status, body := k.hear(t); status != http.StatusOK || body != "ok" {
+				t.Errorf("status %d, %q", status, body)
+			}
+			time.Sleep(2 * time.Second)
+			k.say(t, "K")
+			if b, err := k.in.ReadByte(); b != 'k' || err != nil {
+				t.Errorf("new keys: %q, %v", b, err)
+			}
+		}
+		k.over()
+	})
+}

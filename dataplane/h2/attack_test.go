@@ -34,7 +34,7 @@ func unread(t *testing.T, h http.Handler) (c *conn, far net.Conn, fr *http2.Fram
 		c.serve()
 	}()
 	t.Cleanup(func() { _ = far.Close(); <-ended })
-	_ = far.SetWriteDeadline(time.Now().Add(2 * time.Second))
+	_ = far.SetWriteDeadline(time.Now().Add(20 * time.Second))
 	_, _ = io.WriteString(far, http2.ClientPreface)
 	fr = http2.NewFramer(far, far)
 	_ = fr.WriteSettings()
@@ -221,7 +221,7 @@ func TestNothingIsSentTwice(t *testing.T) {
 	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = w.Write(bytes.Repeat([]byte("a"), half))
 		control := http.NewResponseController(w)
-		_ = control.SetWriteDeadline(time.Now().Add(20 * time.Millisecond))
+		_ = control.SetWriteDeadline(time.Now().Add(500 * time.Millisecond)) // time enough for what the window takes
 		_, err := w.Write(bytes.Repeat([]byte("b"), half))
 		wrote <- err
 		_ = control.SetWriteDeadline(time.Now().Add(time.Minute))

@@ -178,10 +178,18 @@ func TestWriteDeadline(t *testing.T) {
 // A read deadline ends the wait for a body.
 func TestReadDeadline(t *testing.T) {
 	for name, change := range map[string]func(*http.Server){
-		"the server's": func(s *http.Server) { s.ReadTimeout = 100 * time.Millisecond },
+		"the server's": func(s *http.Server) { s.ReadTimeout = time.Second }, // for a handshake, too
 		"the handler's": func(s *http.Server) {
 			h := s.Handler
 			s.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				some := make([]byte, len("some"))
+				if _, err := io.ReadFull(r.Body, some); err != nil {
+					t.Error(err)
+				}
+				r.Body = struct {
+					io.Reader
+					io.Closer
+				}{io.MultiReader(bytes.NewReader(some), r.Body), r.Body}
 				time.AfterFunc(20*time.Millisecond, func() { // while it waits
 					_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(50 * time.Millisecond))
 				})
@@ -235,7 +243,7 @@ func TestStalledClient(t *testing.T) {
 // that asks nothing is told to go.
 func TestSilentClients(t *testing.T) {
 	ts, _ := start(t, true, stageHandler(), func(s *http.Server) {
-		s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 50*time.Millisecond, 100*time.Millisecond
+		s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 50*time.Millisecond, time.Second // in which a busy machine answers
 	})
 	p := dial(t, ts)
 	p.hello()
@@ -253,7 +261,7 @@ func TestSilentClients(t *testing.T) {
 			}
 		}
 	}
-	if pings != 4 || time.Since(began) < 250*time.Millisecond {
+	if pings != 4 || time.Since(began) < 1150*time.Millisecond {
 		t.Errorf("%d pings in %v", pings, time.Since(began))
 	}
 	ts, _ = start(t, true, stageHandler(), func(s *http.Server) { s.IdleTimeout = 100 * time.Millisecond })

@@ -79,9 +79,9 @@ func TestPlainAnswerInPieces(t *testing.T) {
 		for _, s := range []string{`{"choi`, `ces`, `":`, `[`, `]}`} {
 			_, _ = io.WriteString(w, s)
 			_ = http.NewResponseController(w).Flush()
-			time.Sleep(250 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 		}
-	}, func(a *Ask) { a.Timeouts.Idle = 750 * time.Millisecond })
+	}, func(a *Ask) { a.Timeouts.Idle = 2 * time.Second })
 	if r.Outcome != breaker.OK {
 		t.Errorf("%v, %v", r.Outcome, r.Cause)
 	}

@@ -168,7 +168,7 @@ func TestOutcomes(t *testing.T) {
 		_ = http.NewResponseController(w).Flush()
 	}
 	stall := func(q *http.Request) { <-q.Context().Done() }
-	short := 300 * time.Millisecond
+	short := 600 * time.Millisecond // no handshake is within it
 	for name, x := range map[string]struct {
 		h      func(w http.ResponseWriter, q *http.Request, leave func())
 		change func(*Ask)
@@ -215,13 +215,20 @@ func TestOutcomes(t *testing.T) {
 			nil, "server_error, reached true, silent false: the upstream answered with status 302"},
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			for _, http2 := range []bool{false, true} {
 				ctx, leave := context.WithCancel(t.Context())
+				var connected atomic.Bool
 				s, c := provider(t, http2, func(w http.ResponseWriter, q *http.Request) {
 					_, _ = io.Copy(io.Discard, q.Body)
-					x.h(w, q, leave)
+					if connected.Swap(true) {
+						x.h(w, q, leave)
+					} else {
+						head(w, "application/json", plainText)
+					}
 				})
 				ask := askOf(record(s.URL))
+				c.Upstream(ctx, ask).Release()
 				if x.change != nil {
 					x.change(ask)
 				}

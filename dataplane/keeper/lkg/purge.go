@@ -2,6 +2,7 @@ package lkg
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"hash/maphash"
 	"os"
@@ -122,16 +123,24 @@ const spentAfter = 48 * time.Hour
 
 // stale tells what need not stay in the safety file once g is in place: what the
 // full state does not say any more, and no generation is older than. Everything
-// is kept if what there is on disk cannot be read.
-func (g *Generation) stale() func(SafetyEntry) bool {
+// is kept if what there is on disk cannot be read. It notes in an entry that it
+// is to be asked of again.
+func (g *Generation) stale() func(*SafetyEntry) bool {
 	floor := sync.OnceValues(g.s.floor) // reads a file
+	oldest := g.s.oldest()
 	ended := time.Now().Add(-spentAfter).UnixMilli()
-	return func(e SafetyEntry) bool {
+	return func(e *SafetyEntry) bool {
 		if _, holds := g.holds[e.key()]; holds {
+			e.Spent = 0
 			return false
 		}
 		if v := e.Revocation; v != nil {
-			return v.Kind == registry.KindKey && v.Expires != 0 && v.Expires <= ended
+			if v.Kind != registry.KindKey || v.Expires == 0 || v.Expires > ended {
+				return false
+			}
+			// In a generation before this one the key may have had a later end.
+			e.Spent = cmp.Or(e.Spent, g.number)
+			return oldest >= e.Spent
 		}
 		rec, err := registry.DecodeRecord(e.Pin)
 		if e.Pin == nil || err != nil {
@@ -141,30 +150,38 @@ func (g *Generation) stale() func(SafetyEntry) bool {
 		if err != nil {
 			return false
 		}
-		oldest, then := position[rec.Meta.Shard]
-		_, now := g.tracker.position[rec.Meta.Shard]
-		return rec.Meta.Revision <= oldest.Seq || !then && !now // of a shard that this region no longer holds
+		then, was := position[rec.Meta.Shard]
+		now, is := g.tracker.position[rec.Meta.Shard]
+		if !is { // the region no longer holds the shard
+			return !was || rec.Meta.Revision <= then.Seq
+		}
+		return rec.Meta.Revision <= min(then.Seq, now.Seq) // who sent g may be behind
 	}
+}
+
+// oldest is the oldest generation on disk; 0 if that is not known.
+func (s *Store) oldest() uint64 {
+	files, err := s.list()
+	if err != nil {
+		return 0
+	}
+	return append(numbers(files), s.generation)[0]
 }
 
 // floor is how far the oldest snapshot on disk is: no state that this node can
 // come back to is before it.
 func (s *Store) floor() (controlplane.Position, error) {
-	files, err := s.list()
-	if err != nil {
-		return nil, err
-	}
-	oldest := append(numbers(files), s.generation)[0]
+	oldest := s.oldest()
 	if oldest == s.generation {
 		return s.tracker.Position(), nil
 	}
 	t := NewTracker(nil)
-	_, err = s.verify(oldest, 0, t, orgs{})
+	_, err := s.verify(oldest, 0, t, orgs{})
 	return t.position, err
 }
 
-// purge writes the file anew if that leaves anything out. The caller holds mu.
-func (s *safety) purge(stale func(SafetyEntry) bool) error {
+// purge writes the file anew if that changes anything. The caller holds mu.
+func (s *safety) purge(stale func(*SafetyEntry) bool) error {
 	if s.file == nil {
 		return nil
 	}
@@ -173,14 +190,17 @@ func (s *safety) purge(stale func(SafetyEntry) bool) error {
 		return err
 	}
 	var kept, gone []SafetyEntry
+	changed := false
 	for _, e := range compact(entries) {
-		if stale(e) {
+		spent := e.Spent
+		if stale(&e) {
 			gone = append(gone, e)
-		} else {
-			kept = append(kept, e)
+			continue
 		}
+		changed = changed || e.Spent != spent
+		kept = append(kept, e)
 	}
-	if len(gone) == 0 && len(kept)+1 >= s.written {
+	if !changed && len(gone) == 0 && len(kept)+1 >= s.written {
 		return nil
 	}
 	for _, e := range gone {

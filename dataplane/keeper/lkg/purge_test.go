@@ -256,21 +256,21 @@ func TestTheSafetyFileIsBounded(t *testing.T) {
 	full := snapshot(3)
 	full = slices.Insert(full, 1, ends("known", past))
 	r.generation(s, full...)
-	if got, want := r.revoked(s), "ending endless known node pin:pol@2"; got != want {
-		t.Errorf("after a full state: %q, want %q", got, want)
+	for _, when := range []string{"after a full state", "after two"} {
+		if got := r.revoked(s); !strings.Contains(got, "spent9") || !strings.Contains(got, "pin:pol@2") {
+			t.Errorf("%s: %q: a generation on disk still has the policy as it was before the pin, and may have the keys", when, got)
+		}
+		died(s)
+		s = r.open()
+		r.generation(s, full...)
+	}
+	if got, want := r.revoked(s), "ending endless known node"; got != want {
+		t.Errorf("with no generation that is older: %q, want %q", got, want)
 	}
 	died(s)
 	s = r.open()
 	if st := s.Stats(); st.Unknown || st.Revocations != 4 || st.Dropped != 50 {
 		t.Errorf("what was dropped is taken for lost: %+v\n%s", st, r.log)
-	}
-	r.generation(s, full...)
-	if got := r.revoked(s); !strings.Contains(got, "pin:pol@2") {
-		t.Errorf("%q: a generation on disk still has the policy as it was before the pin", got)
-	}
-	r.generation(s, full...)
-	if got, want := r.revoked(s), "ending endless known node"; got != want {
-		t.Errorf("with no generation that is older: %q, want %q", got, want)
 	}
 	// It comes again, and a file that loses entries is still found out.
 	r.append(s, entry(4, put(policy("eu"))), ends("last", 0))
@@ -286,6 +286,43 @@ func TestTheSafetyFileIsBounded(t *testing.T) {
 	s = r.open()
 	if !s.Stats().Unknown {
 		t.Error("half of the file is missing, and nobody knows")
+	}
+	r.close(s)
+}
+
+// A key's end can be changed: one that a generation on disk has without an end
+// stays revoked for as long as that is there, over starts too.
+func TestARevocationOutlivesTheGenerationsBeforeIt(t *testing.T) {
+	r := newRig(t)
+	s := r.open()
+	r.generation(s, snapshot(1, "k")...)
+	r.append(s, entry(2, registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: "k", At: 5, Expires: time.Now().Add(-2 * spentAfter).UnixMilli()}))
+	for n := range keep {
+		r.generation(s, snapshot(3)...)
+		want := "k"
+		if n == keep-1 {
+			want = ""
+		}
+		if got := r.revoked(s); got != want {
+			t.Errorf("after %d full states without it: %q, want %q", n+1, got, want)
+		}
+		died(s)
+		s = r.open()
+	}
+	r.close(s)
+}
+
+// A full state of a control node that is behind ends no pin that came after it.
+func TestAPinOutlivesAFullStateThatIsBehind(t *testing.T) {
+	r := newRig(t)
+	s := r.open()
+	pinned := &registry.Record{Kind: registry.KindPolicy, Meta: registry.Meta{ID: "pol", Revision: 5}, Policy: &registry.Policy{Org: "o", Residency: "eu"}}
+	for range keep {
+		r.generation(s, with(snapshot(9), pinned)...)
+	}
+	r.generation(s, snapshot(4)...)
+	if got, want := r.revoked(s), "pin:pol@5"; got != want {
+		t.Errorf("%q, want %q", got, want)
 	}
 	r.close(s)
 }

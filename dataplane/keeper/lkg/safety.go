@@ -19,12 +19,14 @@ import (
 	"ringmain/controlplane/seal"
 )
 
-// SafetyEntry is one line of the safety file: exactly one field is set.
+// SafetyEntry is one line of the safety file: exactly one field is set, but for Spent.
 type SafetyEntry struct {
 	Revocation *registry.Revocation `cbor:"1,keyasint,omitempty"`
 	Pin        []byte               `cbor:"2,keyasint,omitempty"` // registry.EncodeRecord of a policy or org that narrows
 	Mark       *mark                `cbor:"3,keyasint,omitempty"`
 	Dropped    int                  `cbor:"4,keyasint,omitempty"` // how many revocations this file had once, and need not have
+
+	Spent uint64 `cbor:"5,keyasint,omitempty"` // with Revocation: the first generation that says nothing of it, nor of its key
 }
 
 // mark notes how far the state on disk was, so that an older copy put in its
@@ -338,7 +340,7 @@ func (s *safety) check(revocations int, position controlplane.Position) {
 
 // settle ends unknown: a full state has been received, and its revocations and
 // pins are among what waits. What is stale by it leaves the file.
-func (s *safety) settle(generation uint64, position controlplane.Position, stale func(SafetyEntry) bool) error {
+func (s *safety) settle(generation uint64, position controlplane.Position, stale func(*SafetyEntry) bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.unknown {

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -146,4 +147,22 @@ func TestHearsayEnds(t *testing.T) {
 	if _, n := openBook(t, dir).Counts(); n != 1 {
 		t.Errorf("after a start %d are", n)
 	}
+}
+
+// A node asks for its turn while it looks who is there, from its first look on.
+func TestAroundIsAskedWhileOthersAreHeard(t *testing.T) {
+	dir, nodes := t.TempDir(), world()
+	self, start := nodes[4], time.Unix(1_000_000, 0)
+	openBook(t, dir).Heard(self, nodes, start)
+	b := openBook(t, dir)
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for range 100 {
+			if len(b.Around(self, nil)) == 0 {
+				t.Error("nobody is remembered")
+			}
+		}
+	})
+	b.Heard(self, nodes[:1], start)
+	asking.Wait()
 }

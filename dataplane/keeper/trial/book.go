@@ -53,7 +53,8 @@ func Open(file File, shard controlplane.Shard, lives time.Duration, log *slog.Lo
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.screen.Store(len(l.Isolated) > 0)
-	b.known.Store(&l.Peers)
+	peers := l.Peers
+	b.known.Store(&peers)
 	b.say(l.Proven[shard])
 	return b
 }

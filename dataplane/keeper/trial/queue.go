@@ -63,7 +63,7 @@ func harmless(f *feed.Frame) bool {
 
 // Add puts f in, which arrived at now. It returns what waits for nobody: the
 // revocations in it, and how upstreams are to be narrowed (see Narrow) by a
-// change of an epoch with counter epoch.
+// change of an epoch with counter epoch, or, of a record in a snapshot, before it.
 func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation, narrowed []*registry.Record, epoch uint64) {
 	q.frames = append(q.frames, f)
 	q.bytes += size(f)
@@ -71,6 +71,7 @@ func (q *Queue) Add(now time.Time, f *feed.Frame) (revoked []registry.Revocation
 	case feed.FrameEnd:
 		q.arrived(f.Point, now)
 	case feed.FrameRecord:
+		epoch = f.Sender.Counter
 		if rec, err := registry.DecodeRecord(f.Record); err == nil && rec.Kind == registry.KindUpstream {
 			narrowed = append(narrowed, Narrow(f.Shard, rec.Meta.ID, rec.Meta.Revision, rec.Upstream))
 		}

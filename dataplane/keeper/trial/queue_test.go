@@ -115,3 +115,19 @@ func TestWaitsBeginAtArrival(t *testing.T) {
 		}
 	}
 }
+
+// What a record in a snapshot forbids is not over with what the snapshot waits
+// behind: it is of its sender's epoch, or of an earlier one.
+func TestARecordIsNarrowedInTheEpochOfItsSender(t *testing.T) {
+	b, err := registry.EncodeRecord(&registry.Record{Kind: registry.KindUpstream, Meta: registry.Meta{ID: "ups_1", Shard: controlplane.ShardGlobal, Revision: 7},
+		Upstream: &registry.Upstream{Name: "u", Disabled: true}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := controlplane.Epoch{Counter: 2, Region: "eu"}
+	q := NewQueue(controlplane.ShardGlobal)
+	_, narrowed, of := q.Add(time.Unix(0, 0), &feed.Frame{Type: feed.FrameRecord, Shard: controlplane.ShardGlobal, Sender: second, Record: b})
+	if len(narrowed) != 1 || of != second.Counter {
+		t.Errorf("%d upstreams are narrowed, in epoch %d", len(narrowed), of)
+	}
+}

@@ -3,13 +3,17 @@ package h1_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"fmt"
 	"io"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"ringmain/dataplane/relay/h1"
 )
 
 func newReader(b []byte) io.Reader { return bytes.NewReader(b) }
@@ -23,7 +27,12 @@ type behaviour struct {
 	name   string
 	method string // POST if empty
 	body   int    // bytes of the request's
-	within time.Duration
+	// silent: the script falls silent, and the client gives up. Its time begins
+	// when it has heard that many bytes of the answer's body, or, where that is
+	// none, when nothing more is said: however slow the machine is, the same was
+	// heard by then.
+	silent bool
+	hears  int
 	script func(c *talk)
 	// want is our verdict on both requests, and the number of connections. It
 	// is written down where it differs from net/http's, for the reason in why.
@@ -31,9 +40,13 @@ type behaviour struct {
 	why  string
 	// varies: net/http's verdict depends on time.
 	varies bool
-	// settles: the script says when the second request may come.
-	settles bool
+	// closes: net/http gives the connection up after the first answer, once it
+	// finds out what came behind it.
+	closes bool
 }
+
+// silence is how long a client waits in one before it gives up.
+const silence = 200 * time.Millisecond
 
 // saying answers every request on a connection with raw.
 func saying(raw string) func(*talk) {
@@ -69,10 +82,10 @@ var behaviours = []behaviour{
 	{name: "chunks", script: saying(ok + chunked + "5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n")},
 	{name: "no chunk but the last", script: saying(ok + chunked + "0\r\n\r\n")},
 	{name: "until the end", script: once(ok + "\r\nhello")},
-	{name: "until the end, reset", script: func(c *talk) {
+	{name: "until the end, reset", hears: 5, script: func(c *talk) {
 		c.request()
 		c.say(ok + "\r\nhello")
-		time.Sleep(50 * time.Millisecond)
+		c.untilHeard()
 		c.reset()
 	}},
 	{name: "204", script: saying("HTTP/1.1 204 No Content\r\n\r\n")},
@@ -93,17 +106,16 @@ var behaviours = []behaviour{
 	{name: "HTTP/1.0 kept, without a length", script: once("HTTP/1.0 200 OK\r\nConnection: keep-alive\r\n\r\nhello")},
 	{name: "closed without saying so", script: once(good)},
 	{name: "more than the length", script: once(good + "x")},
-	{name: "a second answer unasked", script: func(c *talk) {
+	{name: "a second answer unasked", closes: true, script: func(c *talk) {
 		for c.request() {
 			c.say(good + strings.Replace(good, "hello", "wrong", 1))
 		}
 	}},
-	{name: "something unasked, later", settles: true, script: func(c *talk) {
+	{name: "something unasked, later", hears: 5, script: func(c *talk) {
 		if c.request() {
 			c.say(good)
-			time.Sleep(20 * time.Millisecond)
+			c.untilHeard()
 			c.say(strings.Replace(good, "hello", "wrong", 1))
-			c.server.settled.Store(true)
 			c.wait()
 		}
 	}, want: `200 "hello"; 200 "hello"; 2`, why: "we look before use; net/http's reader may be late, and then gives out the wrong answer", varies: true},
@@ -122,7 +134,7 @@ var behaviours = []behaviour{
 		c.wait()
 	}},
 	{name: "only a 1xx", script: once("HTTP/1.1 100 Continue\r\n\r\n")},
-	{name: "101", within: 500 * time.Millisecond, script: func(c *talk) {
+	{name: "101", script: func(c *talk) {
 		c.request()
 		c.say("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n")
 		c.wait()
@@ -243,12 +255,16 @@ var behaviours = []behaviour{
 	}},
 
 	// Silence.
-	{name: "silence", within: 300 * time.Millisecond, script: func(c *talk) { c.request(); c.wait() }},
-	{name: "silence within the head", within: 300 * time.Millisecond, script: func(c *talk) { c.request(); c.say(ok); c.wait() }},
-	{name: "silence within the body", within: 300 * time.Millisecond, script: func(c *talk) { c.request(); c.say(ok + "Content-Length: 6\r\n\r\nhello"); c.wait() }},
-	{name: "silence within a chunk", within: 300 * time.Millisecond, script: func(c *talk) { c.request(); c.say(ok + chunked + "6\r\nhello"); c.wait() }},
-	{name: "silence before the last chunk", within: 300 * time.Millisecond, script: func(c *talk) { c.request(); c.say(ok + chunked + "5\r\nhello\r\n"); c.wait() }},
-	{name: "nobody reads the body", body: 16 << 20, within: 500 * time.Millisecond, script: func(c *talk) { c.headOnly(); time.Sleep(time.Second) }},
+	{name: "silence", silent: true, script: func(c *talk) { c.request(); c.hush() }},
+	{name: "silence within the head", silent: true, script: func(c *talk) { c.request(); c.say(ok); c.hush() }},
+	{name: "silence within the body", silent: true, hears: 5, script: func(c *talk) { c.request(); c.say(ok + "Content-Length: 6\r\n\r\nhello"); c.hush() }},
+	{name: "silence within a chunk", silent: true, hears: 5, script: func(c *talk) { c.request(); c.say(ok + chunked + "6\r\nhello"); c.hush() }},
+	{name: "silence before the last chunk", silent: true, hears: 5, script: func(c *talk) { c.request(); c.say(ok + chunked + "5\r\nhello\r\n"); c.hush() }},
+	{name: "nobody reads the body", body: 16 << 20, silent: true, script: func(c *talk) {
+		c.headOnly()
+		c.server.silent <- struct{}{}
+		c.hold()
+	}},
 
 	// Early answers.
 	{name: "an answer before the body is read", body: 64 << 10, script: func(c *talk) {
@@ -272,23 +288,23 @@ var behaviours = []behaviour{
 	{name: "413, and reads nothing", body: 8 << 20, script: func(c *talk) {
 		c.headOnly()
 		c.say("HTTP/1.1 413 Too Large\r\n" + five)
-		time.Sleep(1500 * time.Millisecond)
+		c.hold()
 	}},
 	{name: "200, and reads nothing", body: 8 << 20, script: func(c *talk) {
 		c.headOnly()
 		c.say(good)
-		time.Sleep(1500 * time.Millisecond)
+		c.hold()
 	}},
 	{name: "200, after a while, and reads nothing", body: 8 << 20, script: func(c *talk) {
 		c.headOnly()
 		time.Sleep(200 * time.Millisecond)
 		c.say(good)
-		time.Sleep(1500 * time.Millisecond)
+		c.hold()
 	}},
 	{name: "closes its sending side without an answer", body: 8 << 20, script: func(c *talk) {
 		c.headOnly()
 		_ = c.tcp.CloseWrite()
-		time.Sleep(time.Second)
+		c.hold()
 	}},
 	{name: "200 head first, then reads, then answers", body: 8 << 20, script: func(c *talk) {
 		for c.headOnly() {
@@ -339,39 +355,31 @@ func TestAsNetHTTP(t *testing.T) {
 }
 
 func compare(t *testing.T, b behaviour, secure bool) {
-	within := b.within
-	if within == 0 {
-		within = patient
-	}
 	body := bytes.Repeat([]byte("x"), max(2, b.body))
-	method := b.method
-	if method == "" {
-		method = "POST"
+	if b.method == "" {
+		b.method = "POST"
 	} else {
 		body = nil
-	}
-	pause := func(s *server) { // until what follows the answer has come
-		for b.settles && !s.settled.Load() {
-			time.Sleep(time.Millisecond)
-		}
-		time.Sleep(100 * time.Millisecond)
 	}
 
 	ours := serve(t, secure, b.script)
 	p := ours.pool(t)
 	req := request(t, body)
-	req.Start = start(t, method)
-	one, _ := askH1(t.Context(), p, req, within)
-	pause(ours)
-	two, _ := askH1(t.Context(), p, req, within)
-	got := fmt.Sprintf("%s; %s; %d", one, two, ours.conns.Load())
+	req.Start = start(t, b.method)
+	one := b.ours(t, ours, p, req)
+	ours.settle(t, b.name, func() bool { return true })
+	two := b.ours(t, ours, p, req)
+	got := fmt.Sprintf("%s; %s; %d", one, two, ours.dialed.Load())
 
 	theirs := serve(t, secure, b.script)
 	tr := theirs.transport(t)
-	one = askNet(t.Context(), tr, theirs, method, body, within)
-	pause(theirs)
-	two = askNet(t.Context(), tr, theirs, method, body, within)
-	net := fmt.Sprintf("%s; %s; %d", one, two, theirs.conns.Load())
+	one = b.theirs(t, theirs, tr, body)
+	theirs.settle(t, b.name, func() bool { // its reader finds out by itself
+		ended := theirs.ended.Load()
+		return theirs.closed.Load() >= ended && (!b.closes || ended > 0)
+	})
+	two = b.theirs(t, theirs, tr, body)
+	net := fmt.Sprintf("%s; %s; %d", one, two, theirs.dialed.Load())
 
 	switch {
 	case b.want == "" && got != net:
@@ -381,6 +389,71 @@ func compare(t *testing.T, b behaviour, secure bool) {
 	case b.want != "" && got == net && !b.varies:
 		t.Errorf("%s, tls=%t: %s, as net/http: the table says otherwise", b.name, secure, got)
 	}
+}
+
+// settle waits until what follows an answer has come, and the client knows of it.
+func (s *server) settle(t *testing.T, name string, knows func() bool) {
+	for end := within(patient); s.busy.Load() > 0 || !knows(); time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Errorf("%s: what follows the first answer never comes", name)
+			return
+		}
+	}
+}
+
+// ours asks once.
+func (b *behaviour) ours(t *testing.T, s *server, p *h1.Pool, req *h1.Request) verdict {
+	defer s.verdicts.Add(1)
+	due := within(patient)
+	if b.silent && b.hears == 0 { // whenever it is over, nothing was heard
+		due = within(silence)
+	}
+	resp, err := p.Do(t.Context(), req, due)
+	if err != nil {
+		return verdict{Failed: failed("head", err)}
+	}
+	defer func() { _ = resp.Close() }()
+	body, err := b.hear(s, resp, func() { resp.Deadline(within(silence)) })
+	v := verdict{Status: resp.Status, Body: string(body)}
+	if err != nil {
+		v.Failed = failed("body", err)
+	}
+	return v
+}
+
+// theirs asks net/http once.
+func (b *behaviour) theirs(t *testing.T, s *server, tr *http.Transport, body []byte) verdict {
+	defer s.verdicts.Add(1)
+	ctx, giveUp := context.WithCancelCause(t.Context())
+	defer giveUp(nil)
+	after := func(d time.Duration) { time.AfterFunc(d, func() { giveUp(context.DeadlineExceeded) }) }
+	after(patient)
+	if b.silent && b.hears == 0 {
+		go func() {
+			select {
+			case <-s.silent:
+				after(silence)
+			case <-ctx.Done():
+			}
+		}()
+	}
+	return roundTrip(ctx, tr, s, b.method, body, func(r io.Reader) ([]byte, error) {
+		return b.hear(s, r, func() { after(silence) })
+	})
+}
+
+// hear reads an answer's body, and says when it has heard what it is to hear.
+func (b *behaviour) hear(s *server, body io.Reader, silent func()) ([]byte, error) {
+	first, err := io.ReadAll(io.LimitReader(body, int64(b.hears)))
+	s.heard.Add(1)
+	if err != nil {
+		return first, err
+	}
+	if b.silent {
+		silent()
+	}
+	rest, err := io.ReadAll(body)
+	return append(first, rest...), err
 }
 
 // TestCutAnywhere: an answer that ends too early is never a whole one, wherever

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -124,7 +125,7 @@ func TestIdleConnections(t *testing.T) {
 		}
 	}
 	s := serve(t, false, names)
-	p := s.pool(t, func(c *h1.Config) { c.MaxIdle, c.IdleTimeout = 2, 500*time.Millisecond })
+	p := s.pool(t, func(c *h1.Config) { c.MaxIdle = 2 })
 	open := make([]*h1.Response, 3)
 	for i := range open {
 		var err error
@@ -142,19 +143,22 @@ func TestIdleConnections(t *testing.T) {
 		t.Errorf("connection %s served, want the last one kept, 2", v.Body)
 	}
 	eventually(t, "the third connection is dropped", func() bool { return ended.Load() == 1 })
-	eventually(t, "idle connections are dropped", func() bool { return ended.Load() == 3 })
-	if v, _ := askH1(t.Context(), p, request(t), patient); v.Body != "4" {
-		t.Errorf("connection %s served", v.Body)
-	}
 	p.Close()
-	eventually(t, "Close drops what is idle", func() bool { return ended.Load() == 4 })
+	eventually(t, "Close drops what is idle", func() bool { return ended.Load() == 3 })
 	r, err := p.Do(t.Context(), request(t), within(patient))
 	if err != nil {
 		t.Fatal(err)
 	}
 	_, _ = io.ReadAll(r)
 	_ = r.Close()
-	eventually(t, "after Close none is kept", func() bool { return ended.Load() == 5 })
+	eventually(t, "after Close none is kept", func() bool { return ended.Load() == 4 })
+	p = s.pool(t, func(c *h1.Config) { c.IdleTimeout = 100 * time.Millisecond })
+	for n := int64(5); n < 7; n++ {
+		if v, _ := askH1(t.Context(), p, request(t), patient); v.Body != strconv.FormatInt(n, 10) {
+			t.Errorf("connection %s served, want %d", v.Body, n)
+		}
+		eventually(t, "idle connections are dropped", func() bool { return ended.Load() == n })
+	}
 }
 
 func eventually(t *testing.T, what string, holds func() bool) {
@@ -182,7 +186,7 @@ func TestGivenUp(t *testing.T) {
 			"a body to the end": {2, ok + "\r\nhello"},
 		} {
 			ctx, leave := context.WithCancel(t.Context())
-			over := make(chan struct{})
+			left, over := make(chan struct{}), make(chan struct{})
 			s := serve(t, secure, func(k *talk) {
 				defer close(over)
 				k.headOnly()
@@ -190,13 +194,13 @@ func TestGivenUp(t *testing.T) {
 				time.AfterFunc(50*time.Millisecond, leave)
 				if c.body < 100 {
 					k.wait() // until the client is gone
-				} else {
-					time.Sleep(300 * time.Millisecond)
 				}
+				<-left
 			})
 			p := s.pool(t)
 			begun := time.Now()
 			v, err := askH1(ctx, p, request(t, bytes.Repeat([]byte("x"), c.body)), time.Minute)
+			close(left)
 			if !errors.Is(err, h1.ErrCanceled) || time.Since(begun) > 10*time.Second {
 				t.Errorf("tls=%t, %s: %s, %v after %s", secure, name, v, err, time.Since(begun))
 			}
@@ -250,40 +254,71 @@ func TestLeavingLate(t *testing.T) {
 // and that of an earlier request on the connection means nothing to a later one.
 func TestDeadlines(t *testing.T) {
 	for _, secure := range []bool{false, true} {
-		s := serve(t, secure, func(c *talk) {
-			for c.request() {
-				c.say(ok + chunked + "1\r\na\r\n")
-				time.Sleep(400 * time.Millisecond)
-				c.say("1\r\nb\r\n0\r\n\r\n")
+		var more chan struct{}
+		var s *server
+		var p *h1.Pool
+		var r *h1.Response
+		var due time.Time
+		for first := 100 * time.Millisecond; r == nil; first *= 2 { // it is about what follows a head that came in time
+			two := make(chan struct{})
+			s = serve(t, secure, func(c *talk) {
+				for c.request() {
+					c.say(ok + chunked + "1\r\na\r\n")
+					select {
+					case <-two:
+						c.say("1\r\nb\r\n0\r\n\r\n")
+					case <-t.Context().Done():
+					}
+				}
+			})
+			more, p, due = two, s.pool(t), within(first)
+			var err error
+			if r, err = p.Do(t.Context(), request(t), due); err != nil && (!errors.Is(err, h1.ErrTimeout) || first > patient) {
+				t.Fatal(err)
 			}
-		})
-		p := s.pool(t)
-		read := func(first time.Duration, then ...time.Duration) (string, error) {
-			r, err := p.Do(t.Context(), request(t), within(first))
-			if err != nil {
-				return "", err
-			}
-			defer func() { _ = r.Close() }()
-			for _, d := range then {
-				r.Deadline(within(d))
-			}
+		}
+		read := func(r *h1.Response) (string, error) {
 			b, err := io.ReadAll(r)
+			_ = r.Close()
 			return string(b), err
 		}
-		if b, err := read(250*time.Millisecond, patient); b != "ab" || err != nil {
+		r.Deadline(within(patient))
+		time.AfterFunc(time.Until(due)+100*time.Millisecond, func() { more <- struct{}{} })
+		if b, err := read(r); b != "ab" || err != nil {
 			t.Errorf("tls=%t, later: %q, %v", secure, b, err)
 		}
-		if b, err := read(patient); b != "ab" || err != nil || s.conns.Load() != 1 {
-			t.Errorf("tls=%t, on the same connection: %q, %v, %d connections", secure, b, err, s.conns.Load())
+		again := func() *h1.Response {
+			r, err := p.Do(t.Context(), request(t), within(patient))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return r
 		}
-		if b, err := read(patient, 100*time.Millisecond); b != "a" || !errors.Is(err, h1.ErrTimeout) {
+		dialed := s.dialed.Load()
+		r = again()
+		more <- struct{}{}
+		if b, err := read(r); b != "ab" || err != nil || s.dialed.Load() != dialed {
+			t.Errorf("tls=%t, on the same connection: %q, %v, %d connections more", secure, b, err, s.dialed.Load()-dialed)
+		}
+		r = again()
+		if b, err := io.ReadAll(io.LimitReader(r, 1)); string(b) != "a" || err != nil {
+			t.Errorf("tls=%t: %q, %v", secure, b, err)
+		}
+		r.Deadline(within(100 * time.Millisecond))
+		if b, err := read(r); b != "" || !errors.Is(err, h1.ErrTimeout) {
 			t.Errorf("tls=%t, earlier: %q, %v", secure, b, err)
 		}
-		if b, err := read(patient, 100*time.Millisecond, time.Minute); b != "ab" || err != nil {
+		more <- struct{}{}
+		r = again()
+		due = within(100 * time.Millisecond)
+		r.Deadline(due)
+		r.Deadline(within(time.Minute))
+		time.AfterFunc(time.Until(due)+100*time.Millisecond, func() { more <- struct{}{} })
+		if b, err := read(r); b != "ab" || err != nil {
 			t.Errorf("tls=%t, earlier, then later: %q, %v", secure, b, err)
 		}
-		if n := s.conns.Load(); n != 2 {
-			t.Errorf("tls=%t: %d connections", secure, n)
+		if n := s.dialed.Load() - dialed; n != 1 {
+			t.Errorf("tls=%t: %d connections more", secure, n)
 		}
 	}
 	p := h1.NewPool(h1.Config{Addr: "x", Dial: func(ctx context.Context, _ string) (*net.TCPConn, error) { <-ctx.Done(); return nil, ctx.Err() }})
@@ -400,7 +435,7 @@ func TestHTTP2IsLeftToOthers(t *testing.T) {
 			conn := tls.Server(raw, &tls.Config{Certificates: s.secure.TLS.Certificates, NextProtos: []string{speaks.Load().(string)}})
 			group.Go(func() error {
 				defer func() { _ = conn.Close() }()
-				c := &talk{Conn: conn}
+				c := &talk{Conn: conn, server: s}
 				c.br = newBuffered(conn)
 				saying(good)(c)
 				return nil

@@ -29,11 +29,14 @@ type talk struct {
 	br  *bufio.Reader
 	n   int // the connection's number, from 1
 
-	server *server
+	server          *server
+	heard, verdicts int64 // the server's, when the connection began
 }
 
 // request reads one whole request; false: none came.
 func (c *talk) request() bool {
+	c.server.busy.Add(-1)
+	defer c.server.busy.Add(1)
 	q, err := http.ReadRequest(c.br)
 	if err != nil {
 		return false
@@ -44,6 +47,8 @@ func (c *talk) request() bool {
 
 // headOnly reads a request's head, and leaves its body.
 func (c *talk) headOnly() bool {
+	c.server.busy.Add(-1)
+	defer c.server.busy.Add(1)
 	_, err := http.ReadRequest(c.br)
 	return err == nil
 }
@@ -57,13 +62,49 @@ func (c *talk) reset() {
 }
 
 // wait keeps the connection open until the other side closes it.
-func (c *talk) wait() { _, _ = io.Copy(io.Discard, c.br) }
+func (c *talk) wait() {
+	c.server.busy.Add(-1)
+	defer c.server.busy.Add(1)
+	_, _ = io.Copy(io.Discard, c.br)
+}
+
+// hush says that nothing follows, and waits.
+func (c *talk) hush() {
+	c.server.silent <- struct{}{}
+	c.wait()
+}
+
+// untilHeard waits until the client has read what it is to hear, see behaviour.
+func (c *talk) untilHeard() { c.until(&c.server.heard, c.heard) }
+
+// hold leaves the connection as it is until the client has its verdict.
+func (c *talk) hold() {
+	c.server.busy.Add(-1)
+	defer c.server.busy.Add(1)
+	c.until(&c.server.verdicts, c.verdicts)
+}
+
+// until waits until a count is no more what it was when the connection began.
+func (c *talk) until(count *atomic.Int64, was int64) {
+	for count.Load() == was && !c.server.over.Load() {
+		time.Sleep(time.Millisecond)
+	}
+}
 
 type server struct {
-	addr    string
-	conns   atomic.Int64
-	settled atomic.Bool
-	secure  *httptest.Server // its certificate, if it speaks TLS
+	addr   string
+	secure *httptest.Server // its certificate, if it speaks TLS
+	silent chan struct{}    // told by scripts that fall silent
+	over   atomic.Bool      // the test is
+
+	conns atomic.Int64 // accepted
+	busy  atomic.Int64 // of those, how many do not wait for the other side
+	ended atomic.Int64 // of those, how many are over
+
+	dialed   atomic.Int64 // by clients
+	closed   atomic.Int64 // by net/http
+	heard    atomic.Int64 // requests whose answer was read as far as the client is to hear it, see behaviour
+	verdicts atomic.Int64 // requests that are over
 }
 
 // serve plays script on every connection, then closes it.
@@ -73,7 +114,7 @@ func serve(t testing.TB, secure bool, script func(c *talk)) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{addr: l.Addr().String()}
+	s := &server{addr: l.Addr().String(), silent: make(chan struct{}, 10)}
 	var config *tls.Config
 	if secure {
 		s.secure = certificate()
@@ -92,17 +133,21 @@ func serve(t testing.TB, secure bool, script func(c *talk)) *server {
 			open[raw] = true
 			mu.Unlock()
 			group.Go(func() {
-				c := &talk{Conn: raw, tcp: raw.(*net.TCPConn), n: int(s.conns.Add(1)), server: s}
+				c := &talk{Conn: raw, tcp: raw.(*net.TCPConn), n: int(s.conns.Add(1)), server: s, heard: s.heard.Load(), verdicts: s.verdicts.Load()}
 				if secure {
 					c.Conn = tls.Server(raw, config)
 				}
 				c.br = bufio.NewReader(c.Conn)
+				s.busy.Add(1)
 				script(c)
 				_ = c.Close()
+				s.ended.Add(1)
+				s.busy.Add(-1)
 			})
 		}
 	})
 	t.Cleanup(func() {
+		s.over.Store(true)
 		_ = l.Close()
 		mu.Lock()
 		for c := range open {
@@ -136,7 +181,11 @@ func dialTCP(ctx context.Context, addr string) (*net.TCPConn, error) {
 }
 
 func (s *server) pool(t testing.TB, change ...func(*h1.Config)) *h1.Pool {
-	cfg := h1.Config{Addr: s.addr, Dial: dialTCP, Handshake: 5 * time.Second, MaxIdle: 64, IdleTimeout: 90 * time.Second}
+	dial := func(ctx context.Context, addr string) (*net.TCPConn, error) {
+		s.dialed.Add(1)
+		return dialTCP(ctx, addr)
+	}
+	cfg := h1.Config{Addr: s.addr, Dial: dial, Handshake: 5 * time.Second, MaxIdle: 64, IdleTimeout: 90 * time.Second}
 	if s.secure != nil {
 		cfg.TLS = &tls.Config{RootCAs: s.roots(), ServerName: "example.com", NextProtos: []string{"h2", "http/1.1"},
 			MinVersion: tls.VersionTLS12, ClientSessionCache: tls.NewLRUClientSessionCache(8)}
@@ -151,11 +200,30 @@ func (s *server) pool(t testing.TB, change ...func(*h1.Config)) *h1.Pool {
 
 func (s *server) transport(t testing.TB) *http.Transport {
 	tr := &http.Transport{DisableCompression: true, MaxResponseHeaderBytes: 64 << 10, MaxIdleConnsPerHost: 64}
+	tr.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		s.dialed.Add(1)
+		conn, err := new(net.Dialer).DialContext(ctx, network, addr)
+		if err != nil {
+			return nil, err
+		}
+		return &watched{Conn: conn, closed: sync.OnceFunc(func() { s.closed.Add(1) })}, nil
+	}
 	if s.secure != nil {
 		tr.TLSClientConfig = &tls.Config{RootCAs: s.roots(), ServerName: "example.com", MinVersion: tls.VersionTLS12}
 	}
 	t.Cleanup(tr.CloseIdleConnections)
 	return tr
+}
+
+// watched is a connection that tells when its client closes it.
+type watched struct {
+	net.Conn
+	closed func()
+}
+
+func (w *watched) Close() error {
+	defer w.closed()
+	return w.Conn.Close()
 }
 
 func start(t testing.TB, method string) h1.Start {
@@ -206,6 +274,11 @@ func failed(where string, err error) string {
 func askNet(ctx context.Context, tr *http.Transport, s *server, method string, body []byte, within time.Duration) verdict {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
+	return roundTrip(ctx, tr, s, method, body, io.ReadAll)
+}
+
+// roundTrip asks net/http once, and has the answer read.
+func roundTrip(ctx context.Context, tr *http.Transport, s *server, method string, body []byte, read func(io.Reader) ([]byte, error)) verdict {
 	scheme := "http://"
 	if s.secure != nil {
 		scheme = "https://"
@@ -223,7 +296,7 @@ func askNet(ctx context.Context, tr *http.Transport, s *server, method string, b
 		_ = resp.Body.Close()
 		return verdict{Status: resp.StatusCode}
 	}
-	b, err := io.ReadAll(resp.Body)
+	b, err := read(resp.Body)
 	_ = resp.Body.Close()
 	v := verdict{Status: resp.StatusCode, Body: string(b)}
 	if err != nil {
