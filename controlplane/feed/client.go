@@ -26,6 +26,10 @@ type WatchConfig struct {
 	Targets func() []Target // these nodes as they are known now; asked at each connect, and it must not block
 	HTTP    *http.Client    // mutual TLS over HTTP/2: see NewHTTPClient
 
+	// Begun is called at each connect, before From: end ends that connection, for
+	// a sink whose work fails between two frames, as an error of Sink's would.
+	// [nobody ends one]
+	Begun func(end context.CancelCauseFunc)
 	// From is asked at each connect: what is held by then.
 	From     func() controlplane.Position
 	Homed    bool // only shards whose home is Region
@@ -145,18 +149,26 @@ var errIdle = errors.New("nothing arrived in time")
 // for a while, or brought a change of state and did not end because the sink
 // refused one.
 func watchOnce(ctx context.Context, cfg *WatchConfig, c *connection) (progress bool, err error) {
+	start := time.Now()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	defer func() {
+		switch cause := context.Cause(ctx); {
+		case err == nil || cause == nil || errors.Is(cause, context.Canceled):
+		case errors.Is(cause, errIdle):
+			err = errIdle
+		default:
+			progress, err = time.Since(start) > cfg.Liveness, cause
+		}
+	}()
+	if cfg.Begun != nil {
+		cfg.Begun(cancel)
+	}
 	from := cfg.From()
 	body, err := Marshal(WatchRequest{Cluster: cfg.Cluster, From: from, Homed: cfg.Homed, Verdicts: cfg.Verdicts})
 	if err != nil {
 		return false, err
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer func() {
-		if err != nil && errors.Is(context.Cause(ctx), errIdle) {
-			err = errIdle
-		}
-	}()
 	alive := time.AfterFunc(cfg.Liveness, func() { cancel(errIdle) })
 	defer alive.Stop()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.target.Addr+PathWatch, bytes.NewReader(body))

@@ -124,7 +124,11 @@ func (c *client) post(ctx context.Context, region, addr, path string, body []byt
 	if err != nil {
 		return nil, "", false, err
 	}
-	resp, err := c.cfg.HTTP(region).Do(req)
+	to := c.cfg.HTTP(region)
+	if to == nil {
+		return nil, "", true, fmt.Errorf("region %s is not in this node's configuration: add it", region)
+	}
+	resp, err := to.Do(req)
 	if err != nil {
 		return nil, "", true, err
 	}

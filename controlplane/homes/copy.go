@@ -108,3 +108,55 @@ func (c *candidacy) stageFrom(ctx context.Context, body io.Reader, q *tailReques
 		}
 	}
 }
+
+// parted refuses regions that could never follow the home that adds them: what
+// is confirmed is not cut. As members they would keep a majority from it.
+func (c *candidacy) parted(ctx context.Context) error {
+	life := make(map[string]uint64)
+	c.t.mu.Lock()
+	role, own := c.s.role, c.s.copy
+	for _, region := range c.add {
+		life[region] = c.s.heard[region].word.Since
+	}
+	c.t.mu.Unlock()
+	if role != ownership.Home {
+		return nil // the base may be another's copy
+	}
+	for _, region := range c.add {
+		theirs, err := c.t.askCopy(ctx, ownership.Member{Region: region, Since: life[region]}, c.s.shard)
+		if err != nil {
+			return fmt.Errorf("shard %s: nothing was done: region %s does not say how its copy stands: %w", c.s.shard, region, err)
+		}
+		if own.Common(theirs.Last, theirs.Spans) < min(own.Last.Seq, theirs.Confirmed) {
+			return fmt.Errorf("shard %s, region %s: %w", c.s.shard, region, ErrParted)
+		}
+	}
+	return nil
+}
+
+// askCopy has the region say how its copy stands, in that life of it: peers that
+// a recovery gave up may answer too. It is the answer to a candidate to whom the
+// copy is not sealed.
+func (t *term) askCopy(ctx context.Context, of ownership.Member, shard controlplane.Shard) (c ownership.Copy, err error) {
+	ctx, cancel := context.WithTimeout(ctx, t.h.cfg.Call)
+	defer cancel()
+	q, err := encMode.Marshal(&tailRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: controlplane.Epoch{Counter: 1, Region: t.h.cfg.Region}})
+	if err != nil {
+		return c, err
+	}
+	err = t.h.client.each(ctx, of.Region, func(addr string) (next string, again bool, err error) {
+		resp, next, again, err := t.h.client.post(ctx, of.Region, addr, pathTail, q)
+		var refused *refusedError
+		switch {
+		case err == nil:
+			return "", false, errors.Join(errMalformed, resp.Body.Close())
+		case !errors.As(err, &refused):
+			return next, again, err
+		case refused.report.Since < of.Since:
+			return "", true, fmt.Errorf("%s answers in a former life of region %s", addr, of.Region)
+		}
+		c = refused.report.copy()
+		return "", false, nil
+	})
+	return c, err
+}

@@ -81,7 +81,8 @@ type Config struct {
 	// nodes. It is asked often and must not block.
 	Addresses func(region string) []string
 	// HTTP gives the client for a region: mutual TLS, with that region's control
-	// nodes and no others, because a question tells something before it is answered.
+	// nodes and no others, because a question tells something before it is answered;
+	// nil for a region that this node does not know.
 	HTTP func(region string) *http.Client
 
 	// Published tells which regions observers hold to be up. [nil = no

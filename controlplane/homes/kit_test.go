@@ -166,11 +166,13 @@ type world struct {
 	net     *network
 	shard   controlplane.Shard
 	regions []*region
-	old     []*region // peers of regions that were recovered without them
-	dir     string    // of real logs; "" = bare ones
+	dir     string // of real logs; "" = bare ones
 	sealer  *seal.Sealer
 	adjust  func(*Config)
 	log     *slog.Logger
+
+	mu  sync.Mutex // guards what follows where the player's goroutine is not alone
+	old []*region  // peers of regions that were recovered without them
 }
 
 // region is one control node, which leads its region.
@@ -283,7 +285,8 @@ func (r *region) start() {
 	var sources []importer.Source
 	for _, name := range r.w.names() {
 		if name != r.name {
-			sources = append(sources, importer.Source{Region: name, Targets: feed.Fixed(r.w.addresses(name)...), HTTP: r.w.net.client(r.name)})
+			sources = append(sources, importer.Source{Region: name, HTTP: r.w.net.client(r.name),
+				Targets: func() []feed.Target { return feed.Fixed(r.w.addresses(name)...)() }})
 		}
 	}
 	imports, err := importer.Open(context.Background(), importer.Config{
@@ -412,14 +415,24 @@ func (r *region) recover() {
 		r.w.t.Fatal(err)
 	}
 	old := &region{w: r.w, name: r.name, place: r.place + oldPeers, life: make(chan struct{}, 1)}
+	r.w.mu.Lock()
 	r.w.old = append(r.w.old, old)
+	r.w.mu.Unlock()
 	r.start()
 	old.start()
 }
 
-// addresses are those at which nodes of the region may answer.
-func (w *world) addresses(name string) []string {
-	return []string{name + oldPeers + ":1", name + ":1"}
+// addresses are those at which nodes of the region may answer: its old peers
+// first, if it was recovered without them.
+func (w *world) addresses(name string) (addrs []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, r := range w.old {
+		if r.name == name {
+			addrs = append(addrs, r.place+":1")
+		}
+	}
+	return append(addrs, name+":1")
 }
 
 // lives is which life of the region l is of.

@@ -201,10 +201,16 @@ func (h *Homes) serveSeal(a asked, q *sealRequest) (report, error) {
 	if q.Epoch.Region != a.region {
 		return report{}, refuse(http.StatusForbidden, "epoch %s is not region %s's to ask for", q.Epoch, a.region)
 	}
-	if _, _, err := a.copyFor(q.Shard); err != nil {
+	held, _, err := a.copyFor(q.Shard)
+	if err != nil {
 		return report{}, err
 	}
-	err := a.t.seal(a.Context(), q.Shard, q.Epoch)
+	// A life's epochs begin at its Since: this one is of peers that a recovery
+	// gave up, who have not heard yet that another life took their place.
+	if slices.ContainsFunc(held.Members(), func(m ownership.Member) bool { return m.Region == a.region && q.Epoch.Counter < m.Since }) {
+		return report{}, refuse(http.StatusForbidden, "epoch %s is of a former life of region %s", q.Epoch, a.region)
+	}
+	err = a.t.seal(a.Context(), q.Shard, q.Epoch)
 	c, me, viewErr := a.copyFor(q.Shard)
 	if viewErr != nil {
 		return report{}, viewErr

@@ -91,6 +91,58 @@ func TestWhoseWords(t *testing.T) {
 	})
 }
 
+// TestFormerLifeSealsNothing: once a region's later life is a member, peers of
+// its former one cannot have the shard sealed; the later life can.
+func TestFormerLifeSealsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &player{t: t}
+		defer func() { p.w.stopAll() }()
+		p.play(`
+regions us eu ap
+write a at us multi
+= confirmed
+move eu
+= home
+until us is follower
+recover us
+until us is outside
+wait 3s
+takeover eu add us
+= home
+until us is follower
+`)
+		us, eu := p.w.region("us"), p.w.region("eu")
+		before, _ := eu.copyOf()
+		for _, c := range []struct {
+			counter uint64
+			status  int
+		}{{before.Promised.Counter + 1, http.StatusForbidden}, {us.lives(us.log), http.StatusOK}} {
+			b, err := encMode.Marshal(&sealRequest{Cluster: testCluster, Shard: p.w.shard, Epoch: controlplane.Epoch{Counter: c.counter, Region: "us"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			r := httptest.NewRequestWithContext(t.Context(), http.MethodPost, "https://eu:1"+pathSeal, bytes.NewReader(b))
+			r.TLS = certOf(control("us"))
+			rec := httptest.NewRecorder()
+			eu.homes.Load().Handler().ServeHTTP(rec, r)
+			if rec.Code != c.status {
+				t.Errorf("epoch %d: %d %s, want %d", c.counter, rec.Code, strings.TrimSpace(rec.Body.String()), c.status)
+			}
+		}
+	})
+}
+
+// TestUnknownRegionIsNotAsked: a shard may have a member that this node's
+// configuration does not name, and whose nodes it remembers all the same.
+func TestUnknownRegionIsNotAsked(t *testing.T) {
+	c := newClient(&Config{Addresses: func(string) []string { return []string{"ap:1"} }, HTTP: func(string) *http.Client { return nil }})
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if err := c.ask(ctx, "ap", pathWord, &words{}, new(words)); err == nil || !strings.Contains(err.Error(), "configuration") {
+		t.Errorf("it says %v", err)
+	}
+}
+
 // TestNotTheLeader: a node that does not lead names who does.
 func TestNotTheLeader(t *testing.T) {
 	h, err := Open(context.Background(), Config{Cluster: testCluster, Region: "us", Node: "us-c2", Store: follower{},

@@ -1,7 +1,6 @@
 package homes
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -156,27 +155,6 @@ func (c *candidacy) homeIsLost(ctx context.Context) error {
 	return nil
 }
 
-// parted refuses regions that could never follow the home that adds them: what
-// is confirmed is not cut. As members they would keep a majority from it.
-func (c *candidacy) parted(ctx context.Context) error {
-	c.t.mu.Lock()
-	role, own := c.s.role, c.s.copy
-	c.t.mu.Unlock()
-	if role != ownership.Home {
-		return nil // the base may be another's copy
-	}
-	for _, region := range c.add {
-		theirs, err := c.t.askCopy(ctx, region, c.s.shard)
-		if err != nil {
-			return fmt.Errorf("shard %s: nothing was done: region %s does not say how its copy stands: %w", c.s.shard, region, err)
-		}
-		if own.Common(theirs.Last, theirs.Spans) < min(own.Last.Seq, theirs.Confirmed) {
-			return fmt.Errorf("shard %s, region %s: %w", c.s.shard, region, ErrParted)
-		}
-	}
-	return nil
-}
-
 // closeBehind waits until this copy is nearly where the home is, so that little
 // is left to copy while nobody writes.
 func (c *candidacy) closeBehind(ctx context.Context) error {
@@ -269,7 +247,8 @@ func (c *candidacy) silent() []string {
 		}
 	}
 	quiet := func(m ownership.Member) bool {
-		return m.Region != c.t.h.cfg.Region && time.Since(c.s.heard[m.Region].at) >= fresh
+		h := c.s.heard[m.Region] // a later life would report as no member
+		return m.Region != c.t.h.cfg.Region && (time.Since(h.at) >= fresh || h.word.Since != m.Since)
 	}
 	for _, ms := range c.s.copy.Memberships() {
 		needed := ms
@@ -457,20 +436,6 @@ func (t *term) askSeal(ctx context.Context, region string, shard controlplane.Sh
 	var r report
 	err := t.h.client.ask(ctx, region, pathSeal, &sealRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: e}, &r)
 	return ownership.Report{From: ownership.Member{Region: region, Since: r.Since}, Copy: r.copy()}, err
-}
-
-// askCopy has region say how its copy stands. It is the answer to a candidate
-// to whom it is not sealed.
-func (t *term) askCopy(ctx context.Context, region string, shard controlplane.Shard) (ownership.Copy, error) {
-	ctx, cancel := context.WithTimeout(ctx, t.h.cfg.Call)
-	defer cancel()
-	q := &tailRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: controlplane.Epoch{Counter: 1, Region: t.h.cfg.Region}}
-	err := t.h.client.ask(ctx, region, pathTail, q, new(tailAnswer))
-	var refused *refusedError
-	if !errors.As(err, &refused) {
-		return ownership.Copy{}, cmp.Or(err, errMalformed)
-	}
-	return refused.report.copy(), nil
 }
 
 // writable waits until the log says that the epoch is confirmed.

@@ -277,6 +277,11 @@ func (t *term) dismiss(shard controlplane.Shard, w waiter) {
 	s.waiters = slices.DeleteFunc(s.waiters, func(x waiter) bool { return x.done == w.done })
 }
 
+// laterLife is how long a region's later life speaks for it after it was heard:
+// longer than a node takes to start again, and soon enough that a home is not
+// held for isolated once an operator has gone back to the former one.
+const laterLife = 5 * time.Second
+
 // hear takes region's words: what it accepted, and whether it still follows.
 func (t *term) hear(region string, ws []Word) {
 	now := time.Now()
@@ -290,7 +295,7 @@ func (t *term) hear(region string, ws []Word) {
 		s.tally = s.tally.Hear(ownership.Member{Region: region, Since: w.Since}, w.Last)
 		t.settle(s)
 		before, known := s.heard[region]
-		if w.Since < before.word.Since {
+		if w.Since < before.word.Since && now.Sub(before.at) < laterLife {
 			continue // peers that a recovery gave up: what they accepted is true, but they are not the region any more
 		}
 		if !known {

@@ -432,6 +432,35 @@ func TestTransfer(t *testing.T) {
 	})
 }
 
+// TestTransferToOneThatIsAway: asked as often as one likes to hand over to a node
+// that is away and lacks entries, the leader goes on taking writes.
+func TestTransferToOneThatIsAway(t *testing.T) {
+	for name, how := range map[string]memnet.State{"cut": memnet.Cut, "silent": memnet.Dark} {
+		t.Run(name, func(t *testing.T) {
+			inFakeTime(t, 3, func(t *testing.T, c *cluster) {
+				c.startAll()
+				defer c.stopAll()
+				lead := c.leader()
+				away := c.nodes[slices.IndexFunc(c.nodes, func(nd *node) bool { return nd != lead })]
+				c.isolate(away, how)
+				for i := range 4 {
+					c.mustPropose(lead, put(orgID(i), "meanwhile"))
+					if err := lead.q.Transfer(t.Context(), away.name); !errors.Is(err, controlplane.ErrNoLeader) {
+						t.Errorf("handed over: %v", err)
+					}
+					time.Sleep(5 * time.Second)
+				}
+				c.mustPropose(lead, put(orgID(5), "after"))
+				c.isolate(away, memnet.Open)
+				c.converged()
+				if err := lead.q.Transfer(t.Context(), away.name); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
+}
+
 // BenchmarkTransfer is from the call to the next acknowledged write elsewhere,
 // under a load of writes.
 func BenchmarkTransfer(b *testing.B) {

@@ -208,7 +208,7 @@ func (q *Quorum) startRaft() (err error) {
 		return fmt.Errorf("quorum: start raft: %w", err)
 	}
 	q.members = members.New(q.membersConfig())
-	q.trans.Follow(q.members.Addr, func(term uint64) bool { return q.raft.State() == raft.Leader && q.raft.CurrentTerm() == term })
+	q.trans.Follow(q.members.Addr, func(term uint64) bool { return q.raft.State() == raft.Leader && q.raft.CurrentTerm() == term }, q.raft.LastContact)
 	q.raft.RegisterObserver(raft.NewObserver(q.observed, false, func(o *raft.Observation) bool {
 		_, ok := o.Data.(raft.RaftState)
 		return ok

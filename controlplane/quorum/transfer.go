@@ -26,6 +26,11 @@ func (q *Quorum) Transfer(ctx context.Context, to string) error {
 	if err != nil || to == q.cfg.Node {
 		return err
 	}
+	if target != nil {
+		if err := q.near(*target); err != nil {
+			return err
+		}
+	}
 	start := time.Now()
 	if !q.lead.hold() {
 		return q.elsewhere()
@@ -47,6 +52,29 @@ func (q *Quorum) Transfer(ctx context.Context, to string) error {
 	}
 	gone = true
 	q.log.Info("handed leadership over", "to", to, "after", time.Since(start))
+	return nil
+}
+
+// handoverLag is how many entries a node may lack that is to lead: raft sends
+// them first, within an election timeout.
+const handoverLag = 1024
+
+// near asks the node whether it is there and has nearly all. Raft cannot give up
+// a transfer to one that is not, while a former one still waits for it: this node
+// would lead on and turn every write away until that node is back.
+func (q *Quorum) near(s raft.Server) error {
+	term, leads := q.leadsIn()
+	if !leads {
+		return q.elsewhere()
+	}
+	last := q.raft.LastIndex()
+	resp, err := q.pulse(term, s)
+	if err == nil && resp.LastLog+handoverLag < last {
+		err = fmt.Errorf("it lacks %d entries", last-resp.LastLog)
+	}
+	if err != nil {
+		return fmt.Errorf("%w: leadership stays here: %s: %w", controlplane.ErrNoLeader, s.ID, err)
+	}
 	return nil
 }
 

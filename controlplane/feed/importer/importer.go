@@ -176,6 +176,7 @@ type importWatch struct {
 	log     *slog.Logger
 	heard   atomic.Int64 // Unix nanoseconds
 	current *session
+	cut     context.CancelCauseFunc // ends the present connection
 
 	stuck map[controlplane.Shard]stuck // the present session's, and between sessions the watch's
 
@@ -202,8 +203,9 @@ func (w *importWatch) run(ctx context.Context) error {
 	return feed.Watch(ctx, feed.WatchConfig{
 		Cluster: cfg.Cluster, Region: w.src.Region, Targets: w.src.Targets, HTTP: w.src.HTTP,
 		Homed: true, Standing: true, Verdicts: cfg.Pushed != nil,
-		From: func() controlplane.Position { return w.begin(ctx) },
-		Sink: w.take,
+		Begun: func(end context.CancelCauseFunc) { w.cut = end },
+		From:  func() controlplane.Position { return w.begin(ctx) },
+		Sink:  w.take,
 
 		Liveness: cfg.Liveness, Patience: cfg.Patience, BackoffMin: cfg.BackoffMin, BackoffMax: cfg.BackoffMax,
 		Logger: w.log,
@@ -214,7 +216,9 @@ func (w *importWatch) run(ctx context.Context) error {
 // nothing any more.
 func (w *importWatch) begin(ctx context.Context) controlplane.Position {
 	w.end()
-	ctx, cancel := context.WithCancelCause(ctx)
+	ctx, end := context.WithCancelCause(ctx)
+	cut := w.cut
+	cancel := func(cause error) { end(cause); cut(cause) } // else it would show with the next frame
 	s := &session{
 		cfg: &w.im.cfg, watch: w, log: w.log, ctx: ctx, cancel: cancel,
 		deposed: make(map[controlplane.Shard]controlplane.Epoch), spans: make(map[controlplane.Shard][]registry.Span),

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -218,6 +219,34 @@ ringmain_feed_lag_entries{region="us-east",shard="any-us-east"} 0
 	}
 	if n, _ := testutil.GatherAndCount(registerer); n != 0 {
 		t.Errorf("%d metrics are left after Close", n)
+	}
+}
+
+// TestImportBeginsAnewAtOnce: what could not be proposed is asked for again soon,
+// and not only when the source has something more to say.
+func TestImportBeginsAnewAtOnce(t *testing.T) {
+	ca := feedkit.NewCA(t)
+	us, fra := newNode(ca, "us-east", "u1", func(c *hub.Config) { c.Heartbeat = time.Minute }), newNode(ca, "eu-fra", "f1", nil)
+	h := feedkit.NewHistory("any-us-east", "us-east", 2)
+	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
+	var refused atomic.Int64
+	im := imports(ca, fra, "f1", func(c *Config) {
+		c.Liveness = time.Minute
+		c.Propose = func(ctx context.Context, cmd *registry.Command) (ledger.Outcome, error) {
+			if cmd.Type == registry.CmdAccept && refused.Add(1) <= 3 {
+				return ledger.Outcome{}, controlplane.ErrOverloaded
+			}
+			return fra.Propose(ctx, cmd)
+		}
+	}, us)
+	sameAs(t, fra, us, h.Shard)
+	us.Accept(h.Next())
+	sameAs(t, fra, us, h.Shard)
+	if n := refused.Load(); n != 4 {
+		t.Errorf("the entry was proposed %d times", n)
+	}
+	if err := im.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

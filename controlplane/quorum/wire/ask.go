@@ -45,25 +45,27 @@ func (t *Transport) Ask(ctx context.Context, node string) (version byte, err err
 // raft's messages. Raft reads and writes it by turns, in one goroutine.
 type accepted struct {
 	net.Conn
-	version byte
-	begun   bool // the first byte was read
-	amid    bool // something of a message was read, and nothing answered
+	layer *streams
+	begun bool // the first byte was read
+	amid  bool // something of a message was read, and nothing answered
 }
 
 // Read gives a message that has begun a bound. Raft itself waits for the rest
-// of a snapshot for ever, and gives no vote meanwhile.
+// of a snapshot for ever, and gives no vote meanwhile. A leader that is heard
+// beside it has longer: its disk hangs.
 func (a *accepted) Read(b []byte) (int, error) {
+	began := time.Now()
 	var until time.Time // between messages a stream may rest
 	if a.amid {
-		until = time.Now().Add(Timeout)
+		until = began.Add(Timeout)
 	}
-	if err := a.SetReadDeadline(until); err != nil {
-		return 0, err
+	n, err := a.readUntil(until, b)
+	if a.amid && n == 0 && errors.Is(err, os.ErrDeadlineExceeded) && a.layer.heardSince(began.Add(Timeout/2)) {
+		n, err = a.readUntil(began.Add(patience), b)
 	}
-	n, err := a.Conn.Read(b)
 	if n > 0 && !a.begun && b[0] == question {
-		_ = a.SetWriteDeadline(time.Now().Add(Timeout))  // if it fails, so does the write
-		_, _ = a.Conn.Write([]byte{question, a.version}) // the asker asks again
+		_ = a.SetWriteDeadline(time.Now().Add(Timeout))        // if it fails, so does the write
+		_, _ = a.Conn.Write([]byte{question, a.layer.version}) // the asker asks again
 		return 0, io.EOF
 	}
 	if n > 0 {
@@ -73,6 +75,13 @@ func (a *accepted) Read(b []byte) (int, error) {
 		_ = a.Close() // raft would read the rest
 	}
 	return n, err
+}
+
+func (a *accepted) readUntil(t time.Time, b []byte) (int, error) {
+	if err := a.SetReadDeadline(t); err != nil {
+		return 0, err
+	}
+	return a.Conn.Read(b)
 }
 
 // Write answers a message.

@@ -45,21 +45,23 @@ func (a *away) note(id raft.ServerID, took bool) {
 }
 
 // wait returns once the node is not away, or the leader of term wants nothing
-// from it any more: it leads no longer, or the node is no member.
-func (a *away) wait(id raft.ServerID, term uint64) {
+// from it any more: it leads no longer, or the node is no member. It says
+// whether that took any time.
+func (a *away) wait(id raft.ServerID, term uint64) (waited bool) {
 	for {
 		a.mu.Lock()
 		back, wanted := a.back[id], a.wanted
 		a.mu.Unlock()
 		if back == nil || wanted == nil || !wanted(id, term) {
-			return
+			return waited
 		}
+		waited = true
 		select {
 		case <-back:
-			return
+			return waited
 		case <-time.After(lookAgain):
 		case <-a.stop:
-			return
+			return waited
 		}
 	}
 }

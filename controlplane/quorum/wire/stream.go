@@ -5,6 +5,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -17,6 +18,7 @@ type streams struct {
 	dial    func(ctx context.Context, node, addr string) (net.Conn, error)
 	version byte
 	book    *book
+	contact atomic.Pointer[func() time.Time] // when the leader was heard last; nil before raft runs
 
 	ctx  context.Context //nolint:containedctx // ends with cut: raft's Dial has none
 	stop context.CancelFunc
@@ -56,7 +58,7 @@ func (s *streams) Accept() (net.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &accepted{Conn: kept, version: s.version}, nil
+	return &accepted{Conn: kept, layer: s}, nil
 }
 
 // Dial opens a stream to the peer that ServerAddr named.
@@ -99,6 +101,12 @@ func (s *streams) keep(c net.Conn) (net.Conn, error) {
 	return &stream{Conn: c, layer: s}, nil
 }
 
+// heardSince reports whether the leader was heard after t, on whatever stream.
+func (s *streams) heardSince(t time.Time) bool {
+	contact := s.contact.Load()
+	return contact != nil && (*contact)().After(t)
+}
+
 // cut ends every stream and refuses new ones: for its peers this node is gone.
 func (s *streams) cut() {
 	s.stop()
@@ -115,12 +123,23 @@ func (s *streams) cut() {
 type stream struct {
 	net.Conn
 	layer *streams
+	until time.Time // when raft's time for the message under way is over; zero = never
 }
 
-// Write bounds each part of a message. Raft bounds the whole, which for a
-// snapshot may be hours, for as long as its peer is silent.
+// SetDeadline bounds a message and its answer.
+func (s *stream) SetDeadline(t time.Time) error {
+	s.until = t
+	return s.Conn.SetDeadline(t)
+}
+
+// Write bounds each part of a message too. Raft's bound of the whole may be
+// hours for a snapshot, and a silent peer would have them all.
 func (s *stream) Write(b []byte) (int, error) {
-	if err := s.SetWriteDeadline(time.Now().Add(Timeout)); err != nil {
+	until := time.Now().Add(patience)
+	if !s.until.IsZero() && s.until.Before(until) {
+		until = s.until
+	}
+	if err := s.SetWriteDeadline(until); err != nil {
 		return 0, err
 	}
 	return s.Conn.Write(b)

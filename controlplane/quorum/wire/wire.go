@@ -36,7 +36,10 @@ const (
 	// Timeout bounds how long a stream takes to open, how long a message and its
 	// answer take, but for a snapshot, and how long the middle of one lasts.
 	Timeout = 3 * time.Second
-	kept    = 3 // streams to a peer that raft keeps for later use
+	// patience is how long a part of a snapshot may take, to a peer and from one
+	// that is heard: longer than a disk may hang before its node stops.
+	patience = 2 * Timeout
+	kept     = 3 // streams to a peer that raft keeps for later use
 )
 
 // Transport is raft's, with what it lacks. Raft keeps streams for later use;
@@ -75,8 +78,10 @@ func New(cfg Config) *Transport {
 }
 
 // Follow has the transport know, from now on, where the membership has a node
-// ("" if it has none of that name), and whether this node leads in a term.
-func (t *Transport) Follow(addr func(raft.ServerID) string, leads func(term uint64) bool) {
+// ("" if it has none of that name), whether this node leads in a term, and when
+// it last heard its leader.
+func (t *Transport) Follow(addr func(raft.ServerID) string, leads func(term uint64) bool, contact func() time.Time) {
+	t.streams.contact.Store(&contact)
 	t.book.follow(addr)
 	t.away.follow(func(id raft.ServerID, term uint64) bool { return leads(term) && addr(id) != "" })
 }
@@ -130,15 +135,26 @@ func beat(ask *raft.AppendEntriesRequest) bool {
 
 // InstallSnapshot implements raft.Transport.
 func (t *Transport) InstallSnapshot(id raft.ServerID, addr raft.ServerAddress, ask *raft.InstallSnapshotRequest, answer *raft.InstallSnapshotResponse, data io.Reader) error {
-	t.away.wait(id, ask.Term)
+	if t.away.wait(id, ask.Term) {
+		return errOlder
+	}
 	err := t.NetworkTransport.InstallSnapshot(id, addr, ask, answer, data)
 	t.away.note(id, err == nil)
 	return err
 }
 
-// RequestVote implements raft.Transport.
+// errOlder has raft open the newest snapshot: while this one waited, others may
+// have been taken, and the log cut behind them.
+var errOlder = errors.New("the node was away: it gets the newest snapshot")
+
+// RequestVote implements raft.Transport. Who answers is not away: a new leader's
+// first entries do not wait for its first heartbeat.
 func (t *Transport) RequestVote(id raft.ServerID, addr raft.ServerAddress, ask *raft.RequestVoteRequest, answer *raft.RequestVoteResponse) error {
-	return again(t.NetworkTransport.RequestVote, id, addr, ask, answer)
+	err := again(t.NetworkTransport.RequestVote, id, addr, ask, answer)
+	if err == nil {
+		t.away.note(id, true)
+	}
+	return err
 }
 
 // RequestPreVote implements raft.WithPreVote.

@@ -88,7 +88,7 @@ func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
 		}()
 		var leads atomic.Bool
 		leads.Store(true)
-		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(term uint64) bool { return leads.Load() && term == 3 })
+		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(term uint64) bool { return leads.Load() && term == 3 }, time.Now)
 		send := func(entries ...*raft.Log) error {
 			return asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: 3, Entries: entries}, new(raft.AppendEntriesResponse))
 		}
@@ -130,6 +130,145 @@ func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
 			t.Error("entries of a term that is over still wait")
 		}
 	})
+}
+
+// TestVoterIsNotAway: a node that was away under a former leader and answered
+// since gets a new leader's first entries at once.
+func TestVoterIsNotAway(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		peer, stopPeer := openTransport(network, "peer")
+		defer stopPeer()
+		go func() {
+			for {
+				select {
+				case rpc := <-peer.Consumer():
+					var answer any = &raft.AppendEntriesResponse{Success: true}
+					if _, votes := rpc.Command.(*raft.RequestVoteRequest); votes {
+						answer = &raft.RequestVoteResponse{Granted: true}
+					}
+					rpc.Respond(answer, nil)
+				case <-peer.streams.ctx.Done():
+					return
+				}
+			}
+		}()
+		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(uint64) bool { return true }, time.Now)
+		send := func(term uint64) error {
+			return asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: term, Entries: []*raft.Log{{Index: term, Term: term}}}, new(raft.AppendEntriesResponse))
+		}
+		network.Set("asker", "peer", memnet.Cut)
+		if err := send(3); err == nil {
+			t.Fatal("a node that is cut off took entries")
+		}
+		network.Set("asker", "peer", memnet.Open)
+		if err := asker.RequestVote("peer", "peer", &raft.RequestVoteRequest{Term: 4}, new(raft.RequestVoteResponse)); err != nil {
+			t.Fatal(err)
+		}
+		sent := make(chan error, 1)
+		go func() { sent <- send(4) }()
+		time.Sleep(time.Second)
+		select {
+		case err := <-sent:
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+			t.Error("entries wait for a node that has voted")
+			_ = asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: 4}, new(raft.AppendEntriesResponse)) // a heartbeat
+			<-sent
+		}
+	})
+}
+
+// TestWaitingSnapshotIsNotSent: a snapshot that waited for a node that was away
+// is not sent: raft opens the newest.
+func TestWaitingSnapshotIsNotSent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := memnet.New()
+		asker, stop := openTransport(network, "asker")
+		defer stop()
+		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(uint64) bool { return true }, time.Now)
+		asker.away.note("peer", false)
+		sent := make(chan error, 1)
+		read := false
+		go func() {
+			sent <- asker.InstallSnapshot("peer", "peer", &raft.InstallSnapshotRequest{Term: 1, Size: 1}, new(raft.InstallSnapshotResponse), readerFunc(func([]byte) (int, error) {
+				read = true
+				return 0, io.EOF
+			}))
+		}()
+		time.Sleep(time.Minute)
+		asker.away.note("peer", true)
+		if err := <-sent; !errors.Is(err, errOlder) || read {
+			t.Errorf("%v, read: %v", err, read)
+		}
+	})
+}
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(b []byte) (int, error) { return f(b) }
+
+// TestStallAmidSnapshot: the middle of a snapshot may be late by as much as a
+// disk may hang, at either end, as long as the leader is heard.
+func TestStallAmidSnapshot(t *testing.T) {
+	const size, stall = 1 << 20, 5 * time.Second
+	for _, c := range []struct {
+		name             string
+		sender, receiver bool // stalls
+		heard            bool // the leader is, meanwhile
+		arrives          bool
+	}{
+		{name: "at the receiver", receiver: true, heard: true, arrives: true},
+		{name: "at the sender", sender: true, heard: true, arrives: true},
+		{name: "at a sender that is not heard", sender: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				network := memnet.New()
+				asker, stop := openTransport(network, "asker")
+				defer stop()
+				peer, stopPeer := openTransport(network, "peer")
+				defer stopPeer()
+				begun := time.Now()
+				peer.Follow(func(raft.ServerID) string { return "" }, func(uint64) bool { return false }, func() time.Time {
+					if c.heard {
+						return time.Now()
+					}
+					return begun
+				})
+				arrived := make(chan int64, 1)
+				go func() {
+					rpc := <-peer.Consumer()
+					n, _ := io.CopyN(io.Discard, rpc.Reader, size/2)
+					if c.receiver {
+						time.Sleep(stall)
+					}
+					rest, _ := io.Copy(io.Discard, rpc.Reader)
+					arrived <- n + rest
+					rpc.Respond(&raft.InstallSnapshotResponse{Success: true}, nil)
+				}()
+				left := size
+				err := asker.InstallSnapshot("peer", "peer", &raft.InstallSnapshotRequest{Size: size}, new(raft.InstallSnapshotResponse), readerFunc(func(b []byte) (int, error) {
+					if c.sender && left == size/2 {
+						time.Sleep(stall)
+					}
+					n := min(len(b), left, 32<<10)
+					left -= n
+					if n == 0 {
+						return 0, io.EOF
+					}
+					return n, nil
+				}))
+				if got := <-arrived; (got == size) != c.arrives || (err == nil) != c.arrives {
+					t.Errorf("%d of %d bytes arrived: %v", got, size, err)
+				}
+			})
+		})
+	}
 }
 
 // TestVersionIsAsked: a node says its version; one that is away does not.
