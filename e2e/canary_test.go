@@ -599,12 +599,12 @@ func TestContentIsKeptNowhere(t *testing.T) {
 
 // The planted leaks: prompts in the log, and in the metadata record.
 const (
-	leakFile   = "dataplane/record.go"
+	leakFile   = "dataplane/exchange/record.go"
 	leakBefore = "\trec.Receipt = x.leaf()\n"
 	leakAfter  = leakBefore + `	if x.body != nil {
-		prompt := string(x.body.bytes())
+		prompt := string(x.body.Bytes())
 		prompt = prompt[:min(len(prompt), 400)]
-		x.w.log.Warn("planted", "prompt", prompt)
+		x.node.Log.Warn("planted", "prompt", prompt)
 		rec.Upstream = prompt
 	}
 `

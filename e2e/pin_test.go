@@ -97,7 +97,7 @@ func TestAnOrgIsPinnedWhileItIsServed(t *testing.T) {
 	}
 	eventually(t, 30*time.Second, func() error {
 		a := call("POST", "/orgs/"+org+"/pin", `{"to":"eu"}`)
-		if a.status != http.StatusOK && a.status != http.StatusAccepted {
+		if (a.status != http.StatusOK && a.status != http.StatusAccepted) || !strings.Contains(a.body, `"phase":"copied"`) {
 			return fmt.Errorf("%d %s", a.status, a.body)
 		}
 		return json.Unmarshal([]byte(a.body), &change)

@@ -103,6 +103,8 @@ type API struct {
 	records *records.Records
 	audit   audit.Log
 	hashing chan struct{} // places for bcrypt
+
+	deletable func(ctx context.Context, org string) error // of the room pins
 }
 
 // New checks cfg and builds the API.
@@ -159,7 +161,7 @@ func New(cfg Config) (*API, error) {
 	a.cluster()
 	a.operations()
 	revokes.Register(g)
-	pins.Register(g, pins.Config{Region: cfg.Region, Records: recs, Revoke: revokes, Nodes: cfg.Nodes, Now: cfg.Now, Audit: log})
+	a.deletable = pins.Register(g, pins.Config{Region: cfg.Region, Records: recs, Revoke: revokes, Nodes: cfg.Nodes, Now: cfg.Now, Audit: log})
 	shards.Register(g, shards.Config{Region: cfg.Region, Records: recs, Store: cfg.Store, Homes: cfg.Homes, ConfirmIn: cfg.ConfirmIn, Audit: log})
 	return a, g.Describe()
 }

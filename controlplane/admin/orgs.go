@@ -70,6 +70,9 @@ func (a *API) orgs() {
 		gate.OrgPath
 		records.Matching
 	}) (*gate.Answer[api.Deleted], error) {
+		if err := a.deletable(ctx, in.Org); err != nil {
+			return nil, err
+		}
 		return a.remove(ctx, registry.KindOrg, in.Org, in.Matching)
 	})
 }

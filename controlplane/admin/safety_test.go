@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -209,6 +210,32 @@ func TestATokenIsRevokedByTheNameThatTheAskedNodeKnows(t *testing.T) {
 	}
 }
 
+// A token that is exchanged may have its successor's name: that one revokes it, by
+// its hash, and no name revokes whichever comes first.
+func TestATokenIsRevokedByItsSuccessorOfTheSameName(t *testing.T) {
+	old := sha256.Sum256([]byte("leaked"))
+	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
+		cfg.HeldIn = time.Millisecond
+		cfg.Tokens = append(cfg.Tokens, admin.Token{Name: "tester", SHA256: old, Expires: time.Now().Add(time.Hour)})
+	})
+	call := caller{t, c.Client()}
+	for _, r := range c.Regions {
+		r.Raise()
+	}
+	home := c.Regions[0].Nodes[0]
+	for _, r := range c.Regions {
+		if r := call.want(409, "POST", r.Nodes[0].URL+"/admin/v1/tokens/tester/revoke", ""); !strings.Contains(r.str("detail"), "several tokens") {
+			t.Errorf("by a name that two have: %s", r.text)
+		}
+	}
+	if _, ok := held(home, registry.KindToken, registry.TokenID(old)); ok || len(home.Revocations)+len(c.Regions[1].Nodes[0].Revocations) != 0 {
+		t.Error("one of them is revoked")
+	}
+	for _, r := range []*controlkit.Region{c.Regions[1], c.Regions[0]} {
+		call.want(200, "POST", r.Nodes[0].URL+"/admin/v1/tokens/"+hex.EncodeToString(old[:])+"/revoke", "")
+	}
+}
+
 // A token is refused from the announcement on, by every node that heard of it.
 func TestRevokedToken(t *testing.T) {
 	sum := sha256.Sum256([]byte("third"))
@@ -269,4 +296,80 @@ func TestTokensOfASilentNode(t *testing.T) {
 	}
 	store.since = now
 	call.want(200, "GET", base+"/orgs", "")
+}
+
+// gossiping has each node see what its region sees, but for what was announced:
+// gossip hears nothing of that any more.
+func gossiping(seen map[string][]api.Node) controlkit.Option {
+	var mu sync.Mutex
+	told := map[string]bool{}
+	return func(cfg *admin.Config) {
+		inner := cfg.Revocations
+		cfg.HeldIn = time.Millisecond
+		cfg.Revocations = pushing(func(all []registry.Revocation) {
+			mu.Lock()
+			for _, r := range all {
+				told[r.ID] = true
+			}
+			mu.Unlock()
+			inner.PushRevocations(all)
+		})
+		cfg.Announced = func(_ registry.Kind, id string) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			return told[id]
+		}
+		cfg.Nodes = func() (all []api.Node) {
+			for _, n := range seen[cfg.Region] {
+				if !cfg.Announced(registry.KindNode, registry.NodeID(n.Region, n.Role, n.Name)) {
+					all = append(all, n)
+				}
+			}
+			return all
+		}
+	}
+}
+
+type pushing func([]registry.Revocation)
+
+func (p pushing) PushRevocations(all []registry.Revocation) { p(all) }
+
+// Nobody hears of a node in gossip once its revocation is announced: a request
+// that failed after that can be repeated all the same.
+func TestANodeThatIsAnnouncedIsRevokedByRepeating(t *testing.T) {
+	d1 := api.Node{Region: "us-east", Role: "data", Name: "us-east-d1", Alive: true}
+	for _, asked := range []int{0, 1} {
+		c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"us-east": {d1}, "eu-fra": {d1}}))
+		for _, r := range c.Regions {
+			r.Raise()
+		}
+		call, url := caller{t, c.Client()}, c.Regions[asked].Nodes[0].URL+"/admin/v1/nodes/us-east/data/us-east-d1/revoke"
+		c.Broken = func(string, bool) error { return controlplane.ErrNoLeader }
+		call.want(503, "POST", url, "")
+		c.Broken = nil
+		if r := call.want(200, "POST", url, ""); r.json["unseen"] != nil {
+			t.Errorf("asked in %s: %s", c.Regions[asked].Name, r.text)
+		}
+	}
+}
+
+// The operator sees what the node shows that is asked: what that has announced
+// is revoked, though the home never heard of the node.
+func TestANodeThatTheHomeNeverSawIsRevoked(t *testing.T) {
+	d1 := api.Node{Region: "eu-fra", Role: "data", Name: "eu-fra-d1", Alive: true}
+	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"eu-fra": {d1}}))
+	for _, r := range c.Regions {
+		r.Raise()
+	}
+	call, home, far := caller{t, c.Client()}, c.Regions[0].Nodes[0], c.Regions[1].Nodes[0]
+	const path = "/admin/v1/nodes/eu-fra/data/eu-fra-d1/revoke"
+	call.want(404, "POST", home.URL+path, "")
+	if len(home.Revocations)+len(far.Revocations) != 0 {
+		t.Error("announced, and refused")
+	}
+	call.want(200, "POST", far.URL+path, "")
+	if _, ok := held(home, registry.KindNode, "nod_eu-fra/data/eu-fra-d1"); !ok {
+		t.Error("not committed")
+	}
+	call.want(200, "POST", home.URL+path, "")
 }

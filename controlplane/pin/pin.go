@@ -4,6 +4,7 @@
 package pin
 
 import (
+	"cmp"
 	"fmt"
 	"iter"
 	"slices"
@@ -214,6 +215,24 @@ func Erase(s *ledger.State, org string) []registry.Change {
 		gone(r)
 	}
 	return changes
+}
+
+// Drop returns the changes that delete the relocation beside an org that is to be
+// deleted; none if there is none. Where a takeover undid the beginning, what was to
+// take the org's place says first that it is in force: homes keep it until then, and
+// none of them may know more than another of the shard that it came from.
+func Drop(s *ledger.State, org string, at time.Time) []registry.Change {
+	rel, ok := s.Relocation(org)
+	if !ok {
+		return nil
+	}
+	var changes []registry.Change
+	if st, _ := Of(s, org, at); st.Phase == CutOff {
+		changes = append(changes, Noted(rel, at, func(r *registry.Relocation) {
+			r.Copied, r.InForce = cmp.Or(r.Copied, at.UnixMilli()), at.UnixMilli()
+		}))
+	}
+	return append(changes, registry.Change{Op: registry.OpDelete, Kind: rel.Kind, ID: rel.Meta.ID})
 }
 
 // Rehearse makes the change on a copy of a state that holds both shards, and

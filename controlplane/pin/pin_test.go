@@ -668,8 +668,11 @@ func TestAChangeThatWasCutOffIsToldAndCleared(t *testing.T) {
 	}
 	clear := func() []registry.Change {
 		var all []registry.Change
-		for _, kind := range []registry.Kind{registry.KindPolicy, registry.KindProject, registry.KindRelocation, registry.KindOrg} {
+		for _, kind := range []registry.Kind{registry.KindPolicy, registry.KindProject, registry.KindOrg} {
 			for _, r := range eu.state.List(kind, "", 0, func(r *registry.Record) bool { return r.Meta.Shard == pinEU }) {
+				if kind == registry.KindOrg {
+					all = append(all, pin.Drop(eu.state, r.Meta.ID, at)...)
+				}
 				all = append(all, registry.Change{Op: registry.OpDelete, Kind: kind, ID: r.Meta.ID})
 			}
 		}
@@ -697,5 +700,30 @@ func TestAChangeThatWasCutOffIsToldAndCleared(t *testing.T) {
 	}
 	if st, ok := pin.Of(eu.state, orgID, at); ok {
 		t.Errorf("after that: %+v", st)
+	}
+}
+
+// A region that holds nothing of the shard that an org came from, but the beginning
+// of a copy, knows nothing of a takeover: the org stays.
+func TestWhatIsNotKnownWasNotCutOff(t *testing.T) {
+	eu := &region{t: t, name: "eu-fra", state: ledger.New()}
+	for _, cmd := range []*registry.Command{
+		{Type: registry.CmdVersion, Version: registry.Version},
+		{Type: registry.CmdStage, Stage: &registry.Stage{Shard: anyUS, Snapshot: "s1"}},
+	} {
+		if out := eu.state.Apply(cmd); out.Err != nil {
+			t.Fatal(out.Err)
+		}
+	}
+	at := time.Unix(1_800_000_000, 0)
+	to := registry.Relocated(orgID, registry.NewID(registry.KindOrg.Prefix(), "eu", at, rand.NewChaCha8([32]byte{})))
+	eu.must(pinEU, registry.Change{Op: registry.OpOpen, Home: "eu-fra", Members: []string{"eu-fra"}})
+	eu.must(pinEU,
+		put(&registry.Record{Kind: registry.KindOrg, Meta: registry.Meta{ID: to, Shard: pinEU}, Org: &registry.Org{Name: "Acme", Plan: "trial", State: "verified", Jurisdiction: "eu"}}),
+		put(&registry.Record{Kind: registry.KindRelocation, Meta: registry.Meta{ID: registry.RelocationID(to), Shard: pinEU},
+			Relocation: &registry.Relocation{Org: to, From: orgID, Shard: anyUS}}))
+	changes := append(pin.Drop(eu.state, to, at), registry.Change{Op: registry.OpDelete, Kind: registry.KindOrg, ID: to})
+	if err := eu.commit(pinEU, changes...); err == nil {
+		t.Error("it was deleted")
 	}
 }

@@ -17,6 +17,8 @@ const (
 	PinRetired = "retired"  // the old keys are revoked, but not everybody is known to refuse them
 	PinInForce = "in_force" // every data node refuses them
 	PinErased  = "erased"   // and the old records are gone
+
+	PinCutOff = "cut_off" // a takeover undid what began the change: the org is as it was, and its successor is left over
 )
 
 // PinChange is an org's change of pin.
@@ -24,7 +26,7 @@ type PinChange struct {
 	Org                string     `json:"org" doc:"The org that is left"`
 	Successor          string     `json:"successor" doc:"The org that takes its place"`
 	To                 string     `json:"to" doc:"Jurisdiction of the successor"`
-	Phase              string     `json:"phase" doc:"begun, copied (both keys work), retired (the change is pending: see held), in_force, erased"`
+	Phase              string     `json:"phase" doc:"begun, copied (both keys work), retired (the change is pending: see held), in_force, erased; or cut_off: a takeover undid what began it, so the org is as it was, and its successor is left over, to be deleted"`
 	Began              *time.Time `json:"began,omitempty"`
 	Copied             *time.Time `json:"copied,omitempty"`
 	Retired            *time.Time `json:"retired,omitempty"`

@@ -186,7 +186,7 @@ func (g *Gate) Internal() http.Handler {
 		}
 		x := exchangeOf(r.Context())
 		entry, _, _ := strings.Cut(r.Header.Get(api.HeaderEntry), "/")
-		x.Actor, x.Entry, x.internal = r.Header.Get(api.HeaderActor), entry, true
+		x.Actor, x.Entry, x.Forwarded = r.Header.Get(api.HeaderActor), entry, true
 		if entry != peer.Region || x.Actor == "" {
 			problem.Write(w, problem.New(http.StatusBadRequest, api.CodeInvalidHead, "", "The asking node must name the actor and itself."))
 			return

@@ -25,8 +25,7 @@ import (
 // exchange is what the layers around a handler know of one request.
 type exchange struct {
 	records.Request
-	internal bool // another control node sent it
-	body     []byte
+	body []byte
 }
 
 type exchangeKey struct{}
@@ -105,9 +104,9 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 // with every token, so that its duration says nothing.
 func (g *Gate) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		name, err := g.bearer(r)
+		token, err := g.bearer(r)
 		if err != nil {
-			g.cfg.Audit.AccessRefused(r.RemoteAddr, name, err.Error())
+			g.cfg.Audit.AccessRefused(r.RemoteAddr, token.Name, err.Error())
 			problem.Write(w, problem.Unauthorized())
 			return
 		}
@@ -116,24 +115,26 @@ func (g *Gate) authenticate(next http.Handler) http.Handler {
 			heard = g.began // nothing is known of the time before
 		}
 		if age := g.cfg.Now().Sub(heard); age > g.cfg.TokenAge {
-			g.cfg.Audit.AccessRefused(r.RemoteAddr, name, "no leader heard for "+age.Round(time.Second).String())
+			g.cfg.Audit.AccessRefused(r.RemoteAddr, token.Name, "no leader heard for "+age.Round(time.Second).String())
 			problem.Write(w, problem.New(http.StatusServiceUnavailable, api.CodeNotReady, "",
 				"This node has heard no leader of its region for too long to know that the token is not revoked: ask another control node."))
 			return
 		}
-		exchangeOf(r.Context()).Actor = name
+		x := exchangeOf(r.Context())
+		x.Actor, x.Token = token.Name, token.SHA256
 		next.ServeHTTP(w, r)
 	})
 }
 
-func (g *Gate) bearer(r *http.Request) (name string, err error) {
+// bearer finds the token that r bears; with an error, too, if it is one of ours.
+func (g *Gate) bearer(r *http.Request) (Token, error) {
 	values := r.Header.Values("Authorization")
 	if len(values) != 1 {
-		return "", fmt.Errorf("%d authorization headers", len(values))
+		return Token{}, fmt.Errorf("%d authorization headers", len(values))
 	}
 	scheme, token, ok := strings.Cut(values[0], " ")
 	if !ok || !strings.EqualFold(scheme, "Bearer") || token == "" {
-		return "", errors.New("not a bearer token")
+		return Token{}, errors.New("not a bearer token")
 	}
 	sum := sha256.Sum256([]byte(token))
 	var found *Token
@@ -144,14 +145,14 @@ func (g *Gate) bearer(r *http.Request) (name string, err error) {
 	}
 	switch {
 	case found == nil:
-		return "", errors.New("unknown token")
+		return Token{}, errors.New("unknown token")
 	case !g.cfg.Now().Before(found.Expires):
-		return found.Name, fmt.Errorf("token ended at %s", found.Expires.UTC().Format(time.RFC3339))
+		return *found, fmt.Errorf("token ended at %s", found.Expires.UTC().Format(time.RFC3339))
 	}
 	if g.cfg.Refused(found.SHA256) {
-		return found.Name, errors.New("token is revoked")
+		return *found, errors.New("token is revoked")
 	}
-	return found.Name, nil
+	return *found, nil
 }
 
 // routes is the mux, with problems instead of its plain-text 404 and 405.

@@ -33,7 +33,7 @@ type Operation struct {
 func (o Operation) write() bool { return o.Method != http.MethodGet }
 
 // Answer is what every handler gives. Position, of what was written, has the gate
-// see how safe it is, and say so.
+// see how safe it is, and say so. Status is the operation's unless it is set.
 type Answer[T any] struct {
 	Status   int
 	ETag     string `header:"ETag"`
@@ -84,7 +84,7 @@ func Add[I, T any](g *Gate, o Operation, f func(context.Context, *I) (*Answer[T]
 			}
 			return nil, p
 		}
-		out.Status = cmp.Or(o.Status, http.StatusOK)
+		out.Status = cmp.Or(out.Status, o.Status, http.StatusOK)
 		if out.Position != "" {
 			out.Visible = "here" // this node committed it
 			if err := settle(ctx, g, out); err != nil {

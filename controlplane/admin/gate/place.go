@@ -139,7 +139,7 @@ func (g *Gate) placed(o Operation) func(huma.Context, func(huma.Context)) {
 			problem.Write(w, problem.Unauthorized())
 			return
 		}
-		if o.Internal && !x.internal {
+		if o.Internal && !x.Forwarded {
 			problem.Write(w, notHere())
 			return
 		}
@@ -187,7 +187,7 @@ func (g *Gate) placed(o Operation) func(huma.Context, func(huma.Context)) {
 			problem.Write(w, v.err)
 		case len(v.regions) == 0:
 			here()
-		case x.internal:
+		case x.Forwarded:
 			g.redirect(w, v)
 		default:
 			if o.Early != nil {

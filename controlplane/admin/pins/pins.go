@@ -43,10 +43,12 @@ type desk struct {
 	ask     func(ctx context.Context, region, path string, in, out any) error
 }
 
-// Register has g answer the operations of this room.
-func Register(g *gate.Gate, cfg Config) {
+// Register has g answer the operations of this room. Whoever deletes an org asks
+// deletable first, at the home of its shard.
+func Register(g *gate.Gate, cfg Config) (deletable func(ctx context.Context, org string) error) {
 	d := &desk{cfg, cfg.Records, g.Ask}
 	d.register(g)
+	return d.deletable
 }
 
 func (d *desk) register(g *gate.Gate) {
@@ -110,11 +112,18 @@ func (d *desk) changePin(ctx context.Context, in *struct {
 	gate.OrgPath
 	Body api.PinInput
 }) (*gate.Answer[api.PinChange], error) {
-	st, err := d.begun(ctx, in.Org, in.Body)
+	st, begin, err := d.begun(ctx, in.Org, in.Body)
 	if err != nil {
 		return nil, err
 	}
-	if st.Phase == pin.Begun {
+	if begin != nil {
+		var sure bool
+		if st, sure, err = d.begin(ctx, st, *begin); err != nil {
+			return nil, err
+		}
+		if !sure {
+			return d.waiting(st, nil), nil
+		}
 		if st, err = d.copied(ctx, st.Org); err != nil {
 			return nil, err
 		}
@@ -130,12 +139,18 @@ func (d *desk) changePin(ctx context.Context, in *struct {
 		}
 	}
 	if st.Phase == pin.Copied || st.Phase == pin.Retired {
+		if !d.sure(ctx, st.Successor) {
+			return d.waiting(st, nil), nil
+		}
 		if held, err = d.enforced(ctx, st); err != nil {
 			return nil, err
 		}
 		st = d.asOfNow(st)
 	}
 	if st.Phase == pin.InForce {
+		if !d.sure(ctx, st.Successor) {
+			return d.waiting(st, held), nil
+		}
 		if _, err := d.pinStep(ctx, st.Org, "erase", api.PinStep{To: st.Successor}); err != nil {
 			return nil, err
 		}
@@ -154,48 +169,102 @@ func (d *desk) pinStatus(org string) (st pin.Status, err error) {
 	return st, nil
 }
 
-// begun returns the change that the org is in; it begins one if there is none.
-func (d *desk) begun(ctx context.Context, id string, in api.PinInput) (pin.Status, error) {
-	var st pin.Status
+// begun returns the change that the org is in; of one that is to be, the org only.
+// Until it is copied, begin is the step that begins it.
+func (d *desk) begun(ctx context.Context, id string, in api.PinInput) (st pin.Status, begin *api.PinStep, err error) {
 	org, err := d.records.Get(registry.KindOrg, id)
 	if err != nil {
-		return st, err
+		return st, nil, err
 	}
 	var under bool
-	d.records.View(func(s *ledger.State) { st, under = pin.Of(s, id, d.cfg.Now()) })
+	var left *registry.Record
+	d.records.View(func(s *ledger.State) {
+		st, under = pin.Of(s, id, d.cfg.Now())
+		left = pin.Leaving(s, st.Org)
+	})
 	done := under && st.Successor == id && st.Phase == pin.Erased
 	asked := in.To != "" && in.To != org.Org.Jurisdiction
 	switch {
+	case under && st.Phase == pin.CutOff:
+		if err := d.cutOff(ctx, st); err != nil {
+			return st, nil, err
+		}
+		return st, nil, problem.Conflict("to", fmt.Sprintf(
+			"A takeover undid what began this change. %s is as it was; %s was to take its place and is left over: delete it, and begin again.", st.Org, st.Successor))
 	case under && st.Org == id && asked && in.To != records.JurisdictionOf(st.Successor):
-		return st, problem.Conflict("to",
+		return st, nil, problem.Conflict("to",
 			"The pin of this org is being changed to "+records.JurisdictionOf(st.Successor)+" already: finish that first.")
-	case under && !asked, under && st.Org == id:
-		return st, nil
+	case under && (!asked || st.Org == id):
+		switch {
+		case st.Phase != pin.Begun:
+		case left == nil: // this region does not hold the shard that is left
+			err = problem.NotFound("relocation of org", st.Org)
+		default:
+			begin = &api.PinStep{To: records.JurisdictionOf(st.Successor), Shard: string(left.Relocation.Shard)}
+		}
+		return st, begin, err
 	case under && !done:
-		return st, problem.Conflict("to",
+		return st, nil, problem.Conflict("to",
 			"The org takes the place of "+st.Org+", and that is not finished: finish it first.")
 	case in.To == "":
-		return st, problem.Invalid("to", "Name the jurisdiction that the org is to be pinned to, or any.")
+		return st, nil, problem.Invalid("to", "Name the jurisdiction that the org is to be pinned to, or any.")
 	}
 	if err := records.CheckJurisdiction(in.To); err != nil {
-		return st, err
+		return st, nil, err
 	}
 	target := d.pinTarget(in)
 	if _, err := pin.Begin(org, in.To, target, d.cfg.Now()); err != nil {
-		return st, err
+		return st, nil, err
 	}
 	var copied *ledger.State // a rehearsal takes long
 	d.records.View(func(s *ledger.State) { copied = s.Clone() })
 	if info, ok := copied.Shard(target); !ok || info.Home != d.cfg.Region {
-		return st, problem.Invalid("to", fmt.Sprintf("Shard %s has no home in jurisdiction %s, where the org is: name a region there, and move that shard home first if it is elsewhere.", target, org.Org.Jurisdiction))
+		return st, nil, problem.Invalid("to", fmt.Sprintf("Shard %s has no home in jurisdiction %s, where the org is: name a region there, and move that shard home first if it is elsewhere.", target, org.Org.Jurisdiction))
 	}
 	if err := pin.Rehearse(copied, org, in.To, target, d.cfg.Now()); err != nil {
-		return st, err
+		return st, nil, err
 	}
-	if _, err := d.pinStep(ctx, id, "begin", api.PinStep{To: in.To, Shard: string(target)}); err != nil {
-		return st, err
+	return pin.Status{Org: id}, &api.PinStep{To: in.To, Shard: string(target)}, nil
+}
+
+// begin begins the change, or finds it begun, and says whether other regions, if
+// there are any, hold that: a copy of what a takeover undoes would be left over.
+func (d *desk) begin(ctx context.Context, st pin.Status, step api.PinStep) (now pin.Status, sure bool, err error) {
+	if st.Phase == pin.Begun {
+		ctx = records.Safely(ctx) // nothing is written any more, only waited for
 	}
-	return d.pinStatus(id)
+	done, err := d.pinStep(ctx, st.Org, "begin", step)
+	if err != nil {
+		return st, false, err
+	}
+	d.records.View(func(s *ledger.State) {
+		shard, _ := s.ShardOf(registry.KindOrg, st.Org)
+		info, _ := s.Shard(shard)
+		sure = len(info.Members) == 1 || done.Acknowledged == api.AcknowledgedMultiRegion
+	})
+	now, err = d.pinStatus(st.Org)
+	return now, sure, err
+}
+
+// sure reports whether other regions, if there are any, hold all that the
+// successor's shard holds here: what is ended for its sake does not come back.
+func (d *desk) sure(ctx context.Context, successor string) bool {
+	var info registry.ShardInfo
+	d.records.View(func(s *ledger.State) {
+		shard, _ := s.ShardOf(registry.KindOrg, successor)
+		info, _ = s.Shard(shard)
+	})
+	_, more := d.records.Acknowledged(records.Safely(ctx), info.Shard, info.Last)
+	return !more
+}
+
+// waiting answers that the change goes no further until other regions hold what
+// was written for it.
+func (d *desk) waiting(st pin.Status, held *api.Held) *gate.Answer[api.PinChange] {
+	out := d.pinAnswer(st, held)
+	out.Status, out.Position, out.Reached = http.StatusAccepted, "", api.AcknowledgedRegion
+	out.Body.Acknowledge(out.Reached)
+	return out
 }
 
 // copied makes this region's shard hold all that the org has in its own.
@@ -303,9 +372,15 @@ func (d *desk) pinAnswer(st pin.Status, held *api.Held) *gate.Answer[api.PinChan
 	}
 	position := ""
 	d.records.View(func(s *ledger.State) {
-		if rec, ok := s.Get(registry.KindOrg, st.Successor); ok {
-			info, _ := s.Shard(rec.Meta.Shard)
-			out.SurvivesRegionLoss = len(info.Members) > 1
+		var target controlplane.Shard
+		rec, there := s.Get(registry.KindOrg, st.Successor)
+		if left := pin.Leaving(s, st.Org); there {
+			target = rec.Meta.Shard
+		} else if left != nil {
+			target = left.Relocation.Shard
+		}
+		info, _ := s.Shard(target)
+		if out.SurvivesRegionLoss = len(info.Members) > 1; there {
 			position = api.FormatPosition(info.Shard, info.Last)
 		}
 	})
@@ -363,6 +438,11 @@ func (d *desk) getPin(ctx context.Context, in *gate.OrgPath) (*gate.Answer[api.P
 	st, err := d.known(in.Org)
 	if err != nil {
 		return nil, err
+	}
+	if st.Phase == pin.CutOff {
+		if err := d.cutOff(ctx, st); err != nil {
+			return nil, err
+		}
 	}
 	var held *api.Held
 	if st.Phase == pin.Retired {

@@ -2,6 +2,8 @@ package pins
 
 import (
 	"context"
+	"errors"
+	"net/http"
 	"slices"
 
 	"ringmain/controlplane"
@@ -176,6 +178,32 @@ func (d *desk) erasePin(ctx context.Context, in *pinStep) (*gate.Answer[api.PinS
 	}
 }
 
+// cutOff makes sure, at the home of the org that was to be left, that what began
+// the change is undone: to a copy that is behind it looks alike, and there the
+// successor is no leftover.
+func (d *desk) cutOff(ctx context.Context, st pin.Status) error {
+	_, err := d.pinStep(ctx, st.Org, "held", api.PinStep{To: st.Successor})
+	var p *api.Problem
+	switch {
+	case err == nil:
+		return problem.New(http.StatusServiceUnavailable, api.CodeNotReady, "",
+			"This region's copy of the org that is left, "+st.Org+", is behind its home: ask again once it has caught up.")
+	case errors.As(err, &p) && p.Status == http.StatusConflict:
+		return nil
+	}
+	return err
+}
+
+// deletable refuses an org whose change of pin only looks cut off here.
+func (d *desk) deletable(ctx context.Context, org string) error {
+	var st pin.Status
+	d.records.View(func(s *ledger.State) { st, _ = pin.Of(s, org, d.cfg.Now()) })
+	if st.Phase != pin.CutOff || st.Successor != org {
+		return nil
+	}
+	return d.cutOff(ctx, st)
+}
+
 // pinStep has the home of the org's shard do a step, and waits until this copy
 // shows it.
 func (d *desk) pinStep(ctx context.Context, org, step string, in api.PinStep) (api.PinStepped, error) {
@@ -192,6 +220,10 @@ func (d *desk) pinStep(ctx context.Context, org, step string, in api.PinStep) (a
 		out, err := do(ctx, &pinStep{gate.OrgPath{Org: org}, in})
 		if err != nil {
 			return api.PinStepped{}, err
+		}
+		if shard, point, err := api.ParsePosition(out.Position); err == nil && step == "begin" { // elsewhere the gate does it
+			reached, _ := d.records.Acknowledged(ctx, shard, point)
+			out.Body.Acknowledge(reached)
 		}
 		return out.Body, nil
 	}

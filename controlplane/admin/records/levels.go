@@ -40,6 +40,13 @@ func LevelOf(r *http.Request, safe bool) (Level, error) {
 // RegionOnly reports whether the caller asked for no more than its home region.
 func (l Level) RegionOnly() bool { return l.asked && l.wanted == registry.LevelRegion }
 
+// Safely gives a context that waits for other regions, whatever the caller asked for.
+func Safely(ctx context.Context) context.Context {
+	x := *RequestOf(ctx)
+	x.Level = Level{wanted: registry.LevelMultiRegion}
+	return With(ctx, &x)
+}
+
 // admitted refuses a write before it is made, where its acknowledgement could
 // mislead. Revocations are never refused.
 func (r *Records) admitted(ctx context.Context, shard controlplane.Shard, c registry.Change) error {

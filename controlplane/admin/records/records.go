@@ -22,6 +22,7 @@ import (
 	"ringmain/controlplane/admin/audit"
 	"ringmain/controlplane/admin/problem"
 	"ringmain/controlplane/homes"
+	"ringmain/controlplane/pin"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 )
@@ -76,10 +77,12 @@ func Open(cfg Config) (*Records, error) {
 
 // Request is what is known of who asked for what.
 type Request struct {
-	Actor string // token name
-	Entry string // region where the request arrived
-	Level Level  // of acknowledgement, on writes
-	Once  *Once  // nil without Idempotency-Key, and where another node answers
+	Actor     string            // token name
+	Token     [sha256.Size]byte // hash of the token's text; zero where Forwarded
+	Entry     string            // region where the request arrived
+	Forwarded bool              // by the control node that was asked
+	Level     Level             // of acknowledgement, on writes
+	Once      *Once             // nil without Idempotency-Key, and where another node answers
 }
 
 // Replayed reports whether the outcome is that of an earlier request.
@@ -282,10 +285,8 @@ func (r *Records) Remove(ctx context.Context, kind registry.Kind, ref string, co
 	}
 	changes := []registry.Change{{Op: registry.OpDelete, Kind: kind, ID: old.Meta.ID, IfRevision: want}}
 	if kind == registry.KindOrg {
-		r.View(func(s *ledger.State) {
-			if rel, ok := s.Relocation(old.Meta.ID); ok { // where it came from goes with it
-				changes = append([]registry.Change{{Op: registry.OpDelete, Kind: rel.Kind, ID: rel.Meta.ID}}, changes...)
-			}
+		r.View(func(s *ledger.State) { // where it came from goes with it
+			changes = append(pin.Drop(s, old.Meta.ID, r.cfg.Now()), changes...)
 		})
 	}
 	point, err := r.Commit(ctx, old.Meta.Shard, changes...)

@@ -55,12 +55,10 @@ func (d *Desk) Register(g *gate.Gate) {
 	gate.Add(g, gate.Operation{
 		ID: "revoke-node", Method: http.MethodPost, Path: "/nodes/{region}/{role}/{node}/revoke", Tag: "Cluster",
 		Summary: "Refuse a node by its name, for good", Safe: true, Place: gate.InGlobal,
-		Description: "Every node refuses its certificates, closes the connections with it and hears nothing of it in gossip; it stops serving as soon as it hears of it. A name that is revoked cannot be used again: give the machine another. A name that gossip does not know is refused, unless unseen is true." + again,
-		Early: d.announcing(func(r *http.Request) (revocation, error) {
-			return d.nodeOf(NodePath{r.PathValue("region"), r.PathValue("role"), r.PathValue("node"), r.URL.Query().Get("unseen") == "true"})
-		}),
+		Description: "Every node refuses its certificates, closes the connections with it and hears nothing of it in gossip; it stops serving as soon as it hears of it. A name that is revoked cannot be used again: give the machine another. A name that gossip does not know, at the node that is asked, is refused, unless unseen is true." + again,
+		Early:       d.nodeEarly,
 	}, func(ctx context.Context, in *NodePath) (*gate.Answer[api.Revoked], error) {
-		return d.revoke(ctx, func() (revocation, error) { return d.nodeOf(*in) })
+		return d.revoke(ctx, func() (revocation, error) { return d.nodeOf(*in, records.RequestOf(ctx).Forwarded) })
 	})
 	gate.Add(g, gate.Operation{
 		ID: "list-tokens", Method: http.MethodGet, Path: "/tokens", Tag: "Cluster", Summary: "List the operators' tokens that this node knows", Place: gate.ThisNode,
@@ -71,6 +69,6 @@ func (d *Desk) Register(g *gate.Gate) {
 		Description: "The token that asks cannot be revoked with itself." + again,
 		Early:       d.tokenEarly,
 	}, func(ctx context.Context, in *TokenPath) (*gate.Answer[api.Revoked], error) {
-		return d.revoke(ctx, func() (revocation, error) { return d.tokenOf(in.Token, records.RequestOf(ctx).Actor) })
+		return d.revoke(ctx, func() (revocation, error) { return d.tokenOf(in.Token, records.RequestOf(ctx)) })
 	})
 }

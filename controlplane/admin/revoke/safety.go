@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,7 +55,9 @@ func (d *Desk) credentialOf(upstream string) (revocation, error) {
 	return r, nil
 }
 
-func (d *Desk) nodeOf(in NodePath) (revocation, error) {
+// nodeOf names a node. One that gossip does not know is refused by the node that
+// was asked: once that has announced it, nobody else may hear of it in gossip.
+func (d *Desk) nodeOf(in NodePath, forwarded bool) (revocation, error) {
 	id := registry.NodeID(in.Region, in.Role, in.Node)
 	if _, _, _, ok := registry.ParseNodeID(id); !ok {
 		return revocation{}, problem.Invalid("node", "Name the node as the configuration does: region, role (control or data) and node, of a-z, 0-9 and '-'.")
@@ -71,10 +74,10 @@ func (d *Desk) nodeOf(in NodePath) (revocation, error) {
 			r.unseen = r.unseen && (n.Region != in.Region || n.Role != in.Role)
 		}
 	}
-	if _, known := d.safetyPoint(r); known {
-		r.unseen = false // gossip hears nothing of it because it is revoked
+	if _, known := d.safetyPoint(r); known || d.announced(r.Kind, r.ID) {
+		r.unseen = false // gossip hears nothing of it because it is refused
 	}
-	if !r.unseen || in.Unseen {
+	if !r.unseen || in.Unseen || forwarded {
 		return r, nil
 	}
 	detail := "Nothing was revoked: gossip knows no node " + r.subject + ". "
@@ -86,20 +89,30 @@ func (d *Desk) nodeOf(in NodePath) (revocation, error) {
 	return r, problem.New(http.StatusNotFound, api.CodeNotFound, "", detail+"To refuse the name all the same, for good, repeat the request with unseen=true (`--unseen`).")
 }
 
-func (d *Desk) tokenOf(ref, actor string) (revocation, error) {
+// tokenOf finds the token that by wants to revoke. Whoever was asked sees to it
+// that it is not the one that asks, and names it to the home by its hash.
+func (d *Desk) tokenOf(ref string, by *records.Request) (revocation, error) {
 	sum, err := hex.DecodeString(ref)
 	byHash := err == nil && len(sum) == sha256.Size
+	var found []gate.Token
 	for _, t := range d.cfg.Tokens {
-		if t.Name != ref && !(byHash && [sha256.Size]byte(sum) == t.SHA256) {
-			continue
+		twice := slices.ContainsFunc(found, func(f gate.Token) bool { return f.SHA256 == t.SHA256 })
+		if !twice && (t.Name == ref || byHash && [sha256.Size]byte(sum) == t.SHA256) {
+			found = append(found, t)
 		}
-		if t.Name == actor {
+	}
+	switch {
+	case len(found) > 1:
+		return revocation{}, problem.Conflict("",
+			"Nothing was revoked: several tokens have this name. Give the SHA-256 of its text in hex, as GET /admin/v1/tokens lists it (`ringmain token list`).")
+	case len(found) == 1:
+		t := found[0]
+		if t.SHA256 == by.Token || by.Forwarded && !byHash && t.Name == by.Actor {
 			return revocation{}, problem.Conflict("",
 				"This is the token that asks. Ask with another, so that somebody can still manage the cluster.")
 		}
 		return d.revocationOf(registry.KindToken, registry.TokenID(t.SHA256), t.Name, t.Expires.UnixMilli()), nil
-	}
-	if byHash {
+	case byHash:
 		return d.revocationOf(registry.KindToken, registry.TokenID([sha256.Size]byte(sum)), ref, 0), nil
 	}
 	return revocation{}, problem.New(http.StatusNotFound, api.CodeNotFound, "",
@@ -109,8 +122,8 @@ func (d *Desk) tokenOf(ref, actor string) (revocation, error) {
 // tokenEarly names the token by its hash while the request is still on its way:
 // elsewhere the name may mean another, or none.
 func (d *Desk) tokenEarly(r *http.Request) error {
-	actor := records.RequestOf(r.Context()).Actor
-	rev, err := d.tokenOf(r.PathValue("token"), actor)
+	by := records.RequestOf(r.Context())
+	rev, err := d.tokenOf(r.PathValue("token"), by)
 	if p := (*api.Problem)(nil); errors.As(err, &p) && p.Status == http.StatusNotFound {
 		return nil // the home may know the name
 	}
@@ -118,10 +131,27 @@ func (d *Desk) tokenEarly(r *http.Request) error {
 		return err
 	}
 	if d.revokes() == nil {
-		d.announce(actor, rev)
+		d.announce(by.Actor, rev)
 	}
 	_, sum, _ := strings.Cut(rev.ID, "_")
 	r.URL.Path, r.URL.RawPath = "/admin/v1/tokens/"+sum+"/revoke", ""
+	return nil
+}
+
+// nodeEarly looks the node up where the operator does, and tells data nodes while
+// the request is still on its way to the home.
+func (d *Desk) nodeEarly(r *http.Request) error {
+	query := r.URL.Query()
+	unseen, _ := strconv.ParseBool(query.Get("unseen"))
+	rev, err := d.nodeOf(NodePath{r.PathValue("region"), r.PathValue("role"), r.PathValue("node"), unseen}, false)
+	if err != nil {
+		return err
+	}
+	if d.revokes() == nil {
+		d.announce(records.RequestOf(r.Context()).Actor, rev)
+	}
+	query.Del("unseen") // a home of an older release refuses what it does not know
+	r.URL.RawQuery = query.Encode()
 	return nil
 }
 
@@ -192,6 +222,11 @@ func (d *Desk) safetyPoint(rev revocation) (point controlplane.Point, known bool
 	return point, known
 }
 
+// announced reports whether this node was told of a revocation before it is committed.
+func (d *Desk) announced(kind registry.Kind, id string) bool {
+	return d.cfg.Announced != nil && d.cfg.Announced(kind, id)
+}
+
 // Refuses reports whether the token is revoked, as far as this node has heard.
 func (d *Desk) Refuses(sum [sha256.Size]byte) bool {
 	_, refused := d.refusedSince(sum)
@@ -201,9 +236,7 @@ func (d *Desk) Refuses(sum [sha256.Size]byte) bool {
 // refusedSince is Refuses, with the time if it is committed.
 func (d *Desk) refusedSince(sum [sha256.Size]byte) (since int64, refused bool) {
 	id := registry.TokenID(sum)
-	if d.cfg.Announced != nil {
-		refused = d.cfg.Announced(registry.KindToken, id)
-	}
+	refused = d.announced(registry.KindToken, id)
 	d.records.View(func(s *ledger.State) {
 		if v, ok := s.Revoked(registry.KindToken, id); ok {
 			since, refused = v.At, true

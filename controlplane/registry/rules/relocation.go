@@ -145,21 +145,9 @@ func (k *Checker) retired(r *registry.Record) *controlplane.RuleError {
 	if rel == nil {
 		return nil
 	}
-	unfinished := rel.To != "" && rel.Retired == 0 || rel.From != "" && rel.InForce == 0 && !k.cutOff(rel)
+	unfinished := rel.To != "" && rel.Retired == 0 || rel.From != "" && rel.InForce == 0
 	if unfinished || k.Shard.HasChild(registry.KindProject, rel.Org) || k.Shard.HasChild(registry.KindPolicy, rel.Org) {
 		return controlplane.Refuse(controlplane.RuleConflict, "id", "the pin of org %s is being changed: finish that, and delete what belongs to it first", rel.Org)
 	}
 	return nil
-}
-
-// cutOff reports whether the org whose place is taken is known not to be left
-// any more for the one beside which r stands: a takeover undid the beginning.
-func (k *Checker) cutOff(r *registry.Relocation) bool {
-	for sh := range k.Held {
-		if sh.Name() == r.Shard {
-			other, ok := sh.Get(registry.RelocationID(r.From))
-			return !ok || other.Relocation.To != r.Org
-		}
-	}
-	return false
 }

@@ -250,3 +250,27 @@ func describe(r *controlplane.RuleError) string {
 	}
 	return fmt.Sprintf("%q for %q (%s)", r.Code, r.Field, r.Message)
 }
+
+// An org that takes another's place is kept until its pin is in force, whatever this
+// region knows of the other: a home that held more than another would keep less.
+func TestASuccessorIsKeptUntilItsPinIsInForce(t *testing.T) {
+	const successor, unknown = "org_eu_0000000002", "org_eu_0000000009"
+	s := world(t)
+	if out := s.Apply(&registry.Command{Type: registry.CmdVersion, Version: registry.Version}); out.Err != nil {
+		t.Fatal(out.Err)
+	}
+	for id, from := range map[string]string{successor: orgNew, unknown: "org_any_0000000009"} {
+		rel := &registry.Record{Kind: registry.KindRelocation, Meta: registry.Meta{ID: registry.RelocationID(id), Shard: pinEU},
+			Relocation: &registry.Relocation{Org: id, From: from, Shard: anyEast}}
+		mustPropose(t, s, pinEU, put(org(id, pinEU, "eu", "trial", "verified")), put(rel))
+		gone := []registry.Change{del(registry.KindRelocation, rel.Meta.ID), del(registry.KindOrg, id)}
+		if rule := ruleError(t, s.Check(pinEU, gone)); rule == nil || rule.Code != controlplane.RuleConflict {
+			t.Errorf("%s: %v", id, rule)
+		}
+		done := *rel
+		done.Relocation = &registry.Relocation{Org: id, From: from, Shard: anyEast, Copied: 1, InForce: 1}
+		if err := s.Check(pinEU, append([]registry.Change{put(&done)}, gone...)); err != nil {
+			t.Errorf("%s, in force: %v", id, err)
+		}
+	}
+}

@@ -31,9 +31,9 @@ type program struct {
 }
 
 // start runs us-east and eu-fra; the commands find them by cluster.json.
-func start(t *testing.T) *program {
+func start(t *testing.T, options ...controlkit.Option) *program {
 	t.Helper()
-	c := &program{t: t, dir: t.TempDir(), cluster: controlkit.Start(t, io.Discard, []string{"us-east:us:2", "eu-fra:eu"}), env: map[string]string{}}
+	c := &program{t: t, dir: t.TempDir(), cluster: controlkit.Start(t, io.Discard, []string{"us-east:us:2", "eu-fra:eu"}, options...), env: map[string]string{}}
 	c.write("token", controlkit.Token+"\n")
 	c.write("ca.pem", string(c.cluster.RootPEM))
 	file := clusterfile.Cluster{Ready: true, CAFile: c.path("ca.pem"), AdminTokenFile: c.path("token")}

@@ -1,6 +1,7 @@
 package manage
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -81,6 +82,9 @@ func (t *tool) pinCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		if p.Phase == api.PinBegun {
+			return cmp.Or(t.showPin(p, nil), errUnconfirmed)
+		}
 		if !p.SurvivesRegionLoss {
 			t.Say("jurisdiction %s has one region: nothing of the org survives the loss of that region but a backup, and its traffic has no second home", p.To)
 		}
@@ -101,7 +105,7 @@ at once: change it to any first.`
 	cmd.Flags().BoolVar(&keep, "no-keys", false, "issue no keys: the customer creates them in the new org")
 	cmd.Flags().BoolVar(&in.Finish, "finish", false, "revoke the old keys, and erase the old records once every data node refuses those")
 	cmd.Flags().IntVar(&in.Without, "without", 0, "with --finish: how many old keys may end without another in their place")
-	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "with --finish: how long to wait for data nodes")
+	cmd.Flags().DurationVar(&wait, "wait", 10*time.Second, "with --finish: how long to wait for other regions and data nodes")
 	cmd.Flags().BoolVar(&status, "status", false, "show how far the change is")
 	return cmd
 }
@@ -133,28 +137,39 @@ func (t *tool) reissue(ctx context.Context, c *adminclient.Client, p *api.PinCha
 	return errors.Join(cli.Show(t.Tool, rows, false, reissuedColumns), failed)
 }
 
-// finishPin finishes a change, and waits for data nodes that are on their way.
+// finishPin finishes a change, and waits for regions and data nodes that are on
+// their way.
 func (t *tool) finishPin(ctx context.Context, c *adminclient.Client, org string, in api.PinInput, wait time.Duration) error {
-	said := false
+	said := ""
 	for end := time.Now().Add(wait); ; {
 		p, err := c.ChangePin(ctx, org, in)
-		if err != nil || p.Phase != api.PinRetired || time.Now().After(end) {
+		if err != nil || p.Phase == api.PinErased {
 			return t.showPin(p, err)
 		}
-		if !said {
-			t.Say("the old keys are revoked; waiting, for %s at most, until every data node refuses them", wait)
-			said = true
+		if time.Now().After(end) {
+			return cmp.Or(t.showPin(p, nil), errUnconfirmed)
+		}
+		if said != p.Phase {
+			until := "other regions hold what was written for the change"
+			if p.Phase == api.PinRetired {
+				until = "every data node refuses the old keys, which are revoked"
+			}
+			t.Say("waiting, for %s at most, until %s", wait, until)
+			said = p.Phase
 		}
 		select {
 		case <-time.After(250 * time.Millisecond):
 		case <-ctx.Done():
-			return t.showPin(p, nil)
+			return cmp.Or(t.showPin(p, nil), errUnconfirmed)
 		}
 	}
 }
 
 // errPending is what a script sees of a change that is not in force.
 var errPending = errors.New("the change is not in force yet: the old keys are revoked, but not everybody is known to refuse them; repeat with --finish")
+
+// errUnconfirmed is what a script sees of a change that stopped before its end.
+var errUnconfirmed = errors.New("the change goes on once other regions are known to hold what was written for it: repeat the command")
 
 func (t *tool) showPin(p *api.PinChange, err error) error {
 	var problem *api.Problem
@@ -170,8 +185,11 @@ func (t *tool) showPin(p *api.PinChange, err error) error {
 	if err := cli.Show(t.Tool, []api.PinChange{*p}, true, pinColumns); err != nil {
 		return err
 	}
-	if p.Phase == api.PinRetired {
+	switch p.Phase {
+	case api.PinRetired:
 		return errPending
+	case api.PinCutOff:
+		return fmt.Errorf("a takeover undid what began the change: %s is as it was, but for its pin; revoke and delete the keys of %s, delete it, and begin again", p.Org, p.Successor)
 	}
 	return nil
 }

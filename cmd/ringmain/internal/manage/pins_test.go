@@ -1,16 +1,46 @@
 package manage_test
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
+	"ringmain/controlplane"
+	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/apikey"
+	shardhomes "ringmain/controlplane/homes"
+	"ringmain/controlplane/ownership"
+	"ringmain/controlplane/registry"
+	"ringmain/controlplane/registry/ledger"
 )
 
+// confirming regions hold every write at once, unless they are cut off, and say
+// no more of themselves.
+type confirming struct {
+	admin.Homes
+	cut atomic.Bool
+}
+
+func (c *confirming) Confirmed(ctx context.Context, _ controlplane.Shard, _ controlplane.Point) error {
+	if c.cut.Load() {
+		<-ctx.Done()
+	}
+	return ctx.Err()
+}
+
+func (*confirming) Reach(controlplane.Shard) (shardhomes.Reach, error) {
+	return shardhomes.Reach{}, errors.New("nobody is heard")
+}
+
+func (c *confirming) option(cfg *admin.Config) { cfg.Homes, cfg.ConfirmIn = c, 300*time.Millisecond }
+
 func TestAnOrgIsPinnedByCommands(t *testing.T) {
-	c := start(t)
+	c := start(t, new(confirming).option)
 	for _, r := range c.cluster.Regions {
 		r.Raise()
 	}
@@ -65,7 +95,7 @@ func TestAnOrgIsPinnedByCommands(t *testing.T) {
 
 // A large org's keys come by pages, and each gets its successor.
 func TestEveryKeyOfALargeOrgIsReissued(t *testing.T) {
-	c := start(t)
+	c := start(t, new(confirming).option)
 	for _, r := range c.cluster.Regions {
 		r.Raise()
 	}
@@ -92,5 +122,53 @@ func TestEveryKeyOfALargeOrgIsReissued(t *testing.T) {
 	}
 	if p, err := client.Pin(t.Context(), org.ID); err != nil || p.KeysInForce != many || p.KeysUnissued != 0 {
 		t.Errorf("%+v, %v", p, err)
+	}
+}
+
+// A change that waits for other regions, or was undone by a takeover, is no
+// success for a script, and the next move is told.
+func TestAChangeOfPinThatStoppedIsNoSuccess(t *testing.T) {
+	others := new(confirming)
+	c := start(t, others.option)
+	for _, r := range c.cluster.Regions {
+		r.Raise()
+	}
+	file := c.path("cluster.json")
+	var org struct{ ID string }
+	if err := json.Unmarshal([]byte(c.ok("org", "create", "Acme", "--state", "verified", "-o", "json")), &org); err != nil {
+		t.Fatal(err)
+	}
+	var before controlplane.Point
+	c.cluster.Regions[0].Nodes[0].View(func(s *ledger.State) { before = s.Position()["any-us-east"] })
+	others.cut.Store(true)
+	stdout, stderr, status := c.run("org", "pin", "Acme", "--to", "eu", "--cluster", file)
+	if status != 1 || !strings.Contains(stdout, "begun") || !strings.Contains(stderr, "other regions are known to hold") || strings.Contains(stderr, "one region") {
+		t.Errorf("begun: %d %q %q", status, stdout, stderr)
+	}
+	others.cut.Store(false)
+	var p api.PinChange
+	if err := json.Unmarshal([]byte(c.ok("org", "pin", org.ID, "--to", "eu", "-o", "json")), &p); err != nil || p.Phase != api.PinCopied {
+		t.Errorf("copied: %v %+v", err, p)
+	}
+
+	opening := registry.Opening("eu-fra", []ownership.Member{{Region: "eu-fra"}, {Region: "us-east"}}, false)
+	e := &registry.Entry{Shard: "any-us-east", Epoch: controlplane.Epoch{Counter: before.Epoch.Counter + 1, Region: "eu-fra"}, Seq: before.Seq + 1, Prev: before.Epoch, Changes: []registry.Change{opening}}
+	b, err := registry.EncodeEntry(e)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, region := range c.cluster.Regions {
+		out, err := region.Nodes[0].ProposeCommand(t.Context(), &registry.Command{Type: registry.CmdAccept, Sender: e.Epoch, Entries: [][]byte{b}})
+		if err != nil || out.Err != nil || len(out.Cut) == 0 {
+			t.Fatalf("%s: %v %+v", region.Name, err, out)
+		}
+	}
+	stdout, stderr, status = c.run("org", "pin", p.Successor, "--status", "--cluster", file, "-o", "json")
+	var cut api.PinChange
+	if err := json.Unmarshal([]byte(stdout), &cut); err != nil || status != 1 || cut.Phase != api.PinCutOff || cut.Org != org.ID || !strings.Contains(stderr, "delete") {
+		t.Errorf("cut off: %d %v %q %q", status, err, stdout, stderr)
+	}
+	if _, stderr, status = c.run("org", "pin", org.ID, "--to", "eu", "--cluster", file); status != 1 || !strings.Contains(stderr, p.Successor+" was to take its place") {
+		t.Errorf("begun again: %d %q", status, stderr)
 	}
 }
