@@ -267,10 +267,11 @@ var behaviours = []behaviour{
 	}},
 
 	// Early answers.
-	{name: "an answer before the body is read", body: 64 << 10, script: func(c *talk) {
+	// Of a size that goes out with the head: of a larger one, whether the rest is out when the answer comes is chance.
+	{name: "an answer before the body is read", body: 8 << 10, script: func(c *talk) {
 		for c.headOnly() {
 			c.say(good)
-			_, _ = io.CopyN(io.Discard, c.br, 64<<10)
+			_, _ = io.CopyN(io.Discard, c.br, 8<<10)
 		}
 	}},
 	{name: "413, then closes", body: 8 << 20, script: func(c *talk) {
