@@ -328,6 +328,9 @@ func (q *Quorum) raftError(err error) error {
 	case errors.As(err, &failed) && !failed.Tried:
 		return err
 	default:
+		if full := q.store.FullDisk(); full != nil { // that is why the lead was lost
+			return fmt.Errorf("%w: %w: %w", controlplane.ErrUncertain, err, full)
+		}
 		return fmt.Errorf("%w: %w", controlplane.ErrUncertain, err)
 	}
 }

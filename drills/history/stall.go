@@ -107,5 +107,24 @@ func (n *nemesis) stall(ctx context.Context) error {
 	if thread != "" {
 		n.proven("stalled disk", at, "%s; thawed after %.1f s", proof, frozen.Seconds())
 	}
-	return nil
+	return n.given(ctx, victim, ps[0].PID)
+}
+
+// given waits until a node runs whose disk stalled. One that bore no more of it
+// ends as soon as its disk lets it, and is started again.
+func (n *nemesis) given(ctx context.Context, victim node, before int) error {
+	var pid int
+	look := func() (bool, string) {
+		ps, err := n.running(ctx, victim.region, victim.name)
+		if pid = 0; err == nil {
+			pid = ps[0].PID
+		}
+		return err == nil, fmt.Sprint(err)
+	}
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+		if look(); pid != before {
+			break
+		}
+	}
+	return insist(ctx, victim.name+" runs", recoverIn, look)
 }
