@@ -161,6 +161,8 @@ type sample struct {
 	keeper     float64
 	worker     float64
 	goroutines float64 // of both
+	keeperGoal float64 // MiB that the collector lets the heap reach: twice what it last found in use
+	workerGoal float64
 	stored     float64 // MiB of receipts on disk
 	recent     float64 // MiB of receipts in the worker's memory
 }
@@ -181,11 +183,12 @@ func (s *soaking) look(ctx context.Context, began time.Time) (p sample, err erro
 	if err != nil {
 		return p, err
 	}
-	workers, recent := "ringmain_worker_go_goroutines", "ringmain_receipt_memory_bytes"
-	if n, ok := page[workers]; ok {
-		s.shown.goroutines, s.shown.recent = n, page[recent]/mib
+	const goal = "go_memstats_next_gc_bytes"
+	if n, ok := page["ringmain_worker_go_goroutines"]; ok {
+		s.shown.goroutines, s.shown.recent, s.shown.workerGoal = n, page["ringmain_receipt_memory_bytes"]/mib, page["ringmain_worker_"+goal]/mib
 	}
 	p.goroutines, p.recent, p.stored = page["go_goroutines"]+s.shown.goroutines, s.shown.recent, page["ringmain_receipts_bytes"]/mib
+	p.keeperGoal, p.workerGoal = page[goal]/mib, s.shown.workerGoal
 	p.at = time.Since(began)
 	return p, nil
 }
