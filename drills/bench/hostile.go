@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -18,6 +19,9 @@ import (
 // goodRate is how many good requests a second are sent, whatever else happens:
 // a window of 2 s has 1,000, of which a p99 can be told.
 const goodRate = 500
+
+// attackerCPU names the last column; all conditions of a table have the same.
+const attackerCPU = "CPU s of the attacker"
 
 // attack is one kind of hostile client.
 type attack struct {
@@ -60,6 +64,11 @@ func measureHostile(ctx context.Context, r *run, o options) error {
 	c := r.Contenders[at]
 	c.HTTP = r.client(false)
 	defer c.HTTP.CloseIdleConnections()
+	if o.apart {
+		if err := r.apart(); err != nil {
+			return fmt.Errorf("-apart: %w", err)
+		}
+	}
 	chosen := strings.Split(o.attacks, ",")
 	for _, a := range attacks(c.Key) {
 		if o.attacks != "" && !slices.Contains(chosen, a.name) {
@@ -97,7 +106,7 @@ func measureHostile(ctx context.Context, r *run, o options) error {
 			progress("%s, round %d of %d", a.title, round, o.rounds)
 		}
 		for _, cond := range conditions {
-			r.addHostile(a, cond)
+			r.addHostile(a, cond, o.apart)
 		}
 	}
 	return nil
@@ -114,10 +123,11 @@ func (r *run) beside(ctx context.Context, c *rig.Contender, a attack, cond *cond
 		if err == nil && w.values[2].value > 0 {
 			err = errors.New("good requests failed with nothing beside them")
 		}
+		w.values = append(w.values, value{attackerCPU, 0, false})
 		return w, err
 	}
 	plan := a.plan
-	plan.Target, plan.Path = cond.target, cond.path
+	plan.Target, plan.Path, plan.Behind = cond.target, cond.path, o.apart
 	plan.Roots = []string{filepath.Join(r.Dir, "server.pem"), r.Cluster.CAFile}
 	plan.Pair = [2]string{filepath.Join(r.Dir, "server.pem"), filepath.Join(r.Dir, "server.key")}
 	exe, err := os.Executable()
@@ -143,14 +153,43 @@ func (r *run) beside(ctx context.Context, c *rig.Contender, a attack, cond *cond
 		}
 		cond.seen.Add(tally)
 	}
-	w.values = append(w.values, value{"CPU s of the attacker", cpu.Seconds(), false})
+	w.values = append(w.values, value{attackerCPU, cpu.Seconds(), false})
 	time.Sleep(200 * time.Millisecond) // what it left is cleaned up
 	return w, nil
 }
 
+// apart gives all that is measured the last processor, and this process, its
+// provider and its attackers the others: then what the attacker's own work takes
+// is not taken from the node, nor, as it stands behind everybody else there,
+// from those who ask and answer.
+func (r *run) apart() error {
+	last := runtime.NumCPU() - 1
+	if last == 0 {
+		return errors.New("this machine has one processor")
+	}
+	var others []int
+	for i := range last {
+		others = append(others, i)
+	}
+	for _, c := range r.Contenders {
+		if err := pin([]int{last}, c.PIDs...); err != nil {
+			return err
+		}
+	}
+	if err := pin(others, os.Getpid()); err != nil {
+		return err
+	}
+	time.Sleep(2 * time.Second) // until Go's runtimes know
+	return nil
+}
+
 // addHostile makes a row of one condition.
-func (r *run) addHostile(a attack, cond *condition) {
-	out := row{Part: "Good requests, 500/s, beside: " + a.title, Protocol: "HTTP/1.1", Callers: goodRate, Contender: cond.name}
+func (r *run) addHostile(a attack, cond *condition, apart bool) {
+	beside := "Good requests, 500/s, beside: "
+	if apart {
+		beside = "Good requests, 500/s, the node on a processor of its own, beside: "
+	}
+	out := row{Part: beside + a.title, Protocol: "HTTP/1.1", Callers: goodRate, Contender: cond.name}
 	slices.Sort(cond.ratios)
 	out.Figures = append(out.Figures, figure{Name: "p99 / quiet", Value: cond.ratios[len(cond.ratios)/2], Low: cond.ratios[0], High: cond.ratios[len(cond.ratios)-1], Spread: true})
 	for i, v := range cond.windows[0].values {

@@ -25,6 +25,17 @@ type window struct {
 	values []value
 }
 
+// line says what a window cost, for whoever waits for the tables.
+func (w window) line(name string) string {
+	var b strings.Builder
+	for _, v := range w.values {
+		if v.cost {
+			fmt.Fprintf(&b, "; %s %s", short(v.value), v.name)
+		}
+	}
+	return fmt.Sprintf("\n  %s%s; n %d", name, b.String(), w.n)
+}
+
 type value struct {
 	name  string
 	value float64
@@ -140,21 +151,29 @@ func (r *run) rounds(ctx context.Context, o options, part string, h2 bool, calle
 		defer r.Contenders[i].HTTP.CloseIdleConnections()
 	}
 	for round := range o.rounds + 1 {
+		var said []string
 		for k := range r.Contenders {
 			i := (k + round) % len(r.Contenders) // rotate, so that none always runs first
 			length := span
 			if round == 0 {
-				length = max(span/4, 250*time.Millisecond)
+				length = min(span, max(span/4, 250*time.Millisecond))
 			}
-			w, err := r.window(ctx, r.Contenders[i], callers, length, unit, per, once)
+			c := r.Contenders[i]
+			measure := func() (window, error) { return r.window(ctx, c, callers, length, unit, per, once) }
+			if round == o.rounds && slices.Contains(strings.Split(o.profile, ","), c.Name) {
+				unprofiled := measure
+				measure = func() (window, error) { return r.profiled(ctx, c, unprofiled) }
+			}
+			w, err := measure()
 			if err != nil {
-				return fmt.Errorf("%s, %s, %d callers: %w", r.Contenders[i].Name, protocol, callers, err)
+				return fmt.Errorf("%s, %s, %d callers: %w", c.Name, protocol, callers, err)
 			}
 			if round > 0 {
 				got[i] = append(got[i], w)
+				said = append(said, w.line(c.Name))
 			}
 		}
-		progress("%s, %s, %d callers, round %d of %d", part, protocol, callers, round, o.rounds)
+		progress("%s, %s, %d callers, round %d of %d%s", part, protocol, callers, round, o.rounds, strings.Join(said, ""))
 	}
 	r.figures(part, protocol, callers, got)
 	return nil
@@ -162,12 +181,13 @@ func (r *run) rounds(ctx context.Context, o options, part string, h2 bool, calle
 
 // window runs a closed loop of callers for span.
 func (r *run) window(ctx context.Context, c *rig.Contender, callers int, span time.Duration, unit string, per float64, once func(context.Context, *rig.Contender, *outcome) error) (window, error) {
-	counted := func() (float64, error) { return 0, nil }
-	var err error
-	if r.Perf && len(c.PIDs) > 0 {
-		if counted, err = rig.Count(ctx, c.PIDs); err != nil {
+	counter := new(rig.Counter)
+	if r.Perf {
+		var err error
+		if counter, err = rig.CountInstructions(c.PIDs...); err != nil {
 			return window{}, err
 		}
+		defer counter.Close()
 	}
 	before, err := rig.UsageOf(c.PIDs...)
 	if err != nil {
@@ -208,7 +228,7 @@ func (r *run) window(ctx context.Context, c *rig.Contender, callers int, span ti
 	if err != nil {
 		return window{}, err
 	}
-	instructions, err := counted()
+	counted, err := counter.Read()
 	if err != nil {
 		return window{}, err
 	}
@@ -223,7 +243,9 @@ func (r *run) window(ctx context.Context, c *rig.Contender, callers int, span ti
 		{fmt.Sprintf("CPU s/%s %ss", thousands(per), unit), (after.CPU - before.CPU).Seconds() * per / float64(total.n), true},
 	}}
 	if r.Perf {
-		w.values = append(w.values, value{"kinsn/" + unit, instructions / 1000 / float64(total.n), true})
+		each := func(n uint64) float64 { return float64(n) / 1000 / float64(total.n) }
+		w.values = append(w.values, value{"k instructions/" + unit, each(counted.User + counted.Kernel), true},
+			value{"user", each(counted.User), true}, value{"kernel", each(counted.Kernel), true})
 	}
 	w.values = append(w.values, value{unit + "s/s", float64(total.n) / wall.Seconds(), false})
 	if len(total.times) > 0 {

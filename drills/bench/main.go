@@ -45,6 +45,8 @@ type options struct {
 	proxyDir string
 	attacks  string
 	attacker bool
+	profile  string
+	apart    bool
 }
 
 func main() {
@@ -54,11 +56,13 @@ func main() {
 	flag.IntVar(&o.port, "port", 28440, "the first of the ports that ringmain takes")
 	flag.IntVar(&o.rounds, "rounds", 3, "windows per contender, protocol and concurrency; one more warms up")
 	flag.DurationVar(&o.span, "window", 2*time.Second, "length of one window; streams take twice as long")
-	flag.StringVar(&o.only, "only", "idle,json,stream,first,big", "parts to run; hostile, which is not among them by default, sends good requests beside bad ones")
+	flag.StringVar(&o.only, "only", "idle,json,stream,first,big", "parts to run; stream is paced and burst; hostile, which is not among them by default, sends good requests beside bad ones")
 	flag.StringVar(&o.callers, "callers", "1,32,256", "json: how many ask at once")
 	flag.StringVar(&o.protocol, "protocols", "h1,h2", "protocols of the client's side")
 	flag.StringVar(&o.attacks, "attack", "", "with hostile: some of keys, keys-nat, keys-many, slow-writers, slow-readers, head-bombs; empty = all")
+	flag.BoolVar(&o.apart, "apart", false, "with hostile: what is measured has a processor of its own, and the attacker stands behind everybody else on the others")
 	flag.StringVar(&o.without, "without", "", "contenders to leave out, such as haproxy,proxy")
+	flag.StringVar(&o.profile, "profile", "", "contenders to profile by symbol in the last window of each setting, with perf, such as nginx,ringmain; figures of such a run are too high")
 	flag.StringVar(&o.output, "o", "markdown", "markdown or json")
 	flag.IntVar(&o.idle, "idle", 1000, "idle streams to hold open")
 	flag.BoolVar(&o.idleH2, "idle-h2", false, "idle streams over HTTP/2 instead of HTTP/1.1")
@@ -120,10 +124,10 @@ func bench(ctx context.Context, o options) (err error) {
 	r := &run{Rig: started}
 	defer func() { err = errors.Join(err, r.Stop()) }()
 	// Idle memory comes first: what load leaves in a heap would hide it.
-	all := []string{"idle", "json", "stream", "first", "big", "hostile"}
+	all := []string{"idle", "json", "paced", "burst", "first", "big", "hostile"}
 	measures := map[string]func(context.Context, *run, options) error{
-		"idle": measureIdle, "json": measureJSON, "stream": measureStreams, "first": measureFirst, "big": measureBig, "hostile": measureHostile}
-	chosen := strings.Split(o.only, ",")
+		"idle": measureIdle, "json": measureJSON, "paced": measurePaced, "burst": measureBurst, "first": measureFirst, "big": measureBig, "hostile": measureHostile}
+	chosen := strings.Split(strings.ReplaceAll(o.only, "stream", "paced,burst"), ",")
 	for _, name := range chosen {
 		if measures[name] == nil {
 			return fmt.Errorf("-only %s: want some of %s", name, strings.Join(all, ", "))

@@ -40,15 +40,20 @@ func measureJSON(ctx context.Context, r *run, o options) error {
 // streamCallers is how many streams run at once.
 const streamCallers = 64
 
-func measureStreams(ctx context.Context, r *run, o options) error {
-	for _, mode := range []string{"paced", "burst"} {
-		title := map[string]string{"paced": "Streams, an event each 5 ms; times from the provider's write", "burst": "Streams, as fast as they go"}[mode]
-		for _, h2 := range o.h2() {
-			if err := r.rounds(ctx, o, title, h2, streamCallers, 2*o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
-				return stream(ctx, c, mode, out)
-			}); err != nil {
-				return err
-			}
+func measurePaced(ctx context.Context, r *run, o options) error {
+	return r.streams(ctx, o, "Streams, an event each 5 ms; times from the provider's write", "paced")
+}
+
+func measureBurst(ctx context.Context, r *run, o options) error {
+	return r.streams(ctx, o, "Streams, as fast as they go", "burst")
+}
+
+func (r *run) streams(ctx context.Context, o options, title, mode string) error {
+	for _, h2 := range o.h2() {
+		if err := r.rounds(ctx, o, title, h2, streamCallers, 2*o.span, "event", 1e6, func(ctx context.Context, c *rig.Contender, out *outcome) error {
+			return stream(ctx, c, mode, out)
+		}); err != nil {
+			return err
 		}
 	}
 	return nil

@@ -1,15 +1,12 @@
 package rig
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 )
 
@@ -98,43 +95,4 @@ func allocated() uint64 {
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	return m.TotalAlloc
-}
-
-// hasCounters reports whether `perf stat` can count instructions here.
-func hasCounters(ctx context.Context) bool {
-	n, err := perfResult(exec.CommandContext(ctx, "perf", "stat", "-x", ",", "-e", "instructions", "true").CombinedOutput())
-	return err == nil && n > 0
-}
-
-// Count starts counting the instructions (user and kernel) of pids; the result
-// ends it.
-func Count(ctx context.Context, pids []int) (stop func() (float64, error), err error) {
-	list := strings.Trim(strings.ReplaceAll(fmt.Sprint(pids), " ", ","), "[]")
-	cmd := exec.CommandContext(ctx, "perf", "stat", "-x", ",", "-e", "instructions", "-p", list)
-	var out strings.Builder
-	cmd.Stderr = &out
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	time.Sleep(100 * time.Millisecond) // until it has attached
-	return func() (float64, error) {
-		if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
-			return 0, err
-		}
-		_ = cmd.Wait() // ends by the signal
-		return perfResult([]byte(out.String()), nil)
-	}, nil
-}
-
-func perfResult(out []byte, err error) (float64, error) {
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(out)) {
-		f := strings.Split(line, ",")
-		if len(f) > 2 && strings.HasPrefix(f[2], "instructions") {
-			return strconv.ParseFloat(f[0], 64)
-		}
-	}
-	return 0, fmt.Errorf("perf counted nothing: %s", out)
 }

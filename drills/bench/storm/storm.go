@@ -17,6 +17,7 @@ import (
 	"os/exec"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -44,6 +45,7 @@ type Plan struct {
 	Body    string    `json:"body"`    // of a good request
 	Roots   []string  `json:"roots"`   // files of certificates that targets may show
 	Pair    [2]string `json:"pair"`    // certificate and key of the sink, files
+	Behind  bool      `json:"behind"`  // everybody else has the processor first
 }
 
 // Tally is what became of the offers, by name.
@@ -141,6 +143,11 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 		limit.Cur = limit.Max
 		_ = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit) // best effort: failures to connect are counted
 	}
+	if a.Behind {
+		if err := yield(); err != nil {
+			return err
+		}
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	if a.Target == "" {
@@ -155,6 +162,24 @@ func Serve(ctx context.Context, in io.Reader, out io.Writer) error {
 	}()
 	attack(ctx)
 	return json.NewEncoder(out).Encode(a.tally)
+}
+
+// yield puts all threads of this process, and those to come, behind those of others.
+func yield() error {
+	tasks, err := os.ReadDir("/proc/self/task")
+	if err != nil {
+		return err
+	}
+	for _, t := range tasks {
+		tid, err := strconv.Atoi(t.Name())
+		if err == nil {
+			err = syscall.Setpriority(syscall.PRIO_PROCESS, tid, 19)
+		}
+		if err != nil {
+			return fmt.Errorf("thread %s: %w", t.Name(), err)
+		}
+	}
+	return nil
 }
 
 // attacker is one plan under way.
