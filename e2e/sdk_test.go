@@ -338,6 +338,10 @@ func TestClientsUnderstandErrors(t *testing.T) {
 		{name: "too long a prompt", model: "e2e-context", status: []int{400}, code: "context_length_exceeded", kind: "invalid_request_error"},
 		{name: "failing provider", model: "e2e-503", status: []int{502, 503}, code: "upstream_error", kind: "api_error"},
 		{name: "silent provider", model: "e2e-silence", status: []int{504, 503}, code: "upstream_timeout", kind: "timeout_error"},
+		{name: "conflict at the provider", model: "e2e-status-409", status: []int{409}, code: "invalid_request", kind: "invalid_request_error"},
+		{name: "not processed by the provider", model: "e2e-status-422", status: []int{422}, code: "invalid_request", kind: "invalid_request_error"},
+		{name: "provider that refuses our account", model: "e2e-status-401", status: []int{502, 503}, code: "upstream_error", kind: "api_error"},
+		{name: "overloaded provider", model: "e2e-status-529", status: []int{503}, code: "upstream_saturated", kind: "overloaded_error"},
 		{name: "busy provider", model: "e2e-429", status: []int{503, 503}, code: "upstream_saturated", kind: "overloaded_error"},
 	} {
 		for _, r := range d.Regions[:2] {
@@ -358,6 +362,8 @@ func TestClientsUnderstandErrors(t *testing.T) {
 					t.Errorf("OpenAI: %v", err)
 				} else if h := oe.Response.Header; h.Get("idc-error-code") != oe.Code || h.Get("x-should-retry") != strconv.FormatBool(oe.StatusCode == http.StatusServiceUnavailable) {
 					t.Errorf("OpenAI: headers %v", h)
+				} else if !strings.HasPrefix(h.Get("x-request-id"), "req_") || oe.Message == "" {
+					t.Errorf("OpenAI: request %q, message %q", h.Get("x-request-id"), oe.Message)
 				}
 				model := tc.model
 				if strings.HasPrefix(model, "e2e-") {
@@ -369,6 +375,8 @@ func TestClientsUnderstandErrors(t *testing.T) {
 				var ae *anthropic.Error
 				if !errors.As(err, &ae) || !slices.Contains(tc.status, ae.StatusCode) || string(ae.Type()) != tc.kind && !(ae.StatusCode == http.StatusServiceUnavailable && ae.Type() == "overloaded_error") {
 					t.Errorf("Anthropic: %v", err)
+				} else if ae.RequestID == "" || ae.RequestID != ae.Response.Header.Get("idc-request-id") {
+					t.Errorf("Anthropic: request %q", ae.RequestID)
 				}
 			})
 		}

@@ -1,8 +1,12 @@
 // The official Anthropic client.
 import Anthropic from '@anthropic-ai/sdk'
-import { check, cluster, messages, must, reachesProvider, same, thrown, weather } from './kit.mjs'
+import { betaZodTool } from '@anthropic-ai/sdk/helpers/beta/zod'
+import { zodOutputFormat } from '@anthropic-ai/sdk/helpers/zod'
+import { z } from 'zod'
+import { check, cluster, forecast, itinerary, itineraryAnswer, messages, must, reachesProvider, same, thrown, waitingLeaves, weather } from './kit.mjs'
 
-const tool = { name: weather.name, description: weather.description, input_schema: weather.parameters }
+const tool = ({ name, description, parameters }) => ({ name, description, input_schema: parameters })
+const both = [[weather.name, weather.arguments], [forecast.name, weather.arguments]]
 
 export async function anthropicChecks(name, base) {
   const key = { baseURL: base, apiKey: cluster.api_key }
@@ -26,7 +30,7 @@ export async function anthropicChecks(name, base) {
     same([msg.content[0].text, msg.stop_reason], [plain, 'end_turn'], 'message')
   })
   await check(`${name}: anthropic tools after thinking, and their result`, async () => {
-    const ask = { ...params, max_tokens: 2048, tools: [tool], thinking: { type: 'enabled', budget_tokens: 1024 } }
+    const ask = { ...params, max_tokens: 2048, tools: [tool(weather)], thinking: { type: 'enabled', budget_tokens: 1024 } }
     const msg = await anthropic.messages.stream(ask).finalMessage()
     same([msg.content.map((c) => c.type), msg.content[1].input, msg.stop_reason], [['thinking', 'tool_use'], weather.arguments, 'tool_use'], 'message')
     must(msg.content[0].signature, 'no signature')
@@ -45,21 +49,54 @@ export async function anthropicChecks(name, base) {
     must(err instanceof Anthropic.APIUserAbortError, `${err}`)
   }))
 
-  const refused = async (what, over, Class, status, type, options) => check(`${name}: anthropic, ${what}`, async () => {
-    const err = await thrown(anthropic.messages.create({ ...params, ...over }, options))
-    must(err instanceof Class, `${err.constructor.name} ${err.message}, want ${Class.name}`)
-    must(status.includes(err.status) && type.includes(err.error?.error?.type), `${err.status} ${JSON.stringify(err.error)}, want ${status} ${type}`)
-    must(['true', 'false'].includes(err.headers.get('x-should-retry')), 'no x-should-retry')
+  await check(`${name}: anthropic, taking back a plain request reaches the provider`, async () => {
+    const err = await waitingLeaves('sim-abort-messages', (signal) => anthropic.messages.create({ ...params, model: 'e2e-abort-messages' }, { signal }))
+    must(err instanceof Anthropic.APIUserAbortError, `${err}`)
   })
-  await refused('unknown model is 404', { model: 'no-such-model' }, Anthropic.NotFoundError, [404], ['not_found_error'])
-  await refused('unknown hint is 400', {}, Anthropic.BadRequestError, [400], ['invalid_request_error'], { headers: { 'idc-region-hint': 'nowhere' } })
-  await refused('too long a prompt is 400', { model: 'e2e-context-messages' }, Anthropic.BadRequestError, [400], ['invalid_request_error'])
-  await refused('another org\'s project is 403', {}, Anthropic.PermissionDeniedError, [403], ['permission_error'], { headers: { 'idc-project-id': 'prj_nobody' } })
-  await refused('a failing provider is 502 or 503', { model: 'e2e-503-messages' }, Anthropic.InternalServerError, [502, 503], ['api_error', 'overloaded_error'])
-  await refused('a silent provider is 504 or 503', { model: 'e2e-silence-messages' }, Anthropic.InternalServerError, [504, 503], ['timeout_error', 'overloaded_error'])
-  await check(`${name}: anthropic, a wrong key is 401`, async () => {
-    const err = await thrown(new Anthropic({ ...key, apiKey: 'idc_live_any_nonsense', maxRetries: 0 }).messages.create(params))
-    must(err instanceof Anthropic.AuthenticationError && err.error?.error?.type === 'authentication_error', `${err}`)
+  await check(`${name}: anthropic, calls in parallel, plain and streamed, and their results`, async () => {
+    const ask = { ...params, tools: [tool(weather), tool(forecast)], tool_choice: { type: 'auto', disable_parallel_tool_use: false } }
+    const calls = (msg) => msg.content.map((c) => [c.name, c.input])
+    const whole = await anthropic.messages.create(ask)
+    same(calls(whole), both, 'calls')
+    same(calls(await anthropic.messages.stream(ask).finalMessage()), both, 'streamed calls')
+    const results = whole.content.map((c) => ({ type: 'tool_result', tool_use_id: c.id, content: 'sunny' }))
+    const after = await anthropic.messages.create({ ...ask, messages: [...messages, { role: 'assistant', content: whole.content }, { role: 'user', content: results }] })
+    same(after.stop_reason, 'end_turn', 'stop_reason')
+  })
+  await check(`${name}: anthropic beta, the client runs the tools by itself`, async () => {
+    const run = betaZodTool({ name: weather.name, description: weather.description, inputSchema: z.object({ city: z.string(), days: z.int() }), run: ({ city }) => `sunny in ${city}` })
+    const last = await anthropic.beta.messages.toolRunner({ ...params, tools: [run], stream: true }).runUntilDone()
+    same([last.content[0].type, last.stop_reason], ['text', 'end_turn'], 'message')
+  })
+  await check(`${name}: anthropic, structured, plain and streamed`, async () => {
+    const ask = { ...params, output_config: { format: zodOutputFormat(itinerary) } }
+    same((await anthropic.messages.parse(ask)).parsed_output, itineraryAnswer, 'parsed')
+    same((await anthropic.messages.stream(ask).finalMessage()).parsed_output, itineraryAnswer, 'parsed stream')
+  })
+  await check(`${name}: anthropic, the helper's events`, async () => {
+    const seen = []
+    const stream = anthropic.messages.stream(params)
+    for (const event of ['connect', 'contentBlock', 'message', 'finalMessage', 'end']) stream.on(event, () => seen.push(event))
+    let snapshot
+    stream.on('text', (_, so_far) => { snapshot = so_far })
+    await stream.done()
+    same([seen, snapshot], [['connect', 'contentBlock', 'message', 'finalMessage', 'end'], plain], 'events')
+    must(stream.request_id?.startsWith('req_'), `request_id ${stream.request_id}`)
+  })
+  await check(`${name}: anthropic, the request's id and our header fields`, async () => {
+    for (const call of [() => anthropic.messages.create(params), () => anthropic.beta.messages.create(params), () => anthropic.messages.countTokens({ model: params.model, messages }), () => anthropic.models.retrieve(params.model)]) {
+      const { data, response, request_id } = await call().withResponse()
+      must(request_id === response.headers.get('idc-request-id') && data._request_id === request_id, `request_id ${request_id}`)
+      same(response.headers.get('idc-entry-region'), name, 'idc-entry-region')
+    }
+  })
+  await check(`${name}: anthropic, all models page by page, and one by its name`, async () => {
+    const ids = []
+    for await (const m of anthropic.models.list({ limit: 2 })) ids.push(m.id)
+    must(new Set(ids).size === ids.length && ids.includes(params.model), `models ${ids}`)
+    const one = await anthropic.models.retrieve(params.model)
+    same([one.id, one.type, one.display_name], [params.model, 'model', params.model], 'model')
+    must(!Number.isNaN(Date.parse(one.created_at)), one.created_at)
   })
   await check(`${name}: anthropic, a refusal is passed on`, async () => {
     same((await anthropic.messages.stream({ ...params, model: 'e2e-refusal-messages' }).finalMessage()).stop_reason, 'refusal', 'stop_reason')

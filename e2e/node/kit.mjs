@@ -1,6 +1,7 @@
 // What the checks share: the cluster, a verdict per check, and a fetch that
 // notes what really went over the wire.
 import { readFileSync } from 'node:fs'
+import { z } from 'zod'
 
 export const cluster = JSON.parse(readFileSync(process.argv[2], 'utf8'))
 export const question = 'Which region feeds the ring when one is cut?'
@@ -66,20 +67,6 @@ export function recorder() {
   return { calls, fetch }
 }
 
-// aborted is how often clients of model left a stream that was going on, as the
-// provider of the first region counted.
-export async function aborted(model) {
-  const counts = await (await fetch(`${cluster.upstreams[0].url}/sim/counts`)).json()
-  return counts.models[model]?.aborted ?? 0
-}
-
-// reachesProvider runs leave, which must break off one stream of model.
-export async function reachesProvider(model, leave) {
-  const before = await aborted(model)
-  await leave()
-  await eventually('the provider sees its client leave', 5000, async () => (await aborted(model)) === before + 1)
-}
-
 // weather is a tool, with what the simulated provider calls it with.
 export const weather = {
   name: 'weather',
@@ -87,3 +74,45 @@ export const weather = {
   parameters: { type: 'object', properties: { city: { type: 'string' }, days: { type: 'integer' } }, required: ['city', 'days'], additionalProperties: false },
   arguments: { city: 'Zürich', days: 7 },
 }
+
+// forecast is a second tool, for calls in parallel; itinerary the shape of an
+// answer; both with what the simulated provider makes of them.
+export const forecast = { ...weather, name: 'forecast', description: 'The weather to come in a city' }
+export const itinerary = z.object({ city: z.string(), days: z.int(), rail: z.boolean(), stops: z.array(z.string()) })
+export const itineraryAnswer = { city: 'Zürich', days: 7, rail: true, stops: ['Zürich'] }
+
+// counts is what the provider of the first region served of model.
+async function counts(model) {
+  return (await (await fetch(`${cluster.upstreams[0].url}/sim/counts`)).json()).models[model] ?? {}
+}
+
+// alone runs body while no other that reads the provider's counts does: the
+// clients' checks run side by side.
+let last = Promise.resolve()
+function alone(body) {
+  const mine = last.then(body)
+  last = mine.catch(() => {}) // whoever called has it
+  return mine
+}
+
+// waitingLeaves gives the error of leave, which must give up one request for model
+// that the provider has begun to serve: by the signal, or by a deadline of its own.
+export const waitingLeaves = (model, leave) => alone(async () => {
+  const before = await counts(model)
+  const gone = new AbortController()
+  const left = leave(gone.signal)
+  left.catch(() => {}) // awaited below
+  await eventually('the provider is asked', 5000, async () => ((await counts(model)).requests ?? 0) === (before.requests ?? 0) + 1)
+  gone.abort()
+  const err = await thrown(left)
+  await eventually('the provider sees its client leave', 5000, async () => ((await counts(model)).client_gone ?? 0) === (before.client_gone ?? 0) + 1)
+  return err
+})
+
+// reachesProvider runs leave, which must break off one stream of model that goes
+// on.
+export const reachesProvider = (model, leave) => alone(async () => {
+  const before = await counts(model)
+  await leave()
+  await eventually('the provider sees its client leave', 5000, async () => ((await counts(model)).aborted ?? 0) === (before.aborted ?? 0) + 1)
+})

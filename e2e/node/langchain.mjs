@@ -4,9 +4,9 @@ import { HumanMessage, ToolMessage } from '@langchain/core/messages'
 import { tool } from '@langchain/core/tools'
 import { ChatOpenAI, OpenAIEmbeddings } from '@langchain/openai'
 import { z } from 'zod'
-import { check, cluster, must, question, reachesProvider, same, thrown, weather } from './kit.mjs'
+import { check, cluster, forecast, itinerary, itineraryAnswer, must, question, reachesProvider, same, thrown, waitingLeaves, weather } from './kit.mjs'
 
-const weatherTool = tool(async () => 'sunny', { name: weather.name, description: weather.description, schema: z.object({ city: z.string(), days: z.int() }) })
+const [weatherTool, forecastTool] = [weather, forecast].map(({ name, description }) => tool(async () => 'sunny', { name, description, schema: z.object({ city: z.string(), days: z.int() }) }))
 
 async function read(model, options) {
   let text = ''
@@ -17,10 +17,10 @@ async function read(model, options) {
 export async function langchainChecks(name, base) {
   const openai = (model, more) => new ChatOpenAI({ model, apiKey: cluster.api_key, maxRetries: 0, configuration: { baseURL: `${base}/v1` }, ...more })
   const anthropic = (model) => new ChatAnthropic({ model, apiKey: cluster.api_key, anthropicApiUrl: base, maxRetries: 0, maxTokens: 64 })
-  for (const [kind, model] of [
-    ['openai chat', openai(cluster.model)],
-    ['openai responses', openai(cluster.model, { useResponsesApi: true, zdrEnabled: true })],
-    ['anthropic messages', anthropic(cluster.messages_model)],
+  for (const [kind, model, parallel] of [
+    ['openai chat', openai(cluster.model), { parallel_tool_calls: true }],
+    ['openai responses', openai(cluster.model, { useResponsesApi: true, zdrEnabled: true }), { parallel_tool_calls: true }],
+    ['anthropic messages', anthropic(cluster.messages_model), { tool_choice: { type: 'auto', disable_parallel_tool_use: false } }],
   ]) {
     await check(`${name}: langchain, ${kind}, streaming equals plain`, async () => {
       const plain = await model.invoke(question)
@@ -34,7 +34,24 @@ export async function langchainChecks(name, base) {
       const after = await bound.invoke([new HumanMessage(question), asked, new ToolMessage({ content: 'sunny', tool_call_id: asked.tool_calls[0].id })])
       must(after.text.length > 10, 'no answer after the result')
     })
+    await check(`${name}: langchain, ${kind}, calls in parallel, plain and streamed`, async () => {
+      const bound = model.bindTools([weatherTool, forecastTool], parallel)
+      let streamed
+      for await (const chunk of await bound.stream(question)) streamed = streamed ? streamed.concat(chunk) : chunk
+      for (const asked of [await bound.invoke(question), streamed]) {
+        same(asked.tool_calls.map((c) => [c.name, c.args]), [[weather.name, weather.arguments], [forecast.name, weather.arguments]], 'calls')
+      }
+    })
+    await check(`${name}: langchain, ${kind}, structured`, async () => {
+      same(await model.withStructuredOutput(itinerary, { method: 'jsonSchema' }).invoke(question), itineraryAnswer, 'output')
+    })
   }
+  await check(`${name}: langchain, a client's own deadline, and what it takes back`, async () => {
+    const late = await waitingLeaves('sim-abort', () => openai('e2e-abort', { timeout: 1500 }).invoke(question))
+    must(/time(d )?out/i.test(`${late.name} ${late.message}`), `${late.name} ${late.message}`)
+    const gone = await waitingLeaves('sim-abort', (signal) => openai('e2e-abort').invoke(question, { signal }))
+    must(/abort/i.test(`${gone.name} ${gone.message}`), `${gone.name} ${gone.message}`)
+  })
   await check(`${name}: langchain, embeddings`, async () => {
     const embed = new OpenAIEmbeddings({ model: 'e2e-embed', apiKey: cluster.api_key, maxRetries: 0, configuration: { baseURL: `${base}/v1` } })
     const vectors = await embed.embedDocuments(['one two', 'three'])
@@ -52,6 +69,10 @@ export async function langchainChecks(name, base) {
     ['unknown model', openai('no-such-model'), [404]],
     ['unknown model', anthropic('no-such-model'), [404]],
     ['too long a prompt', openai('e2e-context'), [400]],
+    ['a wrong key', openai(cluster.model, { apiKey: 'idc_live_any_nonsense' }), [401]],
+    ['what the provider cannot process', openai('e2e-status-422'), [422]],
+    ['what the provider cannot process', anthropic('e2e-status-422-messages'), [422]],
+    ['an overloaded provider', anthropic('e2e-status-529-messages'), [503]],
     ['a failing provider', openai('e2e-503'), [502, 503]],
     ['a failing provider', anthropic('e2e-503-messages'), [502, 503]],
   ]) {

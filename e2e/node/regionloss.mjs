@@ -7,12 +7,13 @@ import { ChatOpenAI } from '@langchain/openai'
 import Anthropic from '@anthropic-ai/sdk'
 import { createAnthropic } from '@ai-sdk/anthropic'
 import { createOpenAI } from '@ai-sdk/openai'
+import { createOpenAICompatible } from '@ai-sdk/openai-compatible'
 import { generateText, streamText } from 'ai'
 import OpenAI from 'openai'
 import { check, cluster, eventually, messages, must, question, sleep } from './kit.mjs'
 
 // supervisor talks to `ringmain dev`; a hold ends with the connection.
-function supervisor() {
+export function supervisor() {
   const socket = net.connect(cluster.supervisor)
   const answers = createInterface({ input: socket })[Symbol.asyncIterator]()
   return {
@@ -26,6 +27,15 @@ function supervisor() {
   }
 }
 
+// kill ends the processes of those nodes of region that which picks.
+export async function kill(control, region, which) {
+  const pids = (await control.ask('status')).filter((p) => p.region === region && which(p)).flatMap((p) => [p.pid, p.worker_pid]).filter((pid) => pid > 0)
+  must(pids.length > 0, 'nothing to kill')
+  for (const pid of pids) {
+    try { process.kill(pid, 'SIGKILL') } catch (err) { must(err.code === 'ESRCH', `${err}`) } // a worker may go with its keeper
+  }
+}
+
 // clients are the calls that go on; each gives the text that its client made of
 // the answer, or throws what its client throws.
 function clients(base, far) {
@@ -33,6 +43,7 @@ function clients(base, far) {
   const openai = new OpenAI({ ...key, maxRetries: 1 })
   const anthropic = new Anthropic({ baseURL: base, apiKey: cluster.api_key, maxRetries: 1 })
   const vercel = createOpenAI(key)
+  const compatible = createOpenAICompatible({ ...key, name: 'ringmain' })
   const ask = { model: cluster.messages_model, max_tokens: 64, messages }
   const all = {
     'openai stream': async (model) => {
@@ -50,6 +61,7 @@ function clients(base, far) {
       if (failed) throw failed
       return text
     },
+    'ai compatible': async (model) => (await generateText({ model: compatible(model), prompt: question, maxRetries: 1 })).text,
     'langchain stream': async (model) => {
       let text = ''
       const chat = new ChatOpenAI({ model, apiKey: cluster.api_key, maxRetries: 1, configuration: { baseURL: `${base}/v1` } })
@@ -103,11 +115,7 @@ export async function regionLossChecks() {
     await eventually('every client had an answer', 20_000, () => calls.every((c) => c.good.before > 0))
     await control.ask('hold', lost)
     phase = 'during'
-    const killed = (await control.ask('status')).filter((p) => p.region === lost).flatMap((p) => [p.pid, p.worker_pid]).filter((pid) => pid > 0)
-    must(killed.length > 0, 'nothing to kill')
-    for (const pid of killed) {
-      try { process.kill(pid, 'SIGKILL') } catch (err) { must(err.code === 'ESRCH', `${err}`) } // a worker may go with its keeper
-    }
+    await kill(control, lost, () => true)
     await sleep(6000)
     phase = 'recovering'
     await control.ask('release', lost)
