@@ -56,7 +56,7 @@ bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy; a
 
 soak: build ## long runs: the data node at 80 % load with faults, the control plane under a nemesis and under full load, the ownership check's wide bounds
 	$(GO) run ./drills/bench -ringmain $(BIN)/ringmain -soak 10m -load 0.8
-	$(GO) test ./drills/history -run TestCluster -for 10m -keep $(CURDIR)/$(BIN)/history -timeout 20m -count=1
+	$(GO) test ./drills/history/nemesis -run TestCluster -for 10m -keep $(CURDIR)/$(BIN)/history -timeout 20m -count=1
 	$(GO) run ./drills/measure -ringmain $(BIN)/ringmain -changes 0 -revocations 0 -handovers 0 -leaders 0 -takeovers 0 -nodes 0 -idle 0 -load 10m
 	HOMES_SCHEDULES=2000 $(GO) test ./controlplane/homes -run TestSchedules -timeout 30m -count=1
 	$(GO) test ./controlplane/ownership/check -run TestWide -wide . -timeout 0 -count=1

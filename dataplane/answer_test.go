@@ -258,6 +258,10 @@ func TestFaults(t *testing.T) {
 						name := fmt.Sprintf("%s %s stream=%t h2=%t", model, d, stream, http2)
 						rec := c.record(r.header.Get("idc-request-id"))
 						refused := model == simmodel.FaultRefusal
+						w := w
+						if model == simmodel.FaultEarlyError && stream && d == dialect.Anthropic { // it says that it is overloaded
+							w.status, w.code = 503, dialect.UpstreamSaturated
+						}
 						if rec.Refused != refused {
 							t.Errorf("%s: refused %t", name, rec.Refused)
 						}
@@ -415,7 +419,7 @@ func TestUpstreamStatusesNeverPoseAsOurs(t *testing.T) {
 	for status, want := range map[int]dialect.Code{
 		401: dialect.UpstreamError, 403: dialect.UpstreamError, 404: dialect.UpstreamError, 402: dialect.UpstreamError,
 		301: dialect.UpstreamError, 529: dialect.UpstreamSaturated, 408: dialect.UpstreamError, 500: dialect.UpstreamError,
-		400: dialect.InvalidRequest, 413: dialect.InvalidRequest, 422: dialect.InvalidRequest,
+		400: dialect.InvalidRequest, 413: dialect.RequestTooLarge, 422: dialect.InvalidRequest,
 	} {
 		r := newRing(t)
 		url := provider(t, http.HandlerFunc(func(w http.ResponseWriter, q *http.Request) {
@@ -430,7 +434,7 @@ func TestUpstreamStatusesNeverPoseAsOurs(t *testing.T) {
 		c := r.start("us-east", "us")
 		r.load()
 		reply := c.do(c.client(false), call{path: chat, key: key, body: ask("m", true)})
-		if want == dialect.InvalidRequest {
+		if want.Status()/100 == 4 {
 			if reply.status != status || !strings.Contains(reply.body, "theirs") || reply.header.Get("idc-error-code") != string(want) || reply.header.Get("x-should-retry") != "false" {
 				t.Errorf("%d: %d %v %s", status, reply.status, reply.header, reply.body)
 			}

@@ -62,6 +62,17 @@ func TestHeadIsGetWithoutABody(t *testing.T) {
 	}
 }
 
+// TestModelsAreTheKeysOwn: no cache on the way may give one key's list to another.
+func TestModelsAreTheKeysOwn(t *testing.T) {
+	c, key := scripted(t, func(w http.ResponseWriter, _ *http.Request) { answerPlain(w) }, patient)
+	for _, path := range []string{"/v1/models", "/v1/models/m", "/v1/models/none"} {
+		reply := c.do(c.client(true), call{path: path, header: map[string]string{"x-api-key": key, "anthropic-version": "2023-06-01"}})
+		if got := reply.header.Get("cache-control"); got != "private, no-store" {
+			t.Errorf("%s: %d, cache-control %q", path, reply.status, got)
+		}
+	}
+}
+
 // TestModelsTakeAPlace: a node at capacity sheds those who list its models, too.
 func TestModelsTakeAPlace(t *testing.T) {
 	asked, over := make(chan struct{}), make(chan struct{})

@@ -64,7 +64,7 @@ func recorded(t *testing.T) (*recorder, string) {
 }
 
 // form makes a multipart body with a file in it. Bytes that are no text must pass.
-func form(t *testing.T, model string) (body, contentType string) {
+func form(t *testing.T, model string, more ...string) (body, contentType string) {
 	t.Helper()
 	var b bytes.Buffer
 	w := multipart.NewWriter(&b)
@@ -83,6 +83,9 @@ func form(t *testing.T, model string) (body, contentType string) {
 	_, err = f.Write([]byte("\x89PNG\r\n"))
 	part(err)
 	part(w.WriteField("model", model))
+	for i := 0; i < len(more); i += 2 {
+		part(w.WriteField(more[i], more[i+1]))
+	}
 	part(w.Close())
 	return b.String(), w.FormDataContentType()
 }
@@ -90,12 +93,18 @@ func form(t *testing.T, model string) (body, contentType string) {
 // bodyFor is a good request for an endpoint, with a field that nobody knows.
 func bodyFor(t *testing.T, ep *dialect.Endpoint, model string, stream bool) (body, contentType string) {
 	t.Helper()
-	if ep.Body != dialect.BodyJSON {
+	switch {
+	case ep.Body != dialect.BodyJSON && stream:
+		return form(t, model, "stream", "true", "partial_images", "2")
+	case ep.Body != dialect.BodyJSON:
 		return form(t, model)
 	}
 	more := ""
-	if stream {
-		more = `,"stream":true`
+	switch {
+	case stream && ep.Path == "/v1/audio/speech":
+		more = `,"stream_format":"sse"`
+	case stream:
+		more = `,"stream":true,"partial_images":2`
 	}
 	what := map[string]string{
 		"/v1/chat/completions": `"messages":[{"role":"user","content":"foxes"}]`, "/v1/completions": `"prompt":"foxes"`,
@@ -154,7 +163,7 @@ func TestEveryEndpoint(t *testing.T) {
 						if got.URL.Path != ep.Path || got.Header.Get("Content-Type") != kind || string(sent) != want {
 							t.Errorf("the provider got %s %q %q, want %q", got.URL.Path, got.Header.Get("Content-Type"), sent, want)
 						}
-						if !stream && reply.body != gave {
+						if (!stream || ep.Media) && reply.body != gave {
 							t.Errorf("the client got %q, the provider gave %q", reply.body, gave)
 						}
 						if stream {

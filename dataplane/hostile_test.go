@@ -3,6 +3,7 @@ package dataplane_test
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -200,77 +201,93 @@ func TestSlowloris(t *testing.T) {
 	c.fine(t, key)
 }
 
-// TestReaderOfOneByteASecond: a client that reads a byte now and then holds
-// its place for the time of a stall, not for as long as it likes.
+// TestReaderOfOneByteASecond: a client that reads a byte now and then, or that
+// opens no window, holds its place for the time of a stall, not for as long as
+// it likes, nor as its route lets an upstream be silent.
 func TestReaderOfOneByteASecond(t *testing.T) {
-	tune := patient
-	tune.WriteStall = 300 * time.Millisecond
-	over := make(chan struct{})
-	c, key := scripted(t, func(w http.ResponseWriter, q *http.Request) {
-		w.Header().Set("content-type", "text/event-stream")
-		event := `data: {"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", 32<<10) + `"}}]}` + "\n\n"
-		for range 4000 {
-			if _, err := io.WriteString(w, event); err != nil {
-				break
+	for _, how := range []string{"HTTP/1.1", "HTTP/2"} {
+		t.Run(how, func(t *testing.T) {
+			tune := patient
+			tune.WriteStall = 300 * time.Millisecond
+			over := make(chan struct{})
+			end := sync.OnceFunc(func() { close(over) })
+			c, key := scripted(t, func(w http.ResponseWriter, q *http.Request) {
+				defer end()
+				w.Header().Set("content-type", "text/event-stream")
+				event := `data: {"choices":[{"index":0,"delta":{"content":"` + strings.Repeat("x", 32<<10) + `"}}]}` + "\n\n"
+				for range 4000 {
+					if _, err := io.WriteString(w, event); err != nil {
+						break
+					}
+					if q.Context().Err() != nil {
+						break
+					}
+				}
+			}, tune)
+			read := oneByte(t, c, key)
+			if how == "HTTP/2" {
+				read = noWindow(t, c, key)
 			}
-			if q.Context().Err() != nil {
-				break
+			stop := make(chan struct{})
+			var reader sync.WaitGroup
+			reader.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					case <-time.After(100 * time.Millisecond):
+						if !read() {
+							return
+						}
+					}
+				}
+			})
+			select {
+			case <-over: // its stream was taken from it, and the upstream let go
+			case <-time.After(15 * time.Second):
+				t.Error("a reader of ten bytes a second still holds its stream and its upstream")
 			}
-		}
-		close(over)
-	}, tune)
+			close(stop)
+			reader.Wait()
+			if !t.Failed() {
+				poll(t, "the request's end", func() bool { return c.worker.Health().InFlight == 0 })
+			}
+		})
+	}
+}
+
+// oneByte asks for a stream, and gives what reads a byte of the answer.
+func oneByte(t *testing.T, c *cell, key string) (read func() bool) {
 	raw, err := net.Dial("tcp", c.api)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer raw.Close()
+	t.Cleanup(func() { _ = raw.Close() })
 	if err := raw.(*net.TCPConn).SetReadBuffer(4 << 10); err != nil {
 		t.Fatal(err)
 	}
 	roots := x509.NewCertPool()
 	roots.AppendCertsFromPEM(c.ring.ca.ServerRoots())
 	conn := tls.Client(raw, &tls.Config{RootCAs: roots, ServerName: "localhost", MinVersion: tls.VersionTLS13})
-	c.setIdle(t, 300)
 	writeRequest(t, conn, key, ask("m", true), "Content-Type: application/json\r\n")
-	stop := make(chan struct{})
-	var reader sync.WaitGroup
-	reader.Go(func() {
-		one := make([]byte, 1)
-		for {
-			select {
-			case <-stop:
-				return
-			case <-time.After(100 * time.Millisecond):
-				if _, err := conn.Read(one); err != nil {
-					return
-				}
-			}
-		}
-	})
-	select {
-	case <-over: // its stream was taken from it, and the upstream let go
-	case <-time.After(15 * time.Second):
-		t.Error("a reader of ten bytes a second still holds its stream and its upstream")
+	one := make([]byte, 1)
+	return func() bool {
+		_, err := conn.Read(one)
+		return err == nil
 	}
-	close(stop)
-	_ = raw.Close()
-	reader.Wait()
-	poll(t, "the request's end", func() bool { return c.worker.Health().InFlight == 0 })
 }
 
-// setIdle gives route m a shorter time between events.
-func (c *cell) setIdle(t *testing.T, ms uint32) {
-	t.Helper()
-	for i, rec := range c.ring.state {
-		if rec.Kind == registry.KindRoute && rec.Route.Model == "m" {
-			changed := *rec
-			r := *rec.Route
-			r.Timeouts.IdleMS = ms
-			changed.Route = &r
-			c.ring.state[i] = &changed
-		}
+// noWindow asks for a stream and takes none of it, over a connection that is
+// read, so that it is the windows alone which close.
+func noWindow(t *testing.T, c *cell, key string) (read func() bool) {
+	ctx, cancel := context.WithCancel(t.Context())
+	t.Cleanup(cancel)
+	resp, err := c.send(ctx, c.client(true), call{path: chat, key: key, body: ask("m", true)})
+	if err != nil {
+		t.Fatal(err)
 	}
-	c.load(c.ring.state)
+	t.Cleanup(func() { _ = resp.Body.Close() })
+	return func() bool { return true }
 }
 
 // TestRapidReset: a connection that opens streams only to reset them is closed

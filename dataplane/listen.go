@@ -59,7 +59,7 @@ func (w *Worker) serve(ctx context.Context) {
 	api := &http.Server{
 		Handler: w.guard.Handler(http.HandlerFunc(w.node.ServeAPI)), BaseContext: base, ErrorLog: errorLog,
 		DisableGeneralOptionsHandler: true, // OPTIONS * is refused as everything else is
-		TLSConfig:                    w.certs.api.Server([]string{"h2", "http/1.1"}),
+		TLSConfig:                    w.certs.api.Server([]string{"h2", "http/1.1", "http/1.0"}),
 		ReadHeaderTimeout:            w.tunables.HeaderTimeout, ReadTimeout: w.tunables.BodyTimeout,
 		IdleTimeout: w.tunables.IdleTimeout, MaxHeaderBytes: maxHeaderBytes,
 		ConnContext: w.guard.ConnContext,

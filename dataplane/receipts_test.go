@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"ringmain/controlplane/registry"
@@ -173,6 +175,33 @@ func TestInlineReceipts(t *testing.T) {
 		t.Errorf("a stream's receipt cannot be signed before its end: %s", leaf)
 	}
 	r.us.receiptOf(r.key, reply, ask("home", true))
+}
+
+// TestInlineReceiptsAreBounded: up to 1 MiB an answer is signed at once, beyond
+// that its leaf is named.
+func TestInlineReceiptsAreBounded(t *testing.T) {
+	var size atomic.Int64
+	c, key := scripted(t, func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("content-type", "application/json")
+		_, _ = io.WriteString(w, plainAnswer+strings.Repeat(" ", int(size.Load())-len(plainAnswer)))
+	}, patient)
+	for _, n := range []int64{1 << 20, 1<<20 + 1} {
+		size.Store(n)
+		in := call{path: chat, key: key, body: ask("m", false), header: map[string]string{"idc-receipt": "inline"}}
+		reply := c.do(c.client(true), in)
+		value := reply.header.Get("idc-receipt")
+		if inline := !strings.HasPrefix(value, "leaf_"); int64(len(reply.body)) != n || inline != (n <= 1<<20) {
+			t.Errorf("%d bytes, of %d: %s", len(reply.body), n, value)
+		}
+		doc, anchors := c.receiptText(t, key, reply.header.Get("idc-request-id"))
+		bodies := proof.Bodies{Request: []byte(in.body), Response: []byte(reply.body)}
+		if v := proof.Verify(doc, anchors, bodies); !v.Verified {
+			t.Error(v.Reason)
+		}
+		if v := proof.Verify([]byte(value), anchors, bodies); n <= 1<<20 && !v.Verified {
+			t.Error(v.Reason)
+		}
+	}
 }
 
 // TestReceiptsOfLargeBodies: a large body is stated by BLAKE3 where this machine
@@ -358,5 +387,43 @@ func TestReceiptsAway(t *testing.T) {
 	unknown := id[:len(id)-4] + "ZZZZ" // this node's, too
 	for _, c := range []*cell{us, eu} {
 		c.do(c.client(true), call{path: "/v1/receipts/" + unknown, key: key}).wantError(t, dialect.OpenAI, dialect.NotReady)
+	}
+}
+
+// TestAttemptsAsStated: an attempt whose answer was a refusal, or of whose
+// answer the client was given nothing, is not said to have gone well.
+func TestAttemptsAsStated(t *testing.T) {
+	half := chunks("a", "The", " quick f")
+	refusal := func(events, text string) string {
+		return strings.Replace(events, `"content":"`+text, `"refusal":"`+text, 1)
+	}
+	for _, c := range []struct {
+		name    string
+		takes   []take
+		want    []string // outcomes, in turn
+		refused bool
+		ended   string
+	}{
+		{"a stream that refuses", []take{{events: refusal(chunks("a", "I cannot", "=stop"), "I c") + done}}, []string{"refused"}, true, "complete"},
+		{"a stream that a filter stops", []take{{events: chunks("a", "The", "=content_filter") + done}}, []string{"refused"}, true, "complete"},
+		{"a refusal that breaks", []take{{events: refusal(half, " quick"), end: "cut"}}, []string{"transport"}, true, "truncated"},
+		{"a replay that is another answer", []take{{events: half, end: "cut"}, {events: chunks("b", "The quack", "=stop") + done}}, []string{"transport", "unused"}, false, "truncated"},
+		{"a replay that refuses", []take{{events: half, end: "cut"}, {events: refusal(chunks("b", "I cannot", "=stop"), "I c") + done}}, []string{"transport", "refused"}, true, "truncated"},
+		{"a replay that is refused", []take{{events: half, end: "cut"}, {events: `{"error":{"code":"content_filter","message":"no"}}`, status: 400}}, []string{"transport", "refused"}, true, "truncated"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := &script{takes: c.takes}
+			cell, key := spliceCell(t, s)
+			in := call{path: chat, key: key, body: ask("m", true, `,"temperature":0`)}
+			reply := cell.do(s.listening(cell.client(true)), in)
+			f := cell.receiptOf(key, reply, in.body)
+			var got []string
+			for _, a := range f.Attempts {
+				got = append(got, a.Outcome)
+			}
+			if !slices.Equal(got, c.want) || f.Refused != c.refused || f.Ended != c.ended {
+				t.Errorf("%q, refused %t, %s", got, f.Refused, f.Ended)
+			}
+		})
 	}
 }

@@ -79,9 +79,10 @@ type Tunables struct {
 	HeaderTimeout time.Duration          // for a request's head, and the TLS handshake [10 s]
 	BodyTimeout   time.Duration          // for head and body [120 s]
 	IdleTimeout   time.Duration          // of a kept connection [120 s]
-	WriteStall    time.Duration          // a client that takes nothing for so long is cut off; of a stream, the route's idle time later [60 s]
+	WriteStall    time.Duration          // a client that takes nothing for so long is cut off [60 s]
 	Overload      time.Duration          // goroutines that could run wait longer than this: the least important requests are shed [20 ms]
 	Bodies        int64                  // bytes of large request bodies held at once; more are shed [1 GiB]
+	Events        int64                  // bytes of long events held at once; the streams of more are shed [1 GiB]
 	Upstreams     breaker.Rules          // per (upstream, model)
 	Edge          edge.Limits            // of the listener for clients [Setup.Edge]
 	Limits        admission.LimitsConfig // of requests at once, per upstream
@@ -167,7 +168,7 @@ func Open(ctx context.Context, cfg Config) (*Worker, error) {
 	}
 	w.ground = &walk.Ground{
 		Region: w.setup.Region, Node: w.setup.Node, Jurisdiction: w.setup.Jurisdiction, Pools: w.setup.Pools,
-		Client:    relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate}),
+		Client:    relay.New(relay.Config{UpstreamRoots: roots, Identity: w.certs.node, Locate: w.locate, Events: w.tunables.Events}),
 		Upstreams: breaker.New(w.tunables.Upstreams, w.circuitChanged), PeerNodes: breaker.New(w.tunables.PeerNodes, w.circuitChanged),
 		Limits: limits, Budgets: breaker.NewBudgets(w.tunables.Retries),
 		Peers: cfg.Peers, RTT: w.trips.region, Attempted: requests.Attempted, Log: w.log,

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"maps"
+	"mime/multipart"
 	"net/http"
 	"strings"
 	"testing"
@@ -195,6 +197,76 @@ func TestZeroRetentionKnownToOneNode(t *testing.T) {
 	reply = us.do(us.client(true), in)
 	if _, sent, _ := providers["ap-sg"].last(); reply.status != 200 || !strings.Contains(string(sent), `"store":false`) {
 		t.Errorf("known to the executing node: %d, sent %s", reply.status, sent)
+	}
+}
+
+// TestZeroRetentionOfPictures: no provider keeps one behind a link, be it asked
+// here or through another node, in JSON or with a form.
+func TestZeroRetentionOfPictures(t *testing.T) {
+	r, us, _, providers := zeroRing(t)
+	key, _ := r.org("acme", "any", "verified", "live")
+	r.load()
+	for region, model := range map[string]string{"us-east": "here", "ap-sg": "there"} {
+		var b strings.Builder
+		w := multipart.NewWriter(&b)
+		for name, value := range map[string]string{"model": model, "prompt": "a fox", "background": "opaque"} {
+			if err := w.WriteField(name, value); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, in := range []call{
+			{path: "/v1/images/generations", body: `{"model":"` + model + `","prompt":"a fox"}`},
+			{path: "/v1/images/generations", body: `{"model":"` + model + `","response_format":null,"prompt":"a fox"}`},
+			{path: "/v1/images/edits", body: b.String(), header: map[string]string{"content-type": w.FormDataContentType()}},
+		} {
+			for _, zero := range []bool{true, false} {
+				ask := in
+				ask.key, ask.header = key, map[string]string{}
+				maps.Copy(ask.header, in.header)
+				if zero {
+					ask.header["idc-no-retention"] = "true"
+				}
+				reply := us.do(us.client(true), ask)
+				_, sent, _ := providers[region].last()
+				if reply.status != 200 || strings.Contains(string(sent), "b64_json") != zero {
+					t.Errorf("%s, zero retention %t: %d, the provider was sent %s", model, zero, reply.status, sent)
+				}
+			}
+		}
+		for _, body := range []string{`{"model":"` + model + `","prompt":"p","response_format":"url"}`, `{"model":"` + model + `","prompt":"p","response_format":"URL"}`, `{"model":"` + model + `","prompt":"p","persist":true}`} {
+			us.do(us.client(true), call{path: "/v1/images/generations", key: key, body: body, header: noRetention}).wantError(t, dialect.OpenAI, dialect.StorageNotAllowed)
+		}
+	}
+}
+
+// TestPinnedRequestsNameNoParty: nobody whom the request names itself gets
+// content of it, as nobody knows where he is.
+func TestPinnedRequestsNameNoParty(t *testing.T) {
+	r, us, _, providers := zeroRing(t)
+	key, _ := r.org("acme", "any", "verified", "live")
+	pinned, _ := r.org("local", "us", "verified", "live")
+	r.load()
+	for _, in := range []call{
+		{path: "/v1/responses", body: `{"model":"here","input":"x","tools":[{"type":"mcp","server_label":"s","server_url":"https://elsewhere"}]}`},
+		{path: messages, body: ask("here", false, `,"mcp_servers":[{"type":"url","name":"s","url":"https://elsewhere"}]`)},
+		{path: chat, body: ask("here", false, `,"provider":{"only":["elsewhere"]}`)},
+		{path: chat, body: ask("here", true, `,"tools":[{"type":"bing_grounding"}]`)},
+	} {
+		in.key = pinned
+		us.do(us.client(true), in).wantError(t, dialect.OfPath(in.path), dialect.InvalidRequest)
+		in.key, in.header = key, map[string]string{"idc-residency": "us"}
+		us.do(us.client(true), in).wantError(t, dialect.OfPath(in.path), dialect.InvalidRequest)
+		if providers["us-east"].got != nil {
+			t.Fatal("the provider was asked")
+		}
+		in.header = nil
+		if reply := us.do(us.client(true), in); reply.status != 200 {
+			t.Errorf("not pinned: %d %s", reply.status, reply.body)
+		}
+		providers["us-east"].got = nil
 	}
 }
 

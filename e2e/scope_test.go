@@ -20,6 +20,7 @@ import (
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 // A build that writes down, beside each node's configuration, every plaintext
@@ -359,7 +360,7 @@ func (d *devCluster) lookInto(t *testing.T, region int, see func(kind, place str
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := store.Safety(func(e lkg.SafetyEntry) error {
+	if err := store.Safety(func(e safety.Entry) error {
 		if e.Revocation != nil {
 			see("safety file", n.Name, []byte(e.Revocation.ID))
 		}

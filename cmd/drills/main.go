@@ -50,10 +50,10 @@ func (e usageError) Unwrap() error { return e.error }
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	code := exitMet
 	root := &cobra.Command{
-		Use: "drills", Short: "Rehearse failures and measure what clients get",
+		Use: "drills", Short: "rehearse failures and measure what clients get",
 		Long: "Rehearse failures and measure what clients get.\n\n" +
 			"Exit: 0 objective met, 1 the run broke, 2 usage, 3 objective missed, 4 inconclusive (the fault or the load is not proven).",
-		SilenceUsage: true, SilenceErrors: true,
+		SilenceUsage: true, SilenceErrors: true, CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
 	root.SetArgs(args)
 	root.SetOut(stdout)
@@ -94,7 +94,7 @@ func runCommand(code *int, stdout, stderr io.Writer) *cobra.Command {
 	var clusterFile, region, output, out string
 	cmd := &cobra.Command{
 		Use:   "run SCENARIO --cluster FILE --region NAME",
-		Short: "Run one scenario; SCENARIO is a file or a name from `drills list`",
+		Short: "run one scenario; SCENARIO is a file or a name from `drills list`",
 		Args:  arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := format(output); err != nil {
@@ -142,7 +142,7 @@ func runCommand(code *int, stdout, stderr io.Writer) *cobra.Command {
 		},
 	}
 	flags := cmd.Flags()
-	flags.StringVar(&clusterFile, "cluster", ".ringmain/dev/cluster.json", "cluster file that `ringmain dev` writes")
+	flags.StringVar(&clusterFile, "cluster", ".ringmain/dev/cluster.json", "cluster file that ringmain dev writes")
 	flags.StringVar(&region, "region", "", "region to lose")
 	flags.StringVarP(&output, "output", "o", "table", "table or json, on stdout")
 	flags.StringVar(&out, "out", "", "directory for report.json, report.md and report.svg (default: drills/<time>-<drill>-<region> beside the cluster file)")
@@ -165,7 +165,7 @@ func load(name string) (*drills.Scenario, error) {
 func listCommand(stdout io.Writer) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use: "list", Short: "List the scenarios that ship with the tool", Args: arguments(cobra.NoArgs),
+		Use: "list", Short: "list the scenarios that ship with the tool", Args: arguments(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			if err := format(output); err != nil {
 				return err
@@ -206,7 +206,7 @@ func listCommand(stdout io.Writer) *cobra.Command {
 func versionCommand(stdout io.Writer) *cobra.Command {
 	var output string
 	cmd := &cobra.Command{
-		Use: "version", Short: "Print the version", Args: arguments(cobra.NoArgs),
+		Use: "version", Short: "print the version", Args: arguments(cobra.NoArgs),
 		RunE: func(*cobra.Command, []string) error {
 			if err := format(output); err != nil {
 				return err

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -124,6 +125,27 @@ func TestRunbookNamesCodesThatExist(t *testing.T) {
 	}
 }
 
+// The table at the top of the runbook leads to every page, and nowhere else.
+func TestRunbookIndexIsWhole(t *testing.T) {
+	text := document(t, "RUNBOOK.md")
+	pages := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^## (.+)$`).FindAllStringSubmatch(text, -1) {
+		anchor := regexp.MustCompile(`[^a-z0-9 _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		pages["["+m[1]+"](#"+strings.ReplaceAll(anchor, " ", "-")+")"] = false
+	}
+	for _, link := range regexp.MustCompile(`\[[^]]+\]\(#[^)]+\)`).FindAllString(text, -1) {
+		if _, ok := pages[link]; !ok {
+			t.Errorf("the runbook leads to %s, which is not there", link)
+		}
+		pages[link] = true
+	}
+	for page, found := range pages {
+		if !found {
+			t.Errorf("the table at the top of the runbook does not lead to %s", page)
+		}
+	}
+}
+
 func TestRunbookQuotesWhatNodesLog(t *testing.T) {
 	_, table, _ := strings.Cut(document(t, "RUNBOOK.md"), "| the log says |")
 	code, found := source(t)+"address already in use", 0 // the kernel's words
@@ -140,35 +162,103 @@ func TestRunbookQuotesWhatNodesLog(t *testing.T) {
 	}
 }
 
+// shown lists what the documents have somebody type that begins with tool: in
+// quotes, in blocks, and in place of a word.
+func shown(t *testing.T, doc, tool string) [][]string {
+	t.Helper()
+	text := strings.NewReplacer("\\\n", " ", `\|`, "|").Replace(document(t, doc))
+	of := regexp.MustCompile("`(?:bin/)?" + tool + " ([^`]+)`|(?m:^ {4}(?:bin/)?" + tool + " ([^#&\n]*))|(?:&& |\\$\\()bin/" + tool + " ([^&)\n]*)")
+	var all [][]string
+	for _, m := range of.FindAllStringSubmatch(text, -1) {
+		all = append(all, strings.Fields(m[1]+m[2]+m[3]))
+	}
+	return all
+}
+
+// commandsOf are those that the words name, a|b naming two.
+func commandsOf(words []string) [][]string {
+	noun := regexp.MustCompile(`^[a-z][a-z-]*(\|[a-z][a-z-]*)*$`)
+	all := [][]string{nil}
+	for _, w := range words {
+		// A command and, for a noun, its verb; what follows are arguments.
+		first := all[0]
+		if !noun.MatchString(w) || len(first) == 2 || len(first) == 1 && slices.Contains([]string{"dev", "status", "apply", "rollout", "version"}, first[0]) {
+			break
+		}
+		var longer [][]string
+		for _, path := range all {
+			for one := range strings.SplitSeq(w, "|") {
+				longer = append(longer, append(slices.Clone(path), one))
+			}
+		}
+		all = longer
+	}
+	return all
+}
+
+var flags = regexp.MustCompile(`--[a-z][a-z-]*`)
+
 // Every command in the documents exists, and has the flags shown with it.
 func TestDocumentsShowCommandsThatExist(t *testing.T) {
-	shown := regexp.MustCompile("(?:bin/|`|\\$\\()ringmain ([a-z][^`\n|)&#]*)")
-	word, flag := regexp.MustCompile(`^[a-z]+$`), regexp.MustCompile(`--[a-z-]+`)
 	found := 0
-	for _, doc := range documents {
-		for _, m := range shown.FindAllStringSubmatch(document(t, doc), -1) {
-			var path []string
-			for _, w := range strings.Fields(m[1]) {
-				// A command and, for a noun, its verb; what follows are arguments.
-				if !word.MatchString(w) || len(path) == 2 || len(path) == 1 && (path[0] == "dev" || path[0] == "status" || path[0] == "apply") {
-					break
+	for _, doc := range append(documents, "CHANGELOG.md") {
+		for _, words := range shown(t, doc, "ringmain") {
+			text, help := strings.Join(words, " "), ""
+			for _, path := range commandsOf(words) {
+				found++
+				var stdout, stderr bytes.Buffer
+				code := run(t.Context(), append(slices.Clone(path), "--help"), &stdout, &stderr)
+				if full := strings.Join(append([]string{"ringmain"}, path...), " "); code != 0 || !strings.Contains(stdout.String(), "\n  "+full) {
+					t.Errorf("%s shows `ringmain %s`: no command %s (exit %d, %s)", doc, text, full, code, &stderr)
 				}
-				path = append(path, w)
+				help += stdout.String()
 			}
-			found++
-			var stdout, stderr bytes.Buffer
-			code := run(t.Context(), append(path, "--help"), &stdout, &stderr)
-			if full := "ringmain " + strings.Join(path, " "); code != 0 || !strings.Contains(stdout.String(), "\n  "+full) {
-				t.Errorf("%s shows `%s`: no such command (exit %d, %s)", doc, full, code, &stderr)
-			}
-			for _, f := range flag.FindAllString(m[1], -1) {
-				if !strings.Contains(stdout.String(), f) {
-					t.Errorf("%s shows `ringmain %s`: no flag %s", doc, m[1], f)
+			for _, f := range flags.FindAllString(text, -1) {
+				if !strings.Contains(help, f+" ") {
+					t.Errorf("%s shows `ringmain %s`: no flag %s", doc, text, f)
 				}
 			}
 		}
 	}
-	if found < 10 {
+	if found < 100 {
 		t.Errorf("found %d commands in the documents: the search is broken", found)
+	}
+}
+
+// The same of the drills tool, whose flags are read from its code, and of make.
+func TestDocumentsShowToolsThatExist(t *testing.T) {
+	code, makefile, found := document(t, "cmd/drills/main.go"), document(t, "Makefile"), 0
+	for _, doc := range append(documents, "CHANGELOG.md") {
+		for _, words := range shown(t, doc, "drills") {
+			found++
+			if !strings.Contains(code, `Use:   "`+words[0]+" ") && !strings.Contains(code, `Use: "`+words[0]+`"`) {
+				t.Errorf("%s shows `drills %s`: no such command", doc, words[0])
+			}
+			for _, w := range words {
+				if name := strings.TrimPrefix(w, "--"); name != w && !strings.Contains(code, `"`+name+`", `) {
+					t.Errorf("%s shows `drills %s`: no flag %s", doc, words[0], w)
+				}
+				if strings.HasSuffix(w, ".yaml") {
+					document(t, w)
+				}
+			}
+		}
+		for _, words := range shown(t, doc, "make") {
+			found++
+			if !strings.Contains(makefile, "\n"+words[0]+":") {
+				t.Errorf("%s shows `make %s`: no such target", doc, words[0])
+			}
+		}
+	}
+	if found < 8 {
+		t.Errorf("found %d calls of drills and make in the documents: the search is broken", found)
+	}
+}
+
+// Each command stands in one group of the help.
+func TestEveryCommandIsInAGroup(t *testing.T) {
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"--help"}, &stdout, &stderr); code != 0 || strings.Contains(stdout.String(), "Additional Commands") {
+		t.Errorf("exit %d, %s: a command is in no group:\n%s", code, &stderr, &stdout)
 	}
 }

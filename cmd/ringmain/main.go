@@ -70,6 +70,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.AddCommand(devCommand(stdout, stderr), controlCommand(stderr), dataCommand(stderr), configCommand(stdout), versionCommand(stdout),
 		receipt.Command(receipt.Env{Stdin: os.Stdin, Stdout: stdout}))
 	root.AddCommand(manage.Commands(cli.Env{Stdout: stdout, Stderr: stderr, Getenv: os.Getenv, Stdin: os.Stdin})...)
+	arrange(root)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
@@ -80,6 +81,32 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	return 1
+}
+
+// groups are the commands as somebody looks for one.
+var groups = []struct {
+	title    string
+	commands []string
+}{
+	{"Run it:", []string{"dev", "control", "data", "config", "version", "help"}},
+	{"See how it is:", []string{"status", "residency", "rollout", "receipt"}},
+	{"Customers:", []string{"org", "project", "key", "policy"}},
+	{"Models and providers:", []string{"apply", "upstream", "route"}},
+	{"Regions, nodes and operators:", []string{"region", "shard", "quarantine", "node", "backup", "token"}},
+}
+
+func arrange(root *cobra.Command) {
+	of := map[string]string{}
+	for _, g := range groups {
+		root.AddGroup(&cobra.Group{ID: g.title, Title: g.title})
+		for _, name := range g.commands {
+			of[name] = g.title
+		}
+	}
+	root.SetHelpCommandGroupID(of["help"])
+	for _, c := range root.Commands() {
+		c.GroupID = of[c.Name()]
+	}
 }
 
 func devCommand(stdout, stderr io.Writer) *cobra.Command {

@@ -18,6 +18,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/controlplane/strict"
 )
 
 // A backup is one sealed stream. Its first frame is the format byte and the
@@ -70,15 +71,7 @@ var (
 		o.Time = cbor.TimeRFC3339Nano
 		return o
 	}().EncMode())
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		MaxNestedLevels:   8,
-		MaxArrayElements:  1 << 16,
-		MaxMapPairs:       1 << 8,
-	}.DecMode())
+	decMode = strict.Decoder(strict.Bounds{Depth: 8, Elements: 1 << 16, Pairs: 1 << 8})
 )
 
 func must[T any](v T, err error) T {

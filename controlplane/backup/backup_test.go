@@ -21,22 +21,11 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
+	"ringmain/internal/testkit/recordkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-func newSealer(t testing.TB) *seal.Sealer {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seal.New(h)
-}
 
 const (
 	region = "us-east"
@@ -45,15 +34,7 @@ const (
 
 func apply(t testing.TB, s *ledger.State, shard controlplane.Shard, changes ...registry.Change) {
 	t.Helper()
-	e, err := s.Next(shard, changes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	enc, err := registry.EncodeEntry(e)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if out := s.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}); out.Err != nil {
+	if out := s.Apply(recordkit.Command(t, s, shard, changes...)); out.Err != nil {
 		t.Fatal(out.Err)
 	}
 }
@@ -107,7 +88,7 @@ func digests(s *ledger.State) (all string) {
 }
 
 func TestInspect(t *testing.T) {
-	sealer, s := newSealer(t), someState(t, 300)
+	sealer, s := diskkit.Sealer(t), someState(t, 300)
 	file := create(t, sealer, s)
 	if bytes.Contains(file, []byte("Acme")) || bytes.Contains(file, []byte("$2a$10$")) || bytes.Contains(file, []byte("org_any_0000000001")) {
 		t.Error("the file holds content in the clear")
@@ -127,7 +108,7 @@ func TestInspect(t *testing.T) {
 	if err != nil || digests(again) != digests(s) {
 		t.Errorf("%v, it reads\n%s\nwant\n%s", err, digests(again), digests(s))
 	}
-	if _, err := backup.Inspect(bytes.NewReader(file), newSealer(t)); !errors.Is(err, seal.ErrUnknownKey) {
+	if _, err := backup.Inspect(bytes.NewReader(file), diskkit.Sealer(t)); !errors.Is(err, seal.ErrUnknownKey) {
 		t.Errorf("with another key: %v", err)
 	}
 	if _, err := backup.Inspect(strings.NewReader("not a backup at all"), sealer); !errors.Is(err, seal.ErrNotSealed) {
@@ -137,7 +118,7 @@ func TestInspect(t *testing.T) {
 
 // Whatever byte is altered, and wherever the file ends, it is found.
 func TestEveryByteCounts(t *testing.T) {
-	sealer := newSealer(t)
+	sealer := diskkit.Sealer(t)
 	file := create(t, sealer, someState(t, 3))
 	for i := range file {
 		bad := bytes.Clone(file)
@@ -157,7 +138,7 @@ func TestEveryByteCounts(t *testing.T) {
 func TestFailingWriter(t *testing.T) {
 	full := errors.New("no room")
 	w := writerFunc(func([]byte) (int, error) { return 0, full })
-	if _, err := backup.Create(w, newSealer(t), source(), someState(t, 3)); !errors.Is(err, full) {
+	if _, err := backup.Create(w, diskkit.Sealer(t), source(), someState(t, 3)); !errors.Is(err, full) {
 		t.Errorf("%v", err)
 	}
 }
@@ -202,7 +183,7 @@ func target(dir string, sealer *seal.Sealer) backup.Target {
 }
 
 func TestRestore(t *testing.T) {
-	old, fresh := newSealer(t), newSealer(t)
+	old, fresh := diskkit.Sealer(t), diskkit.Sealer(t)
 	s := someState(t, 300)
 	file := create(t, old, s)
 	dir := filepath.Join(t.TempDir(), "quorum")
@@ -233,7 +214,7 @@ func TestRestore(t *testing.T) {
 }
 
 func TestRestoreRefuses(t *testing.T) {
-	sealer := newSealer(t)
+	sealer := diskkit.Sealer(t)
 	file := create(t, sealer, someState(t, 3))
 	live := filepath.Join(t.TempDir(), "quorum")
 	q := node(t, live, "new", sealer)
@@ -275,7 +256,7 @@ func TestRestoreRefuses(t *testing.T) {
 
 // FuzzRead gives the reader frames that are sealed well and mean anything.
 func FuzzRead(f *testing.F) {
-	sealer := newSealer(f)
+	sealer := diskkit.Sealer(f)
 	var body bytes.Buffer
 	if err := someState(f, 3).Snapshot(&body); err != nil {
 		f.Fatal(err)
@@ -303,7 +284,7 @@ func FuzzRead(f *testing.F) {
 }
 
 func BenchmarkBackup(b *testing.B) {
-	sealer, s := newSealer(b), someState(b, 100_000)
+	sealer, s := diskkit.Sealer(b), someState(b, 100_000)
 	file := create(b, sealer, s)
 	b.Run("create", func(b *testing.B) {
 		b.SetBytes(int64(len(file)))

@@ -3,10 +3,9 @@ package feed
 import (
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/strict"
 )
 
 // FrameType says which fields of a Frame are set.
@@ -57,37 +56,20 @@ type Frame struct {
 // MaxFrame bounds an encoded frame, in bytes.
 const MaxFrame = 4 << 20
 
-var (
-	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
 // Marshal encodes whatever travels, deterministically.
-func Marshal(v any) ([]byte, error) { return encMode.Marshal(v) }
+func Marshal(v any) ([]byte, error) { return strict.Marshal(v) }
 
 // Unmarshal reads what Marshal wrote into v; anything else is an error, a
 // field that v does not have too.
-func Unmarshal(b []byte, v any) error { return decMode.Unmarshal(b, v) }
+func Unmarshal(b []byte, v any) error { return strict.Unmarshal(b, v) }
 
 // EncodeFrame returns f in deterministic CBOR, without a length prefix.
-func EncodeFrame(f *Frame) ([]byte, error) { return encMode.Marshal(f) }
+func EncodeFrame(f *Frame) ([]byte, error) { return strict.Marshal(f) }
 
 // DecodeFrame reads what EncodeFrame wrote; anything else is an error.
 func DecodeFrame(b []byte) (*Frame, error) {
 	f := new(Frame)
-	if err := decMode.Unmarshal(b, f); err != nil {
+	if err := strict.Unmarshal(b, f); err != nil {
 		return nil, fmt.Errorf("feed frame: %w", err)
 	}
 	if f.Type < FrameReset || f.Type > FrameMembers {

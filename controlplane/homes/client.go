@@ -15,6 +15,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/retry"
+	"ringmain/controlplane/strict"
 )
 
 // client asks the leaders of other regions.
@@ -59,7 +60,7 @@ const (
 // ask puts q to region's leader, whichever node that is, until ctx ends. Every
 // question may be asked twice.
 func (c *client) ask(ctx context.Context, region, path string, q, answer message) error {
-	body, err := encMode.Marshal(q)
+	body, err := strict.Marshal(q)
 	if err != nil {
 		return err
 	}

@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/strict"
 )
 
 // stageBytes is about how much of a snapshot goes into one command.
@@ -45,7 +46,7 @@ func (c *candidacy) copyTail(ctx context.Context, region string, theirs ownershi
 
 // stageSnapshot stages the copy that region reported as a whole.
 func (c *candidacy) stageSnapshot(ctx context.Context, region string, q *tailRequest, theirs ownership.Copy) (adopt *registry.Adopt, err error) {
-	body, err := encMode.Marshal(q)
+	body, err := strict.Marshal(q)
 	if err != nil {
 		return nil, err
 	}
@@ -140,7 +141,7 @@ func (c *candidacy) parted(ctx context.Context) error {
 func (t *term) askCopy(ctx context.Context, of ownership.Member, shard controlplane.Shard) (c ownership.Copy, err error) {
 	ctx, cancel := context.WithTimeout(ctx, t.h.cfg.Call)
 	defer cancel()
-	q, err := encMode.Marshal(&tailRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: controlplane.Epoch{Counter: 1, Region: t.h.cfg.Region}})
+	q, err := strict.Marshal(&tailRequest{Cluster: t.h.cfg.Cluster, Shard: shard, Epoch: controlplane.Epoch{Counter: 1, Region: t.h.cfg.Region}})
 	if err != nil {
 		return c, err
 	}

@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/strict"
 )
 
 // Handler serves Prefix on a mutual-TLS listener made by identity: whose words
@@ -85,7 +86,7 @@ func read[Q interface {
 }
 
 func write(w http.ResponseWriter, status int, answer any) error {
-	b, err := encMode.Marshal(answer)
+	b, err := strict.Marshal(answer)
 	if err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/strict"
 )
 
 // TestWhoseWords: only a control node of this cluster is heard, it speaks for
@@ -65,7 +66,7 @@ func TestWhoseWords(t *testing.T) {
 			{"an unknown field", id(control("eu")), pathWord, map[int]any{1: testCluster, 99: true}, 400},
 			{"too much", id(control("eu")), pathWord, strings.Repeat("x", maxBody), 400},
 		} {
-			b, err := encMode.Marshal(c.body)
+			b, err := strict.Marshal(c.body)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -117,7 +118,7 @@ until us is follower
 			counter uint64
 			status  int
 		}{{before.Promised.Counter + 1, http.StatusForbidden}, {us.lives(us.log), http.StatusOK}} {
-			b, err := encMode.Marshal(&sealRequest{Cluster: testCluster, Shard: p.w.shard, Epoch: controlplane.Epoch{Counter: c.counter, Region: "us"}})
+			b, err := strict.Marshal(&sealRequest{Cluster: testCluster, Shard: p.w.shard, Epoch: controlplane.Epoch{Counter: c.counter, Region: "us"}})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -155,7 +156,7 @@ func TestNotTheLeader(t *testing.T) {
 			t.Error(err)
 		}
 	}()
-	b, err := encMode.Marshal(&words{Cluster: testCluster})
+	b, err := strict.Marshal(&words{Cluster: testCluster})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -194,7 +195,7 @@ func FuzzDecode(f *testing.F) {
 		&digestRequest{Cluster: "c", Shard: "eu", At: p},
 		&digestAnswer{Digest: make([]byte, 32)},
 	} {
-		b, err := encMode.Marshal(m)
+		b, err := strict.Marshal(m)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -209,7 +210,7 @@ func FuzzDecode(f *testing.F) {
 		if decode(bytes.NewReader(b), maxBody, m) != nil {
 			return
 		}
-		again, err := encMode.Marshal(m)
+		again, err := strict.Marshal(m)
 		if err != nil {
 			t.Fatalf("what was read cannot be written: %v", err)
 		}

@@ -5,11 +5,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
+	"ringmain/controlplane/strict"
 )
 
 // Paths of protocol version 1: POST, CBOR in and out.
@@ -105,26 +104,7 @@ const (
 	maxTail        = 3 << 20 // of encoded entries in a tailAnswer: they have to fit one command
 )
 
-var (
-	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	// Strict: a part that is skipped could be the one that changes the meaning.
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-		MaxNestedLevels:   8,
-		MaxArrayElements:  1 << 17,
-		MaxMapPairs:       64,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
+var decMode = strict.Decoder(strict.Bounds{Depth: 8, Elements: 1 << 17, Pairs: 64})
 
 // message is what travels. Check reports the first part that cannot be meant.
 type message interface{ check() error }

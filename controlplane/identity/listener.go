@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"ringmain/controlplane/retry"
 )
 
 const (
@@ -72,7 +74,7 @@ func (d *Demux) configFor(hello *tls.ClientHelloInfo) (*tls.Config, error) {
 	if !slices.ContainsFunc(hello.SupportedProtos, func(p string) bool { return slices.Contains(config.NextProtos, p) }) {
 		return nil, fmt.Errorf("identity: the peer asked for no protocol served here: %w", ErrNotAllowed)
 	}
-	if !slices.Contains(hello.SupportedProtos, d.first) && !sleep(hello.Context(), d.pace.turn(time.Now())) {
+	if !slices.Contains(hello.SupportedProtos, d.first) && !retry.Sleep(hello.Context(), d.pace.turn(time.Now())) {
 		return nil, context.Cause(hello.Context())
 	}
 	return config, nil
@@ -145,7 +147,7 @@ func (d *Demux) accept(ctx context.Context) {
 			// Out of descriptors, most likely: it passes, so wait and go on.
 			d.refuse(ctx, nil, fmt.Errorf("identity: accept: %w", err))
 			delay = min(max(2*delay, 5*time.Millisecond), maxAcceptDelay)
-			if !sleep(ctx, delay) {
+			if !retry.Sleep(ctx, delay) {
 				return
 			}
 			continue
@@ -180,18 +182,6 @@ func (d *Demux) handshake(ctx context.Context, conn net.Conn) {
 func (d *Demux) refuse(ctx context.Context, remote net.Addr, err error) {
 	if f := d.refused.Load(); f != nil && ctx.Err() == nil {
 		(*f)(remote, err)
-	}
-}
-
-// sleep reports whether it slept to the end.
-func sleep(ctx context.Context, delay time.Duration) bool {
-	timer := time.NewTimer(delay)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -150,14 +150,7 @@ func TestMinorityLeader(t *testing.T) {
 			if <-changes {
 				t.Error("a leader without a majority still leads")
 			}
-			var next *node
-			c.eventually(10*time.Second, "a leader in the majority", func() bool {
-				i := slices.IndexFunc(c.nodes, func(nd *node) bool { return nd != old && nd.q.IsLeader() })
-				if i >= 0 {
-					next = c.nodes[i]
-				}
-				return i >= 0
-			})
+			next := c.leaderBeside(old)
 			c.mustPropose(next, create(orgID(2), "won"))
 			if _, err := old.q.Propose(context.Background(), testShard, create(orgID(3), "x")); !errors.Is(err, controlplane.ErrNoLeader) {
 				t.Errorf("proposal at the cut-off node: %v", err)
@@ -360,14 +353,7 @@ func TestSnapshotOverUncommittedTail(t *testing.T) {
 					}
 				}()
 			}
-			var next *node
-			c.eventually(10*time.Second, "a leader in the majority", func() bool {
-				i := slices.IndexFunc(c.nodes, func(nd *node) bool { return nd != old && nd.q.IsLeader() })
-				if i >= 0 {
-					next = c.nodes[i]
-				}
-				return i >= 0
-			})
+			next := c.leaderBeside(old)
 			for i := range 6 {
 				c.mustPropose(next, put(orgID(i), "won"))
 			}

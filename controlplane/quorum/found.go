@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane/quorum/image"
+	"ringmain/controlplane/retry"
 )
 
 // found begins a new region, or finds that there is one. A node whose directory
@@ -49,7 +50,7 @@ func (q *Quorum) found(ctx context.Context) error {
 			q.log.Info("waiting for all of the region's nodes to answer before it is founded", "silent", silent)
 			said = true
 		}
-		if !sleep(ctx, foundEvery) {
+		if !retry.Sleep(ctx, foundEvery) {
 			return nil
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/recordkit"
 )
 
 var euEpoch = controlplane.Epoch{Counter: 1, Region: "eu-fra"}
@@ -20,15 +21,7 @@ func euShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command)
 	t.Helper()
 	s := ledger.New()
 	apply := func(changes ...registry.Change) {
-		e, err := s.Next("eu", changes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		enc, err := registry.EncodeEntry(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out := s.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}); out.Err != nil {
+		if out := s.Apply(recordkit.Command(t, s, "eu", changes...)); out.Err != nil {
 			t.Fatal(out.Err)
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
 )
 
@@ -93,34 +95,9 @@ type cluster struct {
 	restarts int
 }
 
-func newSealer(t testing.TB, dir string) *seal.Sealer {
-	t.Helper()
-	path := filepath.Join(dir, "region.key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seal.New(h)
-}
-
-// fastDir is a directory in memory if there is one: fake time makes a real
-// disk's time invisible, but not short.
-func fastDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "quorum-*")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
-
 func newCluster(t testing.TB, dir string, n int) *cluster {
 	t.Helper()
-	c := &cluster{t: t, dir: dir, net: memnet.New(), sealer: newSealer(t, dir), tune: Tunables{SegmentBytes: 1 << 20}}
+	c := &cluster{t: t, dir: dir, net: memnet.New(), sealer: diskkit.Sealer(t), tune: Tunables{SegmentBytes: 1 << 20}}
 	for i := range n {
 		nd := &node{name: fmt.Sprintf("c%d", i+1), addr: fmt.Sprintf("10.0.0.%d:7000", i+1), dir: filepath.Join(dir, fmt.Sprintf("c%d", i+1))}
 		c.nodes = append(c.nodes, nd)
@@ -132,7 +109,7 @@ func newCluster(t testing.TB, dir string, n int) *cluster {
 // inFakeTime runs a test of n nodes that are not started yet, in fake time.
 func inFakeTime(t *testing.T, n int, test func(t *testing.T, c *cluster)) {
 	t.Helper()
-	dir := fastDir(t)
+	dir := diskkit.Fast(t)
 	synctest.Test(t, func(t *testing.T) { test(t, newCluster(t, dir, n)) })
 }
 
@@ -366,3 +343,47 @@ func (c *cluster) writeAgain(changes []registry.Change) {
 }
 
 func seeded(seed uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, 0)) }
+
+// leaderBeside waits until a node beside one leads.
+func (c *cluster) leaderBeside(one *node) (next *node) {
+	c.t.Helper()
+	c.eventually(10*time.Second, "a leader in the majority", func() bool {
+		i := slices.IndexFunc(c.nodes, func(nd *node) bool { return nd != one && nd.q.IsLeader() })
+		if i >= 0 {
+			next = c.nodes[i]
+		}
+		return i >= 0
+	})
+	return next
+}
+
+// concurrently does b.N times, by so many at once, and reports how long each took.
+func concurrently(b *testing.B, workers int, unit string, do func(i int) error) {
+	b.Helper()
+	times := make([][]time.Duration, workers)
+	var next atomic.Int64
+	b.ResetTimer()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+				begin := time.Now()
+				if err := do(int(i)); err != nil {
+					b.Error(err)
+					return
+				}
+				times[w] = append(times[w], time.Since(begin))
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	all := slices.Sorted(slices.Values(slices.Concat(times...)))
+	if len(all) == 0 {
+		return
+	}
+	b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
+	b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
+	b.ReportMetric(float64(len(all))/time.Since(start).Seconds(), unit)
+}

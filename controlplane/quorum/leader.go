@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/retry"
 )
 
 // leadership is what this node knows of its own leading. Raft's word is not
@@ -224,7 +225,7 @@ func (q *Quorum) establish(ctx context.Context) error {
 
 // retryEstablish has establish try again, after a pause.
 func (q *Quorum) retryEstablish(ctx context.Context) {
-	if !sleep(ctx, q.cfg.Tunables.Election) {
+	if !retry.Sleep(ctx, q.cfg.Tunables.Election) {
 		return
 	}
 	select {
@@ -341,16 +342,4 @@ func (q *Quorum) elsewhere() error {
 		return full
 	}
 	return controlplane.ErrNoLeader
-}
-
-// sleep reports whether ctx lived on.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

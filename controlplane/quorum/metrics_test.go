@@ -8,11 +8,12 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
 )
 
 func TestMetrics(t *testing.T) {
-	dir := fastDir(t)
+	dir := diskkit.Fast(t)
 	synctest.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		c := newCluster(t, dir, 1)

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strconv"
 	"sync"
 	"sync/atomic"
@@ -13,6 +12,7 @@ import (
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
 )
 
@@ -69,9 +69,7 @@ func TestReadAtDeposedLeader(t *testing.T) {
 			if took := time.Since(start); took > old.q.cfg.Tunables.Lease {
 				t.Errorf("it took %s", took)
 			}
-			c.eventually(10*time.Second, "a leader in the majority", func() bool {
-				return slices.ContainsFunc(c.nodes, func(nd *node) bool { return nd != old && nd.q.IsLeader() })
-			})
+			c.leaderBeside(old)
 			if err := old.q.Read(t.Context()); err == nil {
 				t.Error("a deposed leader answered")
 			}
@@ -91,7 +89,7 @@ func TestReadSchedules(t *testing.T) {
 		seeds = 5
 	}
 	for seed := range seeds {
-		dir := fastDir(t)
+		dir := diskkit.Fast(t)
 		synctest.Test(t, func(t *testing.T) { reads += readSchedule(t, dir, seed) })
 	}
 	t.Logf("%d reads in %d schedules", reads, seeds)
@@ -176,33 +174,7 @@ func BenchmarkRead(b *testing.B) {
 			defer c.stopAll()
 			lead := c.leader()
 			c.mustPropose(lead, put(orgID(1), "x"))
-			times := make([][]time.Duration, readers)
-			var left atomic.Int64
-			left.Store(int64(b.N))
-			b.ResetTimer()
-			start := time.Now()
-			var wg sync.WaitGroup
-			for r := range readers {
-				wg.Go(func() {
-					for left.Add(-1) >= 0 {
-						begin := time.Now()
-						if err := lead.q.Read(context.Background()); err != nil {
-							b.Errorf("read: %v", err)
-							return
-						}
-						times[r] = append(times[r], time.Since(begin))
-					}
-				})
-			}
-			wg.Wait()
-			b.StopTimer()
-			all := slices.Sorted(slices.Values(slices.Concat(times...)))
-			if len(all) == 0 {
-				return
-			}
-			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
-			b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
-			b.ReportMetric(float64(len(all))/time.Since(start).Seconds(), "reads/s")
+			concurrently(b, readers, "reads/s", func(int) error { return lead.q.Read(context.Background()) })
 		})
 	}
 }

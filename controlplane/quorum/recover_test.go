@@ -20,6 +20,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/quorum/store"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // tree sums up all files below dir but those that every start touches.
@@ -87,7 +88,7 @@ func TestRecover(t *testing.T) {
 		"with snapshots": func(t *Tunables) { t.TrailingLogs, t.SnapshotEntries, t.SnapshotEvery = 5, 10, time.Second },
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := fastDir(t)
+			dir := diskkit.Fast(t)
 			synctest.Test(t, func(t *testing.T) {
 				c, left, want := bereft(t, dir, tune)
 				said := new(sink)
@@ -162,7 +163,7 @@ func TestRecoverTwoOfFive(t *testing.T) {
 }
 
 func TestRecoverRefuses(t *testing.T) {
-	dir := fastDir(t)
+	dir := diskkit.Fast(t)
 	synctest.Test(t, func(t *testing.T) {
 		c, left, want := bereft(t, dir, nil)
 		self := Peer{"c1", left.addr}
@@ -251,7 +252,7 @@ func TestRecoverRefuses(t *testing.T) {
 
 // The moments in which a crash can part the steps of a recovery.
 func TestRecoverCrashWindows(t *testing.T) {
-	dir := fastDir(t)
+	dir := diskkit.Fast(t)
 	synctest.Test(t, func(t *testing.T) {
 		c, left, want := bereft(t, dir, func(t *Tunables) { t.TrailingLogs, t.SnapshotEntries, t.SnapshotEvery = 5, 10, time.Second })
 		ask := func() {

@@ -1,15 +1,10 @@
 package quorum
 
 import (
-	"archive/tar"
 	"bufio"
-	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -22,6 +17,8 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // A release is what a node of some version left on disk, stopped cleanly or
@@ -46,7 +43,7 @@ func TestReleases(t *testing.T) {
 	for _, release := range dirs {
 		for _, state := range []string{stoppedCleanly, wasKilled} {
 			t.Run(filepath.Base(release)+"/"+state, func(t *testing.T) {
-				dir := fastDir(t)
+				dir := diskkit.Fast(t)
 				synctest.Test(t, func(t *testing.T) { openRelease(t, dir, release, state) })
 			})
 		}
@@ -54,7 +51,7 @@ func TestReleases(t *testing.T) {
 }
 
 func openRelease(t *testing.T, dir, release, state string) {
-	unpack(t, filepath.Join(release, state+".tar.gz"), filepath.Join(dir, "c1"))
+	diskkit.Unpack(t, filepath.Join(release, state+".tar.gz"), filepath.Join(dir, "c1"))
 	c := releaseCluster(t, dir, release)
 	want, err := os.ReadFile(filepath.Join(release, state+".txt"))
 	if err != nil {
@@ -151,7 +148,7 @@ func TestMakeRelease(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(release, state+".txt"), text, 0o644); err != nil {
 			t.Fatal(err)
 		}
-		pack(t, filepath.Join(release, state+".tar.gz"), filepath.Join(dir, "c1"))
+		diskkit.Pack(t, filepath.Join(release, state+".tar.gz"), filepath.Join(dir, "c1"))
 	}
 }
 
@@ -356,15 +353,7 @@ func fraShard(t *testing.T) (chunks []*registry.Command, adopt *registry.Command
 	const shard = controlplane.Shard("any-eu-fra")
 	s := ledger.New()
 	apply := func(changes ...registry.Change) {
-		e, err := s.Next(shard, changes)
-		if err != nil {
-			t.Fatal(err)
-		}
-		enc, err := registry.EncodeEntry(e)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if out := s.Apply(&registry.Command{Type: registry.CmdEntry, Entries: [][]byte{enc}}); out.Err != nil {
+		if out := s.Apply(recordkit.Command(t, s, shard, changes...)); out.Err != nil {
 			t.Fatal(out.Err)
 		}
 	}
@@ -433,54 +422,4 @@ func describe(q *Quorum) string {
 		}
 	})
 	return b.String()
-}
-
-// pack makes a compressed archive of the files below dir.
-func pack(t *testing.T, path, dir string) {
-	t.Helper()
-	var b bytes.Buffer
-	zip, err := gzip.NewWriterLevel(&b, gzip.BestCompression)
-	if err != nil {
-		t.Fatal(err)
-	}
-	archive := tar.NewWriter(zip)
-	if err := errors.Join(archive.AddFS(os.DirFS(dir)), archive.Close(), zip.Close(), os.WriteFile(path, b.Bytes(), 0o644)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func unpack(t *testing.T, path, dir string) {
-	t.Helper()
-	f, err := os.Open(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	zip, err := gzip.NewReader(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for archive := tar.NewReader(zip); ; {
-		h, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		to := filepath.Join(dir, filepath.Join("/", h.Name))
-		if h.FileInfo().IsDir() {
-			if err := os.MkdirAll(to, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			continue
-		}
-		data, err := io.ReadAll(archive)
-		if err == nil {
-			err = errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.WriteFile(to, data, 0o600))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
 }

@@ -14,6 +14,7 @@ import (
 	"ringmain/controlplane/quorum/wire"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
 )
 
@@ -140,7 +141,7 @@ func TestSchedules(t *testing.T) {
 	start := time.Now()
 	total, ran := 0, uint64(0)
 	for ran = 0; ran < seeds && time.Since(start) < budget && !t.Failed(); ran++ {
-		dir := fastDir(t)
+		dir := diskkit.Fast(t)
 		synctest.Test(t, func(t *testing.T) { total += runSchedule(t, dir, ran) })
 	}
 	t.Logf("%d schedules, %d acknowledged writes, %s", ran, total, time.Since(start).Round(time.Millisecond))

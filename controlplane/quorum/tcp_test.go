@@ -93,36 +93,10 @@ func BenchmarkPropose(b *testing.B) {
 			for i := range 100 {
 				c.mustPropose(lead, put(orgID(i), "warm"))
 			}
-			times := make([][]time.Duration, writers)
-			work := make(chan int, b.N)
-			for i := range b.N {
-				work <- i
-			}
-			close(work)
-			b.ResetTimer()
-			start := time.Now()
-			var wg sync.WaitGroup
-			for w := range writers {
-				wg.Go(func() {
-					for i := range work {
-						begin := time.Now()
-						if _, err := lead.q.Propose(context.Background(), testShard, put(orgID(i%1000), "bench")); err != nil {
-							b.Errorf("propose: %v", err)
-							return
-						}
-						times[w] = append(times[w], time.Since(begin))
-					}
-				})
-			}
-			wg.Wait()
-			b.StopTimer()
-			all := slices.Sorted(slices.Values(slices.Concat(times...)))
-			if len(all) == 0 {
-				return
-			}
-			b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
-			b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
-			b.ReportMetric(float64(len(all))/time.Since(start).Seconds(), "writes/s")
+			concurrently(b, writers, "writes/s", func(i int) error {
+				_, err := lead.q.Propose(context.Background(), testShard, put(orgID(i%1000), "bench"))
+				return err
+			})
 		})
 	}
 }

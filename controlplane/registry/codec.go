@@ -4,23 +4,11 @@ import (
 	"fmt"
 
 	"ringmain/controlplane"
-
-	"github.com/fxamacker/cbor/v2"
+	"ringmain/controlplane/strict"
 )
 
-var encMode = must(cbor.CoreDetEncOptions().EncMode())
-
-// Decoding is strict: an unknown field, a duplicate key or a trailing byte is
-// an error, because skipping part of a command would fork the state.
-var decMode = must(cbor.DecOptions{
-	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	IndefLength:       cbor.IndefLengthForbidden,
-	TagsMd:            cbor.TagsForbidden,
-	MaxNestedLevels:   16,
-	MaxArrayElements:  1 << 20,
-	MaxMapPairs:       1 << 16,
-}.DecMode())
+// Skipping part of a command would fork the state.
+var decMode = strict.Decoder(strict.Bounds{Depth: 16, Elements: 1 << 20, Pairs: 1 << 16})
 
 func must[T any](v T, err error) T {
 	if err != nil {
@@ -31,7 +19,7 @@ func must[T any](v T, err error) T {
 
 // Encode returns v in deterministic CBOR: equal values give equal bytes on every
 // node.
-func Encode(v any) ([]byte, error) { return encMode.Marshal(v) }
+func Encode(v any) ([]byte, error) { return strict.Marshal(v) }
 
 // Decode reads what Encode wrote. Anything else is controlplane.ErrUnknownEntry.
 func Decode(b []byte, v any) error {
@@ -42,7 +30,7 @@ func Decode(b []byte, v any) error {
 }
 
 // EncodeRecord returns the record in deterministic CBOR.
-func EncodeRecord(r *Record) ([]byte, error) { return encMode.Marshal(r) }
+func EncodeRecord(r *Record) ([]byte, error) { return strict.Marshal(r) }
 
 // DecodeRecord reads what EncodeRecord wrote.
 func DecodeRecord(b []byte) (*Record, error) {

@@ -6,6 +6,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
+	"ringmain/controlplane/strict"
 )
 
 // First bytes of an encoded Command: the cluster version that it needs. What
@@ -140,7 +141,7 @@ func EncodeCommand(c *Command) ([]byte, error) {
 	if err := c.WellFormed(); err != nil {
 		return nil, err
 	}
-	b, err := encMode.Marshal(c)
+	b, err := strict.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("encode command: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/ownership"
+	"ringmain/controlplane/strict"
 )
 
 // First bytes of an encoded Entry. What needs the second halts nodes that
@@ -102,7 +103,7 @@ func (e *Entry) Point() controlplane.Point {
 
 // EncodeEntry returns the format version byte and the entry in deterministic CBOR.
 func EncodeEntry(e *Entry) ([]byte, error) {
-	b, err := encMode.Marshal(e)
+	b, err := strict.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("encode entry: %w", err)
 	}

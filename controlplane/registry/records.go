@@ -134,9 +134,9 @@ type Target struct {
 // Timeouts bound one attempt. Zero values take the defaults in brackets.
 type Timeouts struct {
 	ConnectMS   uint32 `cbor:"1,keyasint,omitempty" json:"connect_ms,omitempty"`        // [2000]
-	FirstByteMS uint32 `cbor:"2,keyasint,omitempty" json:"first_byte_ms,omitempty"`     // [60000]
-	IdleMS      uint32 `cbor:"3,keyasint,omitempty" json:"between_events_ms,omitempty"` // [30000]
-	TotalMS     uint32 `cbor:"4,keyasint,omitempty" json:"total_ms,omitempty"`          // [600000]
+	FirstByteMS uint32 `cbor:"2,keyasint,omitempty" json:"first_byte_ms,omitempty"`     // [300000]
+	IdleMS      uint32 `cbor:"3,keyasint,omitempty" json:"between_events_ms,omitempty"` // [300000]
+	TotalMS     uint32 `cbor:"4,keyasint,omitempty" json:"total_ms,omitempty"`          // [600000; streams 3600000]
 }
 
 // Route maps a public model name to its upstreams.

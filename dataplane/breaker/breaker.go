@@ -88,7 +88,7 @@ type Rules struct {
 	Least  uint32
 	Window time.Duration
 	// Rest is how long an open circuit stays so before one trial is let
-	// through [5 s].
+	// through [5 s]. Another is when that was silent for six times as long.
 	Rest time.Duration
 	// Ramp is how long after it closed a circuit is on slow start: its Share of
 	// the traffic grows from a tenth to all of it [10 s].
@@ -133,6 +133,26 @@ type circuit struct {
 	run     atomic.Uint32 // failures in a row
 	closed  atomic.Int64  // when it closed after a rest, Unix nanoseconds; 0 = it never did
 	later   atomic.Int64  // asked to be left alone until then, Unix nanoseconds
+	trial   atomic.Pointer[trial]
+}
+
+// trial is the one that a half-open circuit let through last. Another takes its
+// place when it is silent for long, as a model that thinks may be for minutes;
+// how it ends counts nevertheless, unless it tells nothing.
+type trial struct {
+	done  func(error)
+	began time.Time
+	past  atomic.Bool // its place was given up
+}
+
+// patience is how many rests a trial may be silent: the next one may wait as long
+// as this one, for nothing.
+const patience = 6
+
+func (t *trial) end(err error) {
+	if !errors.Is(err, errExcluded) || !t.past.Swap(true) {
+		t.done(err)
+	}
 }
 
 var (
@@ -177,12 +197,17 @@ func (s *Set) Open(key Key) bool {
 }
 
 // Allow asks whether key may be tried. If so, Done must be called once with how
-// it ended; a half-open circuit lets a single trial through until then.
+// it ended; a half-open circuit lets a single trial through until then, or until
+// that was silent for long.
 func (s *Set) Allow(key Key) (Ticket, bool) {
 	c := s.circuit(key)
 	changes := c.changes.Load()
 	if c.cb.State() == gobreaker.StateClosed {
 		return Ticket{circuit: c, changes: changes}, true
+	}
+	now := time.Now()
+	if before := c.trial.Load(); before != nil && now.Sub(before.began) > patience*s.rules.Rest {
+		before.end(errExcluded)
 	}
 	done, err := c.cb.Allow()
 	if err != nil {
@@ -193,7 +218,9 @@ func (s *Set) Allow(key Key) (Ticket, bool) {
 		done(errExcluded)
 		return Ticket{circuit: c, changes: changes}, true
 	}
-	return Ticket{circuit: c, changes: changes, trial: done}, true
+	one := &trial{done: done, began: now}
+	c.trial.Store(one)
+	return Ticket{circuit: c, changes: changes, trial: one}, true
 }
 
 // Pause notes that whoever is behind key asked to be left alone until then.
@@ -234,7 +261,7 @@ func Ramped(since, ramp time.Duration) float64 {
 type Ticket struct {
 	circuit *circuit
 	changes uint64
-	trial   func(error)
+	trial   *trial
 }
 
 // Done reports how the attempt ended.
@@ -249,12 +276,12 @@ func (t Ticket) Done(o Outcome) {
 		err = errFailed
 	case Ignored:
 		if t.trial != nil {
-			t.trial(errExcluded)
+			t.trial.end(errExcluded)
 		}
 		return
 	}
 	if t.trial != nil {
-		t.trial(err)
+		t.trial.end(err)
 		return
 	}
 	if t.circuit.changes.Load() != t.changes {

@@ -264,3 +264,53 @@ func TestSlowStart(t *testing.T) {
 		share(1)
 	})
 }
+
+// TestSilentTrials: a trial that is silent, as a model that thinks is for
+// minutes, keeps others away no longer than half a minute, and counts when it ends.
+func TestSilentTrials(t *testing.T) {
+	key := Key{"up", "model"}
+	for name, c := range map[string]struct {
+		first, second Outcome // of the two, in the order in which they end
+		then          string
+	}{
+		"the second answers":                {ClientGone, OK, "closed"},
+		"the first answers":                 {OK, Timeout, "closed"},
+		"the first fails":                   {Timeout, OK, "open"},
+		"nobody knows, then the second one": {Refused, Timeout, "open"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := New(Rules{Run: 1}, nil)
+			ticket, _ := s.Allow(key)
+			ticket.Done(Timeout)
+			time.Sleep(5*time.Second + time.Millisecond)
+			first, ok := s.Allow(key)
+			if !ok {
+				t.Fatalf("%s: no trial", name)
+			}
+			time.Sleep(30 * time.Second)
+			if _, ok := s.Allow(key); ok {
+				t.Fatalf("%s: another trial at once", name)
+			}
+			time.Sleep(time.Millisecond)
+			second, ok := s.Allow(key)
+			if !ok {
+				t.Fatalf("%s: the first one keeps the second away", name)
+			}
+			if _, ok := s.Allow(key); ok {
+				t.Fatalf("%s: and a third", name)
+			}
+			first.Done(c.first)
+			if _, ok := s.Allow(key); ok != (c.then == "closed" && c.first == OK) {
+				t.Errorf("%s: after the first, allowed %t", name, ok)
+			}
+			second.Done(c.second)
+			state, shut := s.Snapshot()[key.String()]
+			if !shut {
+				state = "closed"
+			}
+			if state != c.then {
+				t.Errorf("%s: %s", name, state)
+			}
+		})
+	}
+}

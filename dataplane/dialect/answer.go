@@ -61,7 +61,7 @@ func ReadAnswer(ep *Endpoint, contentType string, body []byte) (a Answer, ok boo
 		return Answer{}, false
 	}
 	r.answer.Refused = r.answer.Refused || r.declined
-	r.answer.Usage.Final = r.told.Closes(ep.Streams) && r.answer.Usage.Costs()
+	r.answer.Usage.Final = r.told.Closes(ep.Streams && !ep.Media) && r.answer.Usage.Costs()
 	return r.answer, true
 }
 
@@ -155,14 +155,10 @@ func (r *answerReader) choice(key []byte) {
 				r.answer.Refused = true
 			}
 		})
-	case "content_filter_results", "content_filter_result": // Azure: {"hate": {"filtered": true}}
-		r.ObjectOr(func([]byte) {
-			r.ObjectOr(func(key []byte) {
-				if s := r.Span(); string(key) == "filtered" && string(s.Of(r.Data)) == "true" {
-					r.answer.Refused = true
-				}
-			})
-		})
+	case "content_filter_results", "content_filter_result":
+		if Filtered(&r.Cursor) {
+			r.answer.Refused = true
+		}
 	default:
 		r.Value()
 	}
@@ -175,16 +171,41 @@ func (r *answerReader) item(key []byte) {
 		r.Value()
 		return
 	}
-	r.each(func(key []byte) {
-		switch string(key) {
-		case "type":
-			if s, _ := r.Text(); string(s) == "refusal" {
-				r.answer.Refused = true
+	if RefusalPart(&r.Cursor) {
+		r.answer.Refused = true
+	}
+}
+
+// Filtered takes what Azure's filters say of a choice, {"hate": {"filtered":
+// true}}, and reports whether one of them held it back.
+func Filtered(c *jsontext.Cursor) (found bool) {
+	c.ObjectOr(func([]byte) {
+		c.ObjectOr(func(key []byte) {
+			if s := c.Span(); string(key) == "filtered" && string(s.Of(c.Data)) == "true" {
+				found = true
 			}
-		default:
-			r.Value()
-		}
+		})
 	})
+	return found
+}
+
+// RefusalPart takes the content of a response's output item and reports whether
+// one of its parts is a refusal.
+func RefusalPart(c *jsontext.Cursor) (found bool) {
+	if c.Peek() != '[' {
+		c.Value()
+		return false
+	}
+	c.Array(func() {
+		c.ObjectOr(func(key []byte) {
+			if string(key) != "type" {
+				c.Value()
+			} else if s, _ := c.Text(); string(s) == "refusal" {
+				found = true
+			}
+		})
+	})
+	return found
 }
 
 // Told says which figures a usage value held.

@@ -35,6 +35,10 @@ type Endpoint struct {
 	Streams bool
 	// Binary: the answer may be something else than JSON (sound, text, subtitles).
 	Binary bool
+	// Media: the answer is heard or seen, or says what was heard. Where a stream is
+	// asked for, a provider whose model has none answers whole, as OpenAI's
+	// whisper-1 does; and one event may hold a whole picture.
+	Media bool
 	// Splices: an answer may be continued on another replica after its first byte.
 	Splices bool
 	// Stores: the endpoint, and everything below it, exists to keep something
@@ -54,11 +58,11 @@ var endpoints = [...]Endpoint{
 	{Path: "/v1/completions", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt, Streams: true, Splices: true, UsageOption: true},
 	{Path: "/v1/embeddings", Dialect: OpenAI, Body: BodyJSON, Usage: UsagePrompt},
 	{Path: "/v1/messages/count_tokens", Dialect: Anthropic, Body: BodyJSON},
-	{Path: "/v1/audio/speech", Dialect: OpenAI, Body: BodyJSON, Binary: true},
-	{Path: "/v1/audio/transcriptions", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
+	{Path: "/v1/audio/speech", Dialect: OpenAI, Body: BodyJSON, Streams: true, Media: true, Binary: true},
+	{Path: "/v1/audio/transcriptions", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Streams: true, Media: true, Binary: true},
 	{Path: "/v1/audio/translations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput, Binary: true},
-	{Path: "/v1/images/generations", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput},
-	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyEither, Usage: UsageInput},
+	{Path: "/v1/images/generations", Dialect: OpenAI, Body: BodyJSON, Usage: UsageInput, Streams: true, Media: true},
+	{Path: "/v1/images/edits", Dialect: OpenAI, Body: BodyEither, Usage: UsageInput, Streams: true, Media: true},
 	{Path: "/v1/images/variations", Dialect: OpenAI, Body: BodyMultipart, Usage: UsageInput},
 	{Path: "/v1/files", Dialect: OpenAI, Stores: true},
 	{Path: "/v1/uploads", Dialect: OpenAI, Stores: true},

@@ -24,11 +24,11 @@ func TestEndpoints(t *testing.T) {
 		"/v1/embeddings":            "openai 1 1",
 		"/v1/messages":              "anthropic 1 2 stream splice",
 		"/v1/messages/count_tokens": "anthropic 1 0",
-		"/v1/audio/speech":          "openai 1 0 binary",
-		"/v1/audio/transcriptions":  "openai 2 2 binary",
+		"/v1/audio/speech":          "openai 1 0 stream media binary",
+		"/v1/audio/transcriptions":  "openai 2 2 stream media binary",
 		"/v1/audio/translations":    "openai 2 2 binary",
-		"/v1/images/generations":    "openai 1 2",
-		"/v1/images/edits":          "openai 3 2",
+		"/v1/images/generations":    "openai 1 2 stream media",
+		"/v1/images/edits":          "openai 3 2 stream media",
 		"/v1/images/variations":     "openai 2 2",
 		"/v1/files":                 "openai 0 0 stores",
 		"/v1/files/file-1/content":  "openai 0 0 stores",
@@ -40,7 +40,7 @@ func TestEndpoints(t *testing.T) {
 			continue
 		}
 		got := []string{ep.Dialect.String(), string('0' + rune(ep.Body)), string('0' + rune(ep.Usage))}
-		for word, on := range map[string]bool{"stream": ep.Streams, "splice": ep.Splices, "binary": ep.Binary, "stores": ep.Stores} {
+		for word, on := range map[string]bool{"stream": ep.Streams, "splice": ep.Splices, "media": ep.Media, "binary": ep.Binary, "stores": ep.Stores} {
 			if on {
 				got = append(got, word)
 			}

@@ -122,7 +122,7 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 			u.CacheWrite += count(object(usage[name])["cache_write_tokens"])
 		}
 	}
-	u.Final = sum.Closes(ep.Streams) && u.Costs()
+	u.Final = sum.Closes(ep.Streams && !ep.Media) && u.Costs()
 	a.Usage = u
 	return a, true
 }

@@ -28,14 +28,15 @@ const content = "Prompts, files and answers are not kept: no process that sees t
 // than in the metadata record, or are not there.
 var receiptFields = map[string]string{
 	"leaf":            "Id of the receipt in its node's batch, as in the idc-receipt header.",
-	"attempts":        "Each provider or node that was asked: region, node, upstream, outcome.",
-	"confinement":     "What kept the process that saw the content from writing files, as it measured itself.",
+	"attempts":        "Each provider or node that was asked: region, node, upstream, outcome; of another node, what it said of its confinement.",
+	"confinement":     "What kept the process that signed, and saw the content, from writing files, as it measured itself.",
 	"request_salt":    "Random bytes hashed before the request's body.",
 	"request_sha256":  "SHA-256 of that salt and the request's body; zero if there is another hash of it, or no body was read.",
 	"request_blake3":  "BLAKE3 of that salt and the request's body, if it is large.",
 	"response_salt":   "Random bytes hashed before the answer's body.",
 	"response_sha256": "SHA-256 of that salt and the answer's body; zero if there is another hash of it.",
 	"response_blake3": "BLAKE3 of that salt and the answer's body, if it is large.",
+	"response_bytes":  "How many bytes of an answer that was broken off had been written, which its hash is of.",
 	"attestation":     "Reserved; nothing fills it yet.",
 }
 

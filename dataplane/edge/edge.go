@@ -36,7 +36,12 @@ type Limits struct {
 	Held      int           // refusals of one source that wait at once [64]; one more has no answer, and its connection ends
 	HeldTotal int           // refusals of all sources that wait at once [1024], at about 30 KiB each
 
-	WrongTotal int // refused keys of all sources in a second, and twice that at once; beyond that all refusals wait Late, give or take half, as many as seven eighths of HeldTotal [1000]
+	// WrongTotal is how many refused keys of all sources in a second, and twice that
+	// at once, cost nothing more [1000]. Beyond that HTTP/2 connections of strangers,
+	// from where nobody is known, are not read after each refusal, until there are no more than that, but for
+	// 10·Late at most; where that cannot be, refusals wait Late, give or take half,
+	// as many as seven eighths of HeldTotal.
+	WrongTotal int
 }
 
 func (l Limits) withDefaults() Limits {
@@ -87,6 +92,7 @@ type Guard struct {
 // its bucket is full again.
 type source struct {
 	open, silent int
+	known        int     // of the open ones, those on which somebody known has asked
 	bucket       float64 // connections it may open at once
 	filled       time.Time
 	debt         debt
@@ -255,6 +261,9 @@ func (c *conn) Close() error {
 		g.mu.Lock()
 		defer g.mu.Unlock()
 		c.source.open--
+		if c.known.Load() {
+			c.source.known--
+		}
 		g.open--
 		c.speak()
 		c.closed = true

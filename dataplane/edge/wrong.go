@@ -10,6 +10,7 @@ import (
 // Refusals counts what became of wrong keys.
 type Refusals struct {
 	Prompt  uint64 // answered without delay so far
+	Rested  uint64 // likewise, and then their connections were not read for a while
 	Late    uint64 // made to wait so far
 	Dropped uint64 // without an answer so far: too many waited
 	Waiting int    // at the moment
@@ -46,45 +47,67 @@ func (d *debt) charge(perSecond int, late time.Duration, now time.Time) time.Dur
 // Known notes that somebody known asks on the request's connection: others'
 // wrong keys never end it, since a proxy may send many people's requests on one.
 func Known(ctx context.Context) {
-	if c, ok := ctx.Value(key{}).(*conn); ok && !c.known.Load() {
-		c.known.Store(true)
+	c, ok := ctx.Value(key{}).(*conn)
+	if !ok || c.known.Load() {
+		return
+	}
+	c.guard.mu.Lock()
+	defer c.guard.mu.Unlock()
+	if !c.known.Swap(true) && !c.closed {
+		c.source.known++
 	}
 }
 
-// Wrong counts a request that is refused because of its key, and gives how long
-// the refusal must wait; Waited must follow if that is not 0. ok is false if too
-// many wait already: the request gets no answer. Its connection is over then,
-// unless it serves somebody known, and is not read from until it is closed, Late
-// from now: one that was closed at once would come back at once, and a handshake
-// costs more than many refusals.
-func (g *Guard) Wrong(ctx context.Context, now time.Time) (wait time.Duration, ok bool) {
+// Penance is what a refused key costs whoever presented it.
+type Penance struct {
+	Wait time.Duration // before the refusal; Waited must follow if it is not 0
+	Rest time.Duration // after it, in which nothing more is to be read from the connection
+	Mute bool          // there is no refusal: too many wait already
+}
+
+// resting is how many times Late a connection rests at most.
+const resting = 10
+
+// Wrong counts a request that is refused because of its key. rests: its server
+// can leave the connection unread for a while, which is not asked of a source that
+// has a connection of somebody known: it may be a proxy, and a good key may be
+// behind the wrong one. A request that gets no answer
+// ends its connection, unless that serves somebody known; it is not read from
+// until it is closed, Late from now: one that was closed at once would come back
+// at once, and a handshake costs more than many refusals.
+func (g *Guard) Wrong(ctx context.Context, rests bool, now time.Time) Penance {
 	c, counted := ctx.Value(key{}).(*conn)
 	limits := g.limits.Load()
 	if !counted || limits.Wrong < 0 {
-		return 0, true
+		return Penance{}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	wait = c.source.debt.charge(limits.Wrong, limits.Late, now)
-	all := g.debt.charge(limits.WrongTotal, limits.Late, now)
-	if wait <= 0 && c.source.held < limits.Held && g.wrong.Waiting < limits.HeldTotal-limits.HeldTotal/8 {
-		wait = spread(all) // it is one of many
+	wait := c.source.debt.charge(limits.Wrong, limits.Late, now)
+	all := g.debt.charge(limits.WrongTotal, resting*limits.Late, now)
+	switch {
+	case wait > 0 || all <= 0:
+	case rests && !c.known.Load() && c.source.known == 0: // it is one of many, and holds nothing meanwhile
+		g.wrong.Rested++
+		return Penance{Rest: spread(all)}
+	case c.source.held < limits.Held && g.wrong.Waiting < limits.HeldTotal-limits.HeldTotal/8:
+		wait = spread(min(all, limits.Late))
 	}
 	switch {
 	case wait <= 0:
 		g.wrong.Prompt++
-		return 0, true
+		return Penance{}
 	case c.source.held < limits.Held && g.wrong.Waiting < limits.HeldTotal:
 		c.source.held++
 		g.wrong.Waiting++
 		g.wrong.Late++
-		return wait, true
+		return Penance{Wait: wait}
 	}
 	g.wrong.Dropped++
 	if !c.known.Load() {
 		c.deafen(limits)
 	}
-	return 0, false
+	return Penance{Mute: true}
 }
 
 // spread gives a wait of half to one and a half times d. Requests that wait

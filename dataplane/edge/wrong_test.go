@@ -86,7 +86,8 @@ func TestWrongKeysTwin(t *testing.T) {
 			name := names[min(random.IntN(8), 3)] // the last asks most
 			c := conns[name]
 			c.known.Store(true) // stays open
-			wait, ok := g.Wrong(context.WithValue(t.Context(), key{}, c), now)
+			cost := g.Wrong(context.WithValue(t.Context(), key{}, c), random.IntN(2) == 0, now)
+			wait, ok := cost.Wait, !cost.Mute
 			wantWait, wantOK := twin.wrong(name, now)
 			if ok != wantOK || (wait-wantWait).Abs() > time.Microsecond {
 				t.Fatalf("seed %d, step %d: %v %t, the twin says %v %t", seed, step, wait, ok, wantWait, wantOK)
@@ -117,11 +118,11 @@ func refusing(guard func() *Guard) http.HandlerFunc {
 			Known(r.Context())
 			return
 		}
-		wait, ok := guard().Wrong(r.Context(), time.Now())
-		if !ok {
+		cost := guard().Wrong(r.Context(), false, time.Now())
+		if cost.Mute {
 			panic(http.ErrAbortHandler)
 		}
-		if wait > 0 {
+		if wait := cost.Wait; wait > 0 {
 			select {
 			case <-time.After(wait):
 			case <-r.Context().Done():
@@ -286,11 +287,11 @@ func TestManyWithFewWrongKeys(t *testing.T) {
 	for i := range 3000 { // 1,000 a second; each waits half of one
 		now = now.Add(time.Millisecond)
 		ctx := conns[i%len(conns)]
-		wait, ok := g.Wrong(ctx, now)
+		cost := g.Wrong(ctx, false, now)
 		switch {
-		case !ok:
+		case cost.Mute:
 			t.Fatalf("no answer, at %d", i)
-		case wait > 0:
+		case cost.Wait > 0:
 			late = append(late, ctx)
 		}
 		if len(late) > 0 && i%10 == 0 {
@@ -306,8 +307,8 @@ func TestManyWithFewWrongKeys(t *testing.T) {
 	for _, ctx := range late {
 		g.Waited(ctx)
 	}
-	if wait, _ := g.Wrong(conns[0], now); wait != 0 {
-		t.Errorf("after the flood one waits %v", wait)
+	if cost := g.Wrong(conns[0], false, now); cost != (Penance{}) {
+		t.Errorf("after the flood one pays %+v", cost)
 	}
 }
 
@@ -336,10 +337,11 @@ func TestManyComeBackApart(t *testing.T) {
 				i = k
 			}
 		}
-		wait, ok := g.Wrong(conns[i], due[i])
-		if !ok {
+		cost := g.Wrong(conns[i], false, due[i])
+		if cost.Mute {
 			t.Fatal("no answer")
 		}
+		wait := cost.Wait
 		if due[i] = due[i].Add(wait + time.Millisecond); wait == 0 {
 			continue
 		}
@@ -359,6 +361,53 @@ func TestManyComeBackApart(t *testing.T) {
 	}
 	if most > 3*len(conns)/50 {
 		t.Errorf("%d of %d come back within %v", most, len(conns), late/50)
+	}
+}
+
+// TestManyRest: where connections can rest, refusals beside a flood of many
+// sources are answered at once and hold nothing, and the flood comes down to
+// what it is let, however many there are; connections of somebody known do not rest.
+func TestManyRest(t *testing.T) {
+	for _, n := range []int{300, 1000, 4000} {
+		g := New(Limits{WrongTotal: 1000, Silent: 1 << 20})
+		now := time.Unix(1_800_000_000, 0)
+		conns, due := make([]context.Context, n), make([]time.Time, n)
+		for i := range conns {
+			a, b := net.Pipe()
+			defer func() { _, _ = a.Close(), b.Close() }()
+			c := g.admit(&from{a, net.IPv4(10, 0, byte(i/250), byte(i%250))}, now)
+			defer c.Close()
+			conns[i], due[i] = context.WithValue(t.Context(), key{}, c), now
+		}
+		const seconds = 30
+		refused := 0
+		for tick := range seconds * 1000 {
+			at := now.Add(time.Duration(tick) * time.Millisecond)
+			for i := range due {
+				if due[i].After(at) {
+					continue
+				}
+				cost := g.Wrong(conns[i], true, at)
+				if cost.Mute || cost.Wait != 0 || cost.Rest > 15*time.Second/2 {
+					t.Fatalf("%+v", cost)
+				}
+				due[i] = at.Add(cost.Rest + time.Millisecond) // and asks again at once
+				if tick >= seconds*500 {
+					refused++
+				}
+			}
+		}
+		if rate := refused / (seconds / 2); rate < 800 || rate > 1200 {
+			t.Errorf("%d connections: %d refusals a second", n, rate)
+		}
+		end := now.Add(seconds * time.Second)
+		Known(conns[0])
+		if cost := g.Wrong(conns[0], true, end); cost.Rest != 0 || cost.Wait == 0 {
+			t.Errorf("on a connection of somebody known: %+v", cost)
+		}
+		if cost := g.Wrong(conns[1], true, end.Add(15*time.Second)); cost != (Penance{}) {
+			t.Errorf("after the flood: %+v", cost)
+		}
 	}
 }
 
@@ -384,7 +433,7 @@ func TestDebtIsForgotten(t *testing.T) {
 		now = now.Add(10 * time.Millisecond)
 		c := g.admit(&from{a, net.IPv4(10, byte(i>>16), byte(i>>8), byte(i))}, now)
 		for range 50 {
-			_, _ = g.Wrong(context.WithValue(t.Context(), key{}, c), now)
+			g.Wrong(context.WithValue(t.Context(), key{}, c), false, now)
 		}
 		for c.source.held > 0 {
 			g.Waited(context.WithValue(t.Context(), key{}, c))
@@ -414,5 +463,47 @@ func TestLimitsChangeWhileOpen(t *testing.T) {
 	s.guard.Set(Limits{Conns: 1})
 	if err := get(t, one, s.addr); err != nil {
 		t.Errorf("a connection that was open: %v", err)
+	}
+}
+
+// TestProxiesDoNotRest: beside a flood a source of somebody known, such as a proxy
+// with many behind it, has no connection left unread: a good key may be behind the
+// wrong one.
+func TestProxiesDoNotRest(t *testing.T) {
+	g := New(Limits{WrongTotal: 100, Silent: 1 << 20})
+	now := time.Unix(1_800_000_000, 0)
+	admit := func(last byte) (context.Context, *conn) {
+		a, b := net.Pipe()
+		t.Cleanup(func() { _, _ = a.Close(), b.Close() })
+		c := g.admit(&from{a, net.IPv4(10, 0, 0, last)}, now)
+		t.Cleanup(func() { _ = c.Close() })
+		return context.WithValue(t.Context(), key{}, c), c
+	}
+	for last := range byte(250) {
+		ctx, _ := admit(last)
+		for range 4 {
+			g.Wrong(ctx, true, now)
+		}
+	}
+	one, first := admit(251)
+	two, second := admit(251)
+	for range 2 {
+		Known(one)
+	}
+	if cost := g.Wrong(two, true, now); cost.Rest != 0 || cost.Wait == 0 || cost.Mute {
+		t.Errorf("beside somebody known: %+v", cost)
+	}
+	g.Waited(two)
+	Known(two)
+	_, _ = first.Close(), first.Close()
+	three, _ := admit(251)
+	if cost := g.Wrong(three, true, now); cost.Rest != 0 {
+		t.Errorf("beside somebody known: %+v", cost)
+	}
+	g.Waited(three)
+	_ = second.Close()
+	Known(one)
+	if cost := g.Wrong(three, true, now); cost.Rest == 0 {
+		t.Errorf("after they left: %+v", cost)
 	}
 }

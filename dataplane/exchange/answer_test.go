@@ -17,7 +17,7 @@ func TestTheEndOfALargeAnswerWaitsForTheHandler(t *testing.T) {
 		srv := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 			x := &exchange{node: &Node{Config: Config{WriteStall: time.Minute}}, rw: rw, r: r}
 			rw.Header().Set("Content-Length", strconv.Itoa(size))
-			put <- x.put(make([]byte, size))
+			put <- x.whole(make([]byte, size))
 			<-release
 		}))
 		arrived := make(chan int, 1)

@@ -63,11 +63,6 @@ func (x *exchange) reconsider() *dialect.Error {
 	return x.identify()
 }
 
-var errGeo = &dialect.Error{
-	Code: dialect.InvalidRequest, Param: "inference_geo",
-	Message: "`inference_geo` may let the provider compute outside of the jurisdiction that this request is pinned to: leave it out.",
-}
-
 // prepare scans the body and plans the way.
 func (x *exchange) prepare() *dialect.Error {
 	query, bad := request.Scan(x.endpoint, x.contentType(), x.body.Bytes())
@@ -111,6 +106,7 @@ func (x *exchange) account() {
 	status, end := dialect.UpstreamError.Status(), meter.EndError
 	if x.written {
 		status, end = http.StatusOK, meter.EndTruncated
+		x.proof.cut = true
 	}
 	rec := x.record(end)
 	rec.Status, rec.Code, rec.Source = status, string(dialect.UpstreamError), meter.SourceNone

@@ -77,7 +77,7 @@ func NewMetrics() *Metrics {
 		return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: seconds}, []string{"endpoint"})
 	}
 	m := &Metrics{
-		requests:   counter("ringmain_requests_total", "Answered requests; code is empty for good answers, status 499 means the client left first.", "endpoint", "code", "status"),
+		requests:   counter("ringmain_requests_total", "Answered requests; code is empty for good answers, status 499 means that the client was gone before it had the whole answer.", "endpoint", "code", "status"),
 		duration:   histogram("ringmain_request_duration_seconds", "From a request's head to its answer's end."),
 		firstToken: histogram("ringmain_time_to_first_token_seconds", "From a request's head to the first event, or the whole plain answer."),
 		tokens:     counter("ringmain_tokens_total", "Tokens metered, in prompts and in answers.", "direction"),

@@ -12,6 +12,8 @@ import (
 // may use under its policies, and where and how each is served.
 func (x *exchange) models(id string) {
 	defer x.departs()
+	// What a key may use is its own; caches know that of `authorization`, not of `x-api-key`.
+	x.rw.Header()["Cache-Control"] = []string{"private, no-store"}
 	if e := x.arrive(); e != nil {
 		x.fail(e, 0)
 		return

@@ -39,14 +39,12 @@ type Config struct {
 	// The record may be changed once it returned.
 	Emit func(record []byte) error
 	// Room reports whether what happens to one more request can be recorded.
-	Room     func() bool
-	Confined func() link.Confinement // what holds for this process, as last measured
-	Revoked  func() bool             // whether this node is
-	Attempts int                     // at upstreams for one request, over all regions
-	// WriteStall is how long a client may take nothing; of a stream, the route's
-	// idle time longer.
-	WriteStall time.Duration
-	Bodies     int64 // bytes of large request bodies held at once
+	Room       func() bool
+	Confined   func() link.Confinement // what holds for this process, as last measured
+	Revoked    func() bool             // whether this node is
+	Attempts   int                     // at upstreams for one request, over all regions
+	WriteStall time.Duration           // how long a client may take nothing
+	Bodies     int64                   // bytes of large request bodies held at once
 }
 
 // Node is what all requests of this node share.

@@ -15,7 +15,7 @@ func TestPulse(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		rec := httptest.NewRecorder()
 		x := &exchange{rw: rec}
-		quiet := x.pulse(http.NewResponseController(rec), pulseEvery)
+		quiet := x.pulse(http.NewResponseController(rec), pulseEvery, time.Minute)
 		time.Sleep(2*pulseEvery + time.Second)
 		quiet()
 		time.Sleep(3 * pulseEvery)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/receipt"
@@ -36,8 +37,11 @@ type proof struct {
 	made    *statement // nil until something is hashed
 	inline  bool       // the client wants it signed at once
 	summed  bool       // the answer's hash is final
+	wrote   int64      // bytes of the answer's body
+	cut     bool       // they are not all of it
 	refused bool
 	ended   meter.End
+	status  int // as it is recorded
 }
 
 // hashBody starts to hash the request's body as it arrives.
@@ -107,30 +111,77 @@ func (x *exchange) prove(h http.Header, status int, b []byte) {
 	h[hReceipt] = x.value(jws)
 }
 
+// restate takes back that the answer b was stated as a whole: of a receipt that
+// was signed at once, the batch tells what became of it.
+func (x *exchange) restate(b []byte) {
+	p := &x.proof
+	if !p.summed {
+		return
+	}
+	p.summed = false
+	p.made.Begin(x.algorithm(len(b)))
+	_, _ = p.made.Write(b[:p.wrote]) // never fails
+}
+
+// hand gives a part of the answer to the server.
+func (x *exchange) hand(b []byte) error {
+	_, err := x.rw.Write(b) //nolint:gosec // G705: declared as what it is, and not to be sniffed
+	return err              //nolint:wrapcheck // only whether it failed matters
+}
+
 // send writes a part of the answer to the client.
-func (x *exchange) send(b []byte) (int, error) {
+func (x *exchange) send(b []byte) error {
+	err := x.hand(b)
+	if err == nil {
+		x.hash(b)
+	}
+	return err
+}
+
+// flush writes a part of the answer and sends it off.
+func (x *exchange) flush(b []byte, control *http.ResponseController) error {
+	err := x.hand(b)
+	if err == nil {
+		err = control.Flush()
+	}
+	if err == nil {
+		x.hash(b)
+	}
+	return err
+}
+
+// end writes the end of a plain answer. Whether the client has it nobody knows:
+// it is stated as it is handed over.
+func (x *exchange) end(b []byte) error {
 	x.hash(b)
-	return x.rw.Write(b) //nolint:gosec,wrapcheck // G705: declared as what it is, and not to be sniffed; only whether it failed matters
+	return x.hand(b)
 }
 
 func (x *exchange) hash(b []byte) {
+	x.proof.wrote += int64(len(b))
 	if x.proof.made != nil && !x.proof.summed {
 		_, _ = x.proof.made.Write(b) // never fails
 	}
 }
 
-// finish writes the last part of a streamed answer. Whoever has it finds the
-// receipt.
-func (x *exchange) finish(b []byte) error {
-	x.hash(b)
+// finish writes the end of a streamed answer. Whoever has it finds the receipt.
+func (x *exchange) finish(events, last []byte, control *http.ResponseController) error {
+	x.hash(events)
+	x.hash(last)
 	x.commit(http.StatusOK)
-	_, err := x.send(b)
+	err := x.hand(events)
+	if err == nil {
+		err = x.hand(last)
+	}
+	if err == nil {
+		err = control.Flush()
+	}
 	return err
 }
 
 // concluded notes how the answer ends, for the receipt.
 func (x *exchange) concluded(rec *meter.Record) {
-	x.proof.ended, x.proof.refused = rec.Ended, rec.Refused
+	x.proof.ended, x.proof.refused, x.proof.status = rec.Ended, rec.Refused, rec.Status
 }
 
 // state completes the facts, once.
@@ -141,7 +192,12 @@ func (x *exchange) state(status int) {
 	}
 	p.summed = true
 	f := &p.made.facts
-	f.StateResponse(p.made.Sum())
+	if x.written {
+		f.StateResponse(p.made.Sum())
+	}
+	if p.cut {
+		f.Written = p.wrote
+	}
 	f.RequestID, f.At, f.Endpoint = x.id, x.arrived.UnixMilli(), x.path
 	f.Key, f.Org, f.Project = x.caller.Key.ID, x.caller.Org.Meta.ID, x.caller.Project.Meta.ID
 	f.Model, f.Served = x.model, x.walk.By.Served
@@ -154,24 +210,30 @@ func (x *exchange) state(status int) {
 		f.Project, f.Residency = x.decision.Billed.Meta.ID, x.decision.Residency()
 		f.Pool, f.Retention = x.decision.Pool, x.decision.Retention()
 	}
-	f.Attempts = x.walk.Tried
+	if f.Attempts = x.walk.Tried; p.refused { // a stream tells only as it goes on
+		if last := len(f.Attempts) - 1; last >= 0 && f.Attempts[last].Outcome == breaker.OK.String() {
+			f.Attempts[last].Outcome = breaker.Refused.String()
+		}
+	}
 	f.Status, f.Streamed, f.Refused, f.Ended = status, x.query.Stream, p.refused, string(p.ended)
 	f.Confinement = receipt.Confinement(x.node.Confined())
 }
 
 // commit puts the receipt of an answer that ended with status into the next
-// batch. Where no answer began there is nothing to state.
+// batch. Where none began it says how far the request came: a provider may have
+// seen it.
 func (x *exchange) commit(status int) {
 	p := &x.proof
-	if p.made == nil {
-		return
-	}
-	if p.leaf != "" && x.written {
+	if p.leaf != "" {
 		if status == statusGone {
-			status = http.StatusOK // it began well, and the client left
+			status = p.status
 		}
+		x.hasher()
 		x.state(status)
 		x.node.Receipts.Commit(p.leaf, &p.made.facts)
+	}
+	if p.made == nil {
+		return
 	}
 	p.made.facts = receipt.Facts{}
 	statements.Put(p.made)

@@ -74,9 +74,6 @@ func (x *exchange) replan(before *policy.Decision) walk.Failure {
 
 // suits checks what the request's class forbids it to contain.
 func (x *exchange) suits() *dialect.Error {
-	if x.query.Geo && x.decision.Pin != "" {
-		return errGeo
-	}
 	if x.decision.ZeroRetention {
 		if e := request.StorageRefusal(x.endpoint, &x.query, x.r.Header); e != nil {
 			return e
@@ -87,6 +84,9 @@ func (x *exchange) suits() *dialect.Error {
 		if e := request.SharedRefusal(&x.query); e != nil {
 			return e
 		}
+	}
+	if x.decision.Pin != "" {
+		return request.AwayRefusal(&x.query)
 	}
 	return nil
 }

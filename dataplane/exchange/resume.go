@@ -11,6 +11,7 @@ import (
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/stream"
+	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
 	"ringmain/dataplane/splice"
 )
@@ -54,7 +55,7 @@ var (
 func (f *flow) resume(b *relay.Batch) bool {
 	x, o := f.x, b.Broken.Outcome
 	if f.have.Off() || f.refused || f.res.Stream.State.Refused || x.walk.Spent() || errors.Is(b.Broken.Cause, errDiverged) ||
-		o != breaker.Transport && o != breaker.Timeout && o != breaker.ServerError {
+		breaker.Classify(o) != breaker.Failure {
 		return false
 	}
 	f.give(b.Forward)
@@ -62,22 +63,22 @@ func (f *flow) resume(b *relay.Batch) bool {
 	f.blame(o)
 	x.node.Log.Info("a stream broke and is asked for elsewhere", "request", x.id, "outcome", o.String(), "error", b.Broken.Cause)
 
-	idle := relay.TimeoutsOf(x.walk.Plan.Route.Timeouts).Idle
+	idle := relay.TimeoutsOf(x.walk.Plan.Route.Timeouts, true).Idle
 	ctx, cancel := context.WithCancel(x.r.Context())
 	late := time.AfterFunc(idle, cancel)
-	_ = f.control.SetWriteDeadline(time.Now().Add(f.stall + idle))
-	quiet := x.pulse(f.control, pulseEvery)
+	_ = f.control.SetWriteDeadline(time.Now().Add(f.stall + pulseEvery))
+	quiet := x.pulse(f.control, pulseEvery, f.stall)
 	defer quiet() // also when a replay panics: nobody else may write then
 	before := x.walk.By
 	next, result := f.replayed(ctx, time.Now().Add(idle-leastReplay))
 	quiet()
 	if !late.Stop() && next != nil {
-		next, result = next.drop(), "late"
+		next, result = x.drop(next), "late"
 	}
 	x.node.Metrics.splices.WithLabelValues(result).Inc()
 	if next == nil || x.r.Context().Err() != nil {
 		cancel()
-		next.drop()
+		x.drop(next)
 		x.walk.By = before
 		if x.r.Context().Err() != nil {
 			f.gone()
@@ -123,6 +124,7 @@ func (f *flow) replayed(ctx context.Context, by time.Time) (next *spliced, resul
 			f.refused = true
 			return nil, "refused"
 		case errors.Is(broken.Cause, errDiverged):
+			x.unused()
 			return nil, "diverged"
 		case ctx.Err() != nil || time.Now().After(by):
 			return nil, "late"
@@ -203,11 +205,21 @@ func (s *spliced) next() relay.Batch {
 	return relay.Batch{Forward: out}
 }
 
-func (s *spliced) drop() *spliced {
+// drop gives up a replay that is level, and gives nil.
+func (x *exchange) drop(s *spliced) *spliced {
 	if s != nil {
+		x.spent(s.res.Stream)
+		x.unused()
 		s.res.Release()
 	}
 	return nil
+}
+
+// unused notes that the client was given nothing of what was answered last.
+func (x *exchange) unused() {
+	if n := len(x.walk.Tried); n > 0 {
+		x.walk.Tried[n-1].Outcome = receipt.Unused
+	}
 }
 
 // release ends the present stream.
@@ -224,8 +236,8 @@ const pulseEvery = 5 * time.Second
 
 // pulse sends comments, which no client shows, until the function that it gives
 // is called, which may be called again. Nothing else may write to the client until
-// that returns.
-func (x *exchange) pulse(control *http.ResponseController, every time.Duration) (quiet func()) {
+// that returns. stall is how long the client has for each.
+func (x *exchange) pulse(control *http.ResponseController, every, stall time.Duration) (quiet func()) {
 	stop, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
@@ -237,7 +249,8 @@ func (x *exchange) pulse(control *http.ResponseController, every time.Duration) 
 				return
 			case <-tick.C:
 			}
-			if _, err := x.send([]byte(": keep\n\n")); err != nil || control.Flush() != nil {
+			_ = control.SetWriteDeadline(time.Now().Add(stall + every))
+			if x.flush([]byte(": keep\n\n"), control) != nil {
 				<-stop // the next write finds out, too
 				return
 			}

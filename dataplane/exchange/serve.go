@@ -88,7 +88,11 @@ func (x *exchange) allow(methods ...string) bool {
 		return true
 	}
 	x.rw.Header()["Allow"] = []string{strings.Join(methods, ", ")}
-	x.fail(dialect.Fail(dialect.MethodNotAllowed, "This endpoint takes "+strings.Join(methods, " or ")+"."), 0)
+	message := "This endpoint takes " + strings.Join(methods, " or ") + "."
+	if x.r.Method == http.MethodOptions && len(x.r.Header["Origin"]) > 0 {
+		message = "This API does not answer pages in a browser (CORS): a key in a page is given away to whoever opens it. Call it from your server."
+	}
+	x.fail(dialect.Fail(dialect.MethodNotAllowed, message), 0)
 	return false
 }
 
@@ -116,7 +120,7 @@ func (x *exchange) write(status int, contentType []string, b []byte) {
 	x.begun(len(b))
 	x.prove(h, status, b)
 	x.rw.WriteHeader(status)
-	_ = x.put(b) // a client that left is noticed elsewhere
+	_ = x.whole(b) // a client that left is noticed elsewhere
 }
 
 // counted notes the answer, which is over, in the metrics, and states it in its receipt. A forwarded request counts as such
@@ -227,14 +231,18 @@ func (x *exchange) check() (caller.Caller, *caller.Refusal) {
 // moved meanwhile the key is judged again: it may be one that was new.
 func (x *exchange) atone(refused *caller.Refusal) (caller.Caller, *caller.Refusal) {
 	ctx := x.r.Context()
-	wait, ok := x.node.Guard.Wrong(ctx, time.Now())
-	if !ok {
+	connection, rests := x.rw.(interface{ Rest(d time.Duration) }) // HTTP/2's, see h2.Strangers
+	cost := x.node.Guard.Wrong(ctx, rests, time.Now())
+	switch {
+	case cost.Mute:
 		panic(http.ErrAbortHandler)
+	case cost.Rest > 0:
+		connection.Rest(cost.Rest)
 	}
-	if wait <= 0 {
+	if cost.Wait <= 0 {
 		return caller.Caller{}, refused
 	}
-	pause := time.NewTimer(wait)
+	pause := time.NewTimer(cost.Wait)
 	select {
 	case <-pause.C:
 	case <-ctx.Done():

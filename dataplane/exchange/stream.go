@@ -1,6 +1,7 @@
 package exchange
 
 import (
+	"errors"
 	"net/http"
 	"time"
 
@@ -25,7 +26,7 @@ type flow struct {
 	from    source
 	control *http.ResponseController
 	moved   time.Time          // when the write deadline last was
-	stall   time.Duration      // how long the client has for a write, and the upstream for the next event
+	stall   time.Duration      // from one move of the write deadline, how long the client has to take what is written
 	have    *stream.Transcript // what the client was given; nil = the answer may not be continued elsewhere
 	cancel  func()             // of a replay
 	blamed  bool               // the break was told to the circuits
@@ -36,8 +37,10 @@ type flow struct {
 // it is continued elsewhere, or ends with an error.
 func (x *exchange) stream(res *relay.Result) {
 	f := &flow{x: x, res: res, from: res.Stream, control: http.NewResponseController(x.rw)}
-	// HTTP/2 counts the wait for the next event against the write deadline, too.
-	f.stall = x.node.WriteStall + relay.TimeoutsOf(x.walk.Plan.Route.Timeouts).Idle + relay.PeerGrace
+	f.stall = x.node.WriteStall
+	if x.r.ProtoMajor == 2 && (!x.front || x.node.Setup.StandardHTTP2) { // net/http's counts the wait for the next event, too
+		f.stall += relay.TimeoutsOf(x.walk.Plan.Route.Timeouts, true).Idle + relay.PeerGrace
+	}
 	f.keep()
 	defer f.release()
 	for {
@@ -56,14 +59,20 @@ func (x *exchange) stream(res *relay.Result) {
 
 // give passes events on. It does not return if the client is gone.
 func (f *flow) give(events []byte) {
-	if now := time.Now(); now.Sub(f.moved) > f.x.node.WriteStall/4 {
-		_ = f.control.SetWriteDeadline(now.Add(f.stall))
-		f.moved = now
-	}
+	f.hurry()
 	f.final()
 	if err := f.x.pass(events, f.control); err != nil {
 		f.res.Taint()
 		f.gone()
+	}
+}
+
+// hurry moves the write deadline before a write. What is left of the present one
+// may do: over net/http's HTTP/2 each change wakes the connection's own goroutine.
+func (f *flow) hurry() {
+	if now := time.Now(); now.Sub(f.moved) > f.x.node.WriteStall/4 {
+		_ = f.control.SetWriteDeadline(now.Add(f.stall))
+		f.moved = now
 	}
 }
 
@@ -76,8 +85,8 @@ func (f *flow) final() {
 
 // gone ends the answer of a client that left. It does not return.
 func (f *flow) gone() {
-	s := f.res.Stream
-	f.x.gone(s.State.Usage, s.State.Text)
+	s := &f.res.Stream.State
+	f.x.gone(dialect.Answer{Usage: s.Usage, Refused: s.Refused || f.refused}, s.Text)
 }
 
 // head sends the head of a streamed answer, once.
@@ -99,16 +108,27 @@ func (x *exchange) pass(events []byte, control *http.ResponseController) error {
 	if len(events) == 0 {
 		return nil
 	}
-	if _, err := x.send(events); err != nil {
-		return err
-	}
-	return control.Flush() //nolint:wrapcheck // only whether it failed matters
+	return x.flush(events, control)
 }
 
-// last completes a stream: the record is kept before the closing event goes out.
+// last completes a stream: the record is kept before the closing event goes out,
+// and after all that the client might not take.
 func (f *flow) last(b relay.Batch) {
 	x, s := f.x, f.res.Stream
 	f.repaired()
+	switch {
+	case x.r.Context().Err() != nil:
+		f.gone()
+	case len(b.Forward)+len(b.Last) > quickWrite:
+		if !x.written && !x.node.Room() { // the last moment to say so
+			x.unmetered(walk.ErrMetering)
+			return
+		}
+		f.give(b.Forward)
+		b.Forward, b.Last = parted(b.Last)
+		f.give(b.Forward)
+		b.Forward = nil
+	}
 	rec := x.record(meter.EndComplete)
 	rec.Refused = s.State.Refused
 	x.settle(rec, s.State.Usage, s.State.Text)
@@ -118,24 +138,14 @@ func (f *flow) last(b relay.Batch) {
 			return
 		}
 		x.node.Log.Error("a stream could not be recorded and is not completed", "request", x.id, "error", err)
+		x.proof.ended = meter.EndTruncated
 		_ = x.pass(b.Forward, f.control)
 		x.abort(f.control, f.failure(walk.ErrMetering), walk.ErrMetering.Code)
 	}
 	f.final()
 	x.head()
-	// Over HTTP/2 each change of a deadline wakes the connection's own goroutine,
-	// and what is left of the present one is enough for a write.
-	if x.r.ProtoMajor == 1 || f.moved.IsZero() {
-		_ = f.control.SetWriteDeadline(time.Now().Add(x.node.WriteStall))
-	}
-	_, err := x.send(b.Forward)
-	if err == nil {
-		err = x.finish(b.Last)
-	}
-	if err == nil {
-		err = f.control.Flush()
-	}
-	if err != nil {
+	f.hurry()
+	if x.finish(b.Forward, b.Last, f.control) != nil {
 		f.res.Taint()
 	}
 	x.unbound(f.control)
@@ -163,16 +173,16 @@ func (f *flow) broken(b relay.Batch) {
 	f.repaired()
 	f.blame(b.Broken.Outcome)
 	e := walk.ErrorOf(b.Broken.Outcome)
+	if errors.Is(b.Broken.Cause, relay.ErrNoRoom) {
+		e = walk.ErrEvents
+	}
 	x.node.Log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
+	f.give(b.Forward)
 	rec := x.record(meter.EndTruncated)
 	rec.Code, rec.Refused = string(e.Code), s.State.Refused || f.refused
 	x.settle(rec, s.State.Usage, s.State.Text)
 	if err := x.emit(rec); err != nil {
 		x.node.Log.Error("a broken stream could not be recorded", "request", x.id, "error", err)
-	}
-	f.final()
-	if x.pass(b.Forward, f.control) != nil {
-		f.res.Taint()
 	}
 	event := b.Broken.Event // the upstream's own words, if it had any
 	if event == nil {
@@ -202,9 +212,7 @@ func (f *flow) blame(o breaker.Outcome) {
 // does not return.
 func (x *exchange) abort(control *http.ResponseController, event []byte, code dialect.Code) {
 	_ = control.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	if x.finish(event) == nil {
-		_ = control.Flush()
-	}
+	_ = x.finish(nil, event, control) // the connection breaks in any case
 	x.counted(string(code), http.StatusOK)
 	panic(http.ErrAbortHandler)
 }

@@ -295,7 +295,13 @@ func (c *conn) send(b []byte, by time.Time) error {
 	c.mu.Lock()
 	c.writeBy = by
 	c.mu.Unlock()
-	if _, err := c.nc.Write(b); err != nil {
+	_, err := c.nc.Write(b)
+	if !by.IsZero() { // it bounds nothing that TLS says before the next write
+		c.mu.Lock()
+		c.writeBy = time.Time{}
+		c.mu.Unlock()
+	}
+	if err != nil {
 		c.failed = err
 		c.cancel()
 	}

@@ -284,7 +284,7 @@ func (c *conn) handshake(ctx context.Context) bool {
 	state := tc.ConnectionState()
 	c.nc, c.tls = tc, &state
 	switch state.NegotiatedProtocol {
-	case "", "http/1.1":
+	case "", "http/1.1", "http/1.0":
 		o.c = c
 		return true
 	}

@@ -384,22 +384,27 @@ func TestDeaf(t *testing.T) {
 
 // rekeyed is a client's side that asks for new keys with a K of its own. As with
 // crypto/tls, the answer is written amid a read, and if that fails, nothing is
-// written any more.
+// written any more. One writes at a time.
 type rekeyed struct {
 	net.Conn
+	mu     sync.Mutex
 	failed error
 }
 
 func (r *rekeyed) Read(p []byte) (int, error) {
 	n, err := r.Conn.Read(p)
 	if n > 0 && p[0] == 'K' {
+		r.mu.Lock()
 		_, r.failed = io.WriteString(r.Conn, "k")
+		r.mu.Unlock()
 		return r.Read(p)
 	}
 	return n, err
 }
 
 func (r *rekeyed) Write(p []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.failed != nil {
 		return 0, r.failed
 	}
@@ -456,6 +461,40 @@ func TestNewKeysAfterADeadline(t *testing.T) {
 				t.Errorf("new keys: %q, %v", b, err)
 			}
 		}
+		k.over()
+	})
+}
+
+// Nor does it bound what TLS says between two writes of one answer.
+func TestNewKeysAmidAStream(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
+			func(w http.ResponseWriter, _ *http.Request) {
+				control := http.NewResponseController(w)
+				for _, part := range []string{"a", "b"} {
+					if err := control.SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
+						t.Error(err)
+					}
+					_, _ = io.WriteString(w, part)
+					_ = control.Flush()
+					time.Sleep(10 * time.Second)
+				}
+			})
+		k.say(t, get("/"))
+		read := func(end string) {
+			for got := ""; !strings.HasSuffix(got, end); {
+				b, err := k.in.ReadByte()
+				if err != nil {
+					t.Fatalf("%q, then %v", got, err)
+				}
+				got += string(b)
+			}
+		}
+		read("a\r\n")
+		time.Sleep(5 * time.Second)
+		k.say(t, "K")
+		read("k")
+		read("b\r\n")
 		k.over()
 	})
 }

@@ -38,6 +38,7 @@ type conn struct {
 	tls     *tls.ConnectionState
 	remote  string
 	framer  *http2.Framer     // the reader's
+	from    *portion          // that it reads
 	names   map[string]string // likewise
 	tasks   sync.WaitGroup    // handlers, and writes that nobody waits for
 
@@ -54,6 +55,8 @@ type conn struct {
 	trusted    atomic.Bool // changes with mu held; see Strangers
 	unanswered int         // requests
 	fewer      sync.Cond   // of them, where somebody waits for that
+	rested     time.Time   // nothing is read until then; zero = it never rested
+	waker      *time.Timer // ends that
 
 	out     out
 	window  int64     // bytes of bodies that the client takes
@@ -110,6 +113,9 @@ func (c *conn) serve() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.watcher.Stop()
+	if c.waker != nil {
+		c.waker.Stop()
+	}
 	c.fail(err)
 }
 
@@ -129,7 +135,8 @@ func (c *conn) begin() error {
 	if string(preface[:]) != http2.ClientPreface {
 		return errors.New("what came is no preface")
 	}
-	c.framer = http2.NewFramer(nil, c.nc)
+	c.from = &portion{from: c.nc}
+	c.framer = http2.NewFramer(nil, c.from)
 	c.framer.SetReuseFrames()
 	c.framer.SetMaxReadFrameSize(maxFrame)
 	c.framer.ReadMetaHeaders = hpack.NewDecoder(tableSize, nil)
@@ -170,6 +177,7 @@ func (c *conn) read() error {
 // readFrame reads a frame. A head whose block was not decoded is an error of the
 // connection (RFC 9113, 4.3 and 6.2): the tables of both sides are no longer alike.
 func (c *conn) readFrame() (http2.Frame, error) {
+	c.from.left = 2*int(c.limits.headers) + 2*maxFrame // as much of a block as the framer takes, and then some
 	h, err := c.framer.ReadFrameHeader()
 	if err != nil {
 		return nil, err //nolint:wrapcheck // it may have a code
@@ -179,6 +187,22 @@ func (c *conn) readFrame() (http2.Frame, error) {
 		return nil, errProtocol
 	}
 	return f, err //nolint:wrapcheck // likewise
+}
+
+// portion gives so many bytes for a frame, the rest of a head's block included:
+// of that the framer bounds what it says, but not how many frames say nothing.
+type portion struct {
+	from io.Reader
+	left int
+}
+
+func (p *portion) Read(b []byte) (int, error) {
+	if p.left <= 0 {
+		return 0, http2.ConnectionError(http2.ErrCodeEnhanceYourCalm)
+	}
+	n, err := p.from.Read(b[:min(len(b), p.left)])
+	p.left -= n
+	return n, err //nolint:wrapcheck // it may have a code
 }
 
 func asStreamError(err error) (se http2.StreamError, ok bool) {
@@ -246,6 +270,7 @@ func (c *conn) goAway(code http2.ErrCode, why string) {
 	}
 	if !c.leaving {
 		c.leaving, c.named = true, c.last
+		c.fewer.Signal()
 	}
 	c.fatal = code != http2.ErrCodeNo
 	c.out.goAway(c.named, code, why)

@@ -269,6 +269,23 @@ var behaviours = []behaviour{
 		p.data(1, true, "x")
 		p.data(1, true, "y")
 	}, want: `1: [403 content-length=0 date] "" end reset NO_ERRORreset STREAM_CLOSED; open`, why: late9113},
+	{name: "a short body of a stream that was answered before it", script: func(p *player) {
+		p.ask(1, false, "/early", "content-length", "2")
+		for p.conn == "" && (p.seen[1] == nil || p.seen[1].end == "") {
+			p.next()
+		}
+		p.data(1, false, "x")
+		p.data(1, true, "y")
+		p.ask(3, true, "/hello")
+	}, want: `1: [403 content-length=0 date] "" end ; 3: [200 content-length=5 content-type=text/plain; charset=utf-8 date] "hello" end ; open`,
+		why: "curl takes the reset for a failure, and shows no answer"},
+	{name: "a long body of a stream that was answered before it", pending: []uint32{1}, script: func(p *player) {
+		p.ask(1, false, "/early", "content-length", "8388608")
+		for p.conn == "" && (p.seen[1] == nil || p.seen[1].end != "end reset NO_ERROR") {
+			p.next()
+		}
+		p.ask(3, true, "/hello")
+	}},
 	{name: "a stream again that was answered before its end", pending: []uint32{1}, script: func(p *player) {
 		p.earlyAnswer(1)
 		p.head(1, true, "x", "y")

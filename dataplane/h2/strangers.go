@@ -1,7 +1,9 @@
 package h2
 
 import (
+	"context"
 	"net/http"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -32,6 +34,36 @@ func (s *stream) Trust() {
 		c.server.unanswered.Add(-int64(c.unanswered))
 		c.fewer.Signal()
 	}
+}
+
+// Rest has nothing more read from the connection for so long, and from then on
+// one request at a time, unless a handler trusts who asks on it, before or after.
+// The handlers' http.ResponseWriter has it; without Strangers it does nothing.
+func (s *stream) Rest(d time.Duration) {
+	c := s.c
+	if c.server.strangers.Each == 0 || c.trusted.Load() {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	until := time.Now().Add(d)
+	if c.err != nil || until.Before(c.rested) {
+		return
+	}
+	c.rested = until
+	if c.waker == nil {
+		c.waker = time.AfterFunc(d, c.wake)
+		context.AfterFunc(c.ctx, c.wake) // it ends with the connection
+	} else {
+		c.waker.Reset(d)
+	}
+}
+
+// wake has the reader look again whether it may go on.
+func (c *conn) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.fewer.Signal()
 }
 
 // asked counts a request that has no answer yet. The caller holds mu.
@@ -68,7 +100,14 @@ func (c *conn) crowded() bool {
 	case few.Each == 0 || c.trusted.Load():
 		return false
 	}
-	return c.unanswered >= few.Each || c.unanswered > 0 && c.server.unanswered.Load() >= int64(few.All)
+	each := few.Each
+	if !c.rested.IsZero() {
+		if !c.leaving && c.ctx.Err() == nil && time.Now().Before(c.rested) {
+			return true
+		}
+		each = 1
+	}
+	return c.unanswered >= each || c.unanswered > 0 && c.server.unanswered.Load() >= int64(few.All)
 }
 
 // full refuses a stream of a stranger who has too many. The caller holds mu.

@@ -1,7 +1,9 @@
 package h2
 
 import (
+	"context"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"sync"
@@ -121,5 +123,81 @@ func TestTrustInTheMiddle(t *testing.T) {
 		if got := p.verdict(); strings.Contains(got, "REFUSED") {
 			t.Error(got)
 		}
+	}
+}
+
+// TestRestEnds: a connection that rests ends when its server does.
+func TestRestEnds(t *testing.T) {
+	for _, how := range []string{"shut down", "context"} {
+		ctx, cancel := context.WithCancel(t.Context())
+		asked := make(chan struct{}, 1)
+		ts, _ := start(t, false, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			w.(interface{ Rest(d time.Duration) }).Rest(time.Hour)
+			asked <- struct{}{}
+		}), func(s *http.Server) {
+			s.BaseContext = func(net.Listener) context.Context { return ctx }
+			ConfigureWary(s, Strangers{Each: 4, All: 1 << 20, Open: 1000})
+		})
+		p := dial(t, ts)
+		p.hello()
+		p.ask(1, true, "/bad")
+		<-asked
+		began := time.Now()
+		if how == "context" {
+			cancel()
+			_ = ts.Config.Close()
+		} else if err := ts.Config.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+		p.verdict()
+		if took := time.Since(began); p.conn != "closed" || took > 5*time.Second {
+			t.Errorf("%s: the connection is %s after %v", how, p.conn, took)
+		}
+		cancel()
+	}
+}
+
+// TestStrangersRest: after an answer with which a handler has its connection
+// rest, nothing more is read from it for so long, and then a request at a time;
+// a connection that is trusted, or that begins, is read at once.
+func TestStrangersRest(t *testing.T) {
+	const rest = 300 * time.Millisecond
+	var asked atomic.Int64
+	ts, _ := start(t, false, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked.Add(1)
+		if strings.HasPrefix(r.URL.Path, "/good") {
+			w.(interface{ Trust() }).Trust()
+		}
+		w.(interface{ Rest(d time.Duration) }).Rest(rest)
+		_, _ = io.WriteString(w, "ok")
+	}), func(s *http.Server) { ConfigureWary(s, Strangers{Each: 4, All: 1 << 20, Open: 1000}) })
+	p := dial(t, ts)
+	p.hello()
+	began := time.Now()
+	for i := range uint32(8) {
+		p.ask(2*i+1, true, "/bad")
+	}
+	for p.seen[1] == nil || p.seen[1].end == "" {
+		p.next()
+	}
+	if took := time.Since(began); took > rest {
+		t.Errorf("the first answer took %v", took)
+	}
+	if n := asked.Load(); n > 4 {
+		t.Errorf("%d were read before the rest", n)
+	}
+	q := dial(t, ts)
+	q.hello()
+	began = time.Now()
+	for i := range uint32(20) {
+		q.ask(2*i+1, true, "/good")
+	}
+	q.verdict()
+	if took := time.Since(began); took > rest {
+		t.Errorf("somebody known waited %v", took)
+	}
+	p.verdict()
+	if took := time.Since(began); took < 3*rest {
+		t.Errorf("eight were read within %v", took)
 	}
 }

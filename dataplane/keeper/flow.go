@@ -12,6 +12,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/keeper/lkg"
+	"ringmain/dataplane/keeper/lkg/safety"
 	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 )
@@ -342,7 +343,7 @@ func (k *Keeper) revocations() int {
 
 // sendSafety gives the worker every revocation and pin.
 func (k *Keeper) sendSafety(ctx context.Context, w *worker) error {
-	return k.disk.Safety(func(e lkg.SafetyEntry) error {
+	return k.disk.Safety(func(e safety.Entry) error {
 		if e.Pin != nil {
 			return w.conn.Send(ctx, &link.Message{Type: link.TypePin, Bytes: e.Pin})
 		}

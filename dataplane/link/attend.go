@@ -18,6 +18,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
+	"ringmain/controlplane/strict"
 	"ringmain/dataplane/link/ring"
 )
 
@@ -38,7 +39,7 @@ type AttendConfig struct {
 	Files       Files               // as Inherited returned them; handed to a keeper that adopts this worker
 	Build       string              // version of this binary
 	State       State               // receives state
-	Measure     func() Confinement  // called at once and then every 10 s
+	Measure     func() Confinement  // called at once and then every second
 	Gatherer    prometheus.Gatherer // metrics for the keeper to show; nil = none
 	Level       slog.Leveler        // of the log sent to the keeper; nil = info
 	HealthEvery time.Duration       // how often health is looked at; 0 = 250 ms
@@ -436,7 +437,7 @@ func (a *Attendant) report(ctx context.Context) {
 				continue
 			}
 			h.Confinement = a.Confinement()
-			b, err := encMode.Marshal(h)
+			b, err := strict.Marshal(h)
 			if err != nil || c == lastConn && bytes.Equal(b, last) && now.Sub(sent) < time.Second {
 				continue
 			}
@@ -447,8 +448,11 @@ func (a *Attendant) report(ctx context.Context) {
 	}
 }
 
+// measureEvery is how long a control may be lost before it is noticed.
+const measureEvery = time.Second
+
 func (a *Attendant) measure(ctx context.Context) {
-	tick := time.NewTicker(10 * time.Second)
+	tick := time.NewTicker(measureEvery)
 	defer tick.Stop()
 	for {
 		select {

@@ -7,7 +7,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/fxamacker/cbor/v2"
+	"ringmain/controlplane/strict"
 )
 
 // MaxMessage bounds an encoded message, in bytes: one feed frame of the
@@ -18,26 +18,9 @@ const MaxMessage = 5 << 20
 // connection. Keeper and worker of one node must be of compatible builds.
 var ErrMalformed = errors.New("malformed message on the worker socket: is the other process of another version?")
 
-var (
-	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
 // Encode returns m with its length in front: u32 big endian | CBOR.
 func Encode(m *Message) ([]byte, error) {
-	body, err := encMode.Marshal(m)
+	body, err := strict.Marshal(m)
 	if err != nil {
 		return nil, fmt.Errorf("encode message of type %d: %w", m.Type, err)
 	}
@@ -103,7 +86,7 @@ const maxPID = 1 << 22
 // decodeMessage reads one body. What it returns shares nothing with b.
 func decodeMessage(b []byte) (*Message, error) {
 	m := new(Message)
-	if err := decMode.Unmarshal(b, m); err != nil {
+	if err := strict.Unmarshal(b, m); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMalformed, err)
 	}
 	missing := m.Type == TypeHello && (m.Hello == nil || m.Hello.PID < 2 || m.Hello.PID > maxPID) || m.Type == TypeSetup && m.Setup == nil ||

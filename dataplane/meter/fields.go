@@ -41,7 +41,7 @@ var fields = []Field{
 	{"first_token_ms", "number", "Milliseconds from the request's arrival until the first token."},
 	{"attempts", "number", "How often a provider was asked."},
 	{"refused", "truth", "Whether the provider's model or filter refused to answer."},
-	{"ended", "text", "How the answer ended: complete, truncated, client_gone or error."},
+	{"ended", "text", "How the answer ended: complete; truncated, with an error after its beginning; client_gone, where the client left or took nothing for too long; or error, instead of an answer."},
 	{"pool", "text", "Pool of nodes and providers that served the request: standard, zero-retention, or dedicated to the organization."},
 	{"retention", "text", "zero: no provider may keep anything of the request. metadata: the provider's terms apply."},
 	{"plan", "text", "The organization's plan at the time."},

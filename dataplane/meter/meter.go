@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/fxamacker/cbor/v2"
+	"ringmain/controlplane/strict"
 )
 
 // Version is the first byte of every encoded Record. Fields that are left out
@@ -39,9 +39,9 @@ type End string
 
 // Ends.
 const (
-	EndComplete   End = "complete"    // the client was given all of it
-	EndTruncated  End = "truncated"   // it began, and ended with an in-band error
-	EndClientGone End = "client_gone" // the client went away first
+	EndComplete   End = "complete"    // all of it was written; whether the last of that arrived, nobody knows
+	EndTruncated  End = "truncated"   // it began, and ended with an in-band error, or the connection with it
+	EndClientGone End = "client_gone" // the client went away first, or took nothing for too long
 	EndError      End = "error"       // an error answer
 )
 
@@ -88,27 +88,13 @@ type Record struct {
 // ErrFormat says that bytes are no record of this version.
 var ErrFormat = errors.New("not a metadata record of this version: upgrade the reader")
 
-var decMode = must(cbor.DecOptions{
-	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	IndefLength:       cbor.IndefLengthForbidden,
-	TagsMd:            cbor.TagsForbidden,
-}.DecMode())
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
-
 // Decode reads what Append wrote; anything else is ErrFormat.
 func Decode(b []byte) (*Record, error) {
 	if len(b) == 0 || b[0] != Version {
 		return nil, fmt.Errorf("%w: version byte %.1x", ErrFormat, b)
 	}
 	r := new(Record)
-	if err := decMode.Unmarshal(b[1:], r); err != nil {
+	if err := strict.Unmarshal(b[1:], r); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrFormat, err)
 	}
 	return r, nil

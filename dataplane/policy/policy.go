@@ -36,8 +36,18 @@ type Asked struct {
 	NoRetention bool
 }
 
-// known reports whether name is a request header of ours. Any other idc-
-// header is refused: a misspelt one would fail open.
+// ours reports whether name is meant for us, also where it is written as
+// environments and proxies write headers: idc_no_retention, x-idc-no-retention,
+// x_idc_no_retention. name is canonical.
+func ours(name string) bool {
+	if len(name) > 2 && name[0] == 'X' && (name[1] == '-' || name[1] == '_') {
+		name = name[2:]
+	}
+	return len(name) > 3 && strings.EqualFold(name[:3], "idc") && (name[3] == '-' || name[3] == '_')
+}
+
+// known reports whether name is a request header of ours. Any other that is
+// meant for us is refused: a misspelt one would fail open.
 func known(name string) bool {
 	switch name {
 	case "Idc-Project-Id", "Idc-Region-Hint", "Idc-Residency", "Idc-No-Retention", "Idc-Receipt":
@@ -51,7 +61,7 @@ func known(name string) bool {
 func Parse(h http.Header) (Asked, *Refusal) {
 	var a Asked
 	for name, values := range h {
-		if !strings.HasPrefix(name, "Idc-") && name != "Openai-Project" {
+		if !ours(name) && name != "Openai-Project" {
 			continue
 		}
 		if name != "Openai-Project" && !known(name) {

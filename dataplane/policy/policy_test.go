@@ -33,6 +33,10 @@ func TestParse(t *testing.T) {
 		{http.Header{"Idc-No-Retention": {""}}, Asked{}, false},
 		{http.Header{"Idc-No-Retentions": {"true"}}, Asked{}, false},
 		{http.Header{"Idc-Region": {"eu-fra"}}, Asked{}, false},
+		{http.Header{"Idc_no_retention": {"true"}}, Asked{}, false}, // as environments and some proxies write it
+		{http.Header{"Idc_residency": {"eu"}}, Asked{}, false},
+		{http.Header{"X-Idc-No-Retention": {"true"}}, Asked{}, false},
+		{http.Header{"Idcode": {"7"}, "X-Idcode": {"7"}, "Idc": {"x"}}, Asked{}, true},
 	} {
 		got, refused := Parse(c.in)
 		if (refused == nil) != c.ok || got != c.want {

@@ -31,6 +31,9 @@ func AnsweredBy(requestID, region, node string) bool {
 // ValidID reports whether a request id has the form of ours.
 func ValidID(id string) bool { return proof.ValidID(id) }
 
+// ParseConfinement reads what a node said of its worker: Confinement.String.
+func ParseConfinement(s string) (c Confinement, ok bool) { return proof.ParseConfinement(s) }
+
 // find gives nil if this node has none, and an error if that is not known.
 func (l *Log) find(ctx context.Context, requestID string) (*proof.Entry, error) {
 	if id := l.signer.ID(); !AnsweredBy(requestID, id.Region, id.Node) {

@@ -21,12 +21,15 @@ import (
 	"ringmain/dataplane/receipt/proof"
 )
 
-// What a receipt says, and one try, and what the worker measured of itself.
+// What a receipt says, and one try, and what a worker measured of itself.
 type (
 	Facts       = proof.Facts
 	Attempt     = proof.Attempt
 	Confinement = proof.Confinement
 )
+
+// Unused is the outcome of an attempt of whose answer the client was given nothing.
+const Unused = proof.Unused
 
 // Config of a Log.
 type Config struct {

@@ -91,6 +91,7 @@ func (c *Client) newEndpoint(rec *registry.Record) (*endpoint, h1.Config, error)
 	if err != nil || base.Host == "" || base.RawQuery != "" || base.Scheme != "https" && base.Scheme != "http" {
 		return fail("base URL cannot be used")
 	}
+	root := strings.TrimSuffix(base.Path, "/v1") // clients are given URLs that end so, and records at times too
 	var fields []h1.Field
 	for name, values := range e.header {
 		fields = append(fields, h1.Field{Name: name, Value: values[0]})
@@ -101,7 +102,7 @@ func (c *Client) newEndpoint(rec *registry.Record) (*endpoint, h1.Config, error)
 			continue
 		}
 		u := *base
-		u.Path, u.RawPath, u.RawQuery = base.Path+ep.Path, "", up.Query
+		u.Path, u.RawPath, u.RawQuery = root+ep.Path, "", up.Query
 		start, err := h1.NewStart(http.MethodPost, u.RequestURI(), u.Host, fields...)
 		if err != nil {
 			return fail("its query, credential or headers hold bytes that cannot be sent")
@@ -168,9 +169,9 @@ func (a *Ask) contentType() string {
 
 func (a *Ask) accept() string {
 	switch {
-	case a.Streamed:
+	case a.Streamed && !a.Endpoint.Media:
 		return eventType[0]
-	case a.Endpoint.Binary:
+	case a.Streamed, a.Endpoint.Binary:
 		return "*/*"
 	}
 	return jsonType[0]

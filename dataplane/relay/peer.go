@@ -42,6 +42,7 @@ const (
 	HeaderCode      = "Ringmain-Code"           // answer: with OutcomeFailed, the code to fail with
 	HeaderTried     = "Ringmain-Tried"          // answer: upstream and outcome of each attempt, in turn
 	HeaderServed    = "Ringmain-Served-Model"   // answer: the model's name at the upstream
+	HeaderConfined  = "Ringmain-Confinement"    // answer: what the node's worker measured of itself last, as proof.Confinement.String
 
 	OutcomeAnswer = "answer" // pass it on
 	OutcomeFinal  = "final"  // an error that is the client's to see: pass it on, ask nobody else
@@ -149,7 +150,7 @@ func (c *Client) Peer(ctx context.Context, ask *AskPeer) *Result {
 	r.Peer.Attempts, _ = strconv.Atoi(resp.Header.Get(HeaderLeft))
 	switch r.Peer.Outcome {
 	case OutcomeAnswer:
-		if ask.Streamed {
+		if ask.Streamed && streams(ask.Endpoint, r.ContentType) {
 			return c.stream(r, resp.Body, stream.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}, t.Idle)
 		}
 		return c.plain(r, resp.Body, resp.ContentLength, ask.Endpoint, t.Idle)

@@ -8,6 +8,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -18,6 +19,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"ringmain/controlplane/identity"
@@ -41,17 +43,25 @@ type Timeouts struct {
 	Total     time.Duration // what is left of the request's own time
 }
 
-// TimeoutsOf takes the timeouts of a route, with the documented defaults.
-func TimeoutsOf(t registry.Timeouts) Timeouts {
-	ms := func(v, standard uint32) time.Duration {
+// TimeoutsOf takes the timeouts of a route for a stream or a plain answer, with
+// the documented defaults. A reasoning model that is asked by chat completions says
+// nothing for minutes, at first and in between, and a long answer takes most of an
+// hour; a host that is gone is told by the connection. A plain answer's head
+// comes when all of it is ready.
+func TimeoutsOf(t registry.Timeouts, stream bool) Timeouts {
+	ms := func(v uint32, standard time.Duration) time.Duration {
 		if v == 0 {
-			v = standard
+			return standard
 		}
 		return time.Duration(v) * time.Millisecond
 	}
+	const quiet = 5 * time.Minute
+	if !stream {
+		total := ms(t.TotalMS, 10*time.Minute)
+		return Timeouts{Connect: ms(t.ConnectMS, defaultConnect), FirstByte: ms(t.FirstByteMS, total), Idle: ms(t.IdleMS, quiet), Total: total}
+	}
 	return Timeouts{
-		Connect: ms(t.ConnectMS, 2000), FirstByte: ms(t.FirstByteMS, 60_000),
-		Idle: ms(t.IdleMS, 30_000), Total: ms(t.TotalMS, 600_000),
+		Connect: ms(t.ConnectMS, defaultConnect), FirstByte: ms(t.FirstByteMS, quiet), Idle: ms(t.IdleMS, quiet), Total: ms(t.TotalMS, time.Hour),
 	}
 }
 
@@ -62,6 +72,8 @@ type Config struct {
 	Identity      *identity.Bundle
 	// Locate finds the address of a peer's listener at the moment.
 	Locate func(region, node string) (addr string, ok bool)
+	// Events bounds the memory of long events, in bytes, over all streams; 0 = 1 GiB.
+	Events int64
 }
 
 // Client asks upstreams and peers over pooled connections. It is safe for
@@ -74,6 +86,7 @@ type Client struct {
 	endpoints sync.Map   // upstream id -> *endpoint
 	making    sync.Mutex // an endpoint
 	buffers   sync.Pool
+	events    atomic.Int64 // bytes of buffers beyond keepBuffer that streams have
 }
 
 const (
@@ -84,6 +97,7 @@ const (
 
 // New makes a Client. Close it.
 func New(cfg Config) *Client {
+	cfg.Events = cmp.Or(cfg.Events, 1<<30)
 	c := &Client{cfg: cfg}
 	c.buffers.New = func() any { b := make([]byte, 0, smallBuffer); return &b }
 	c.tls = &tls.Config{
@@ -134,12 +148,17 @@ type dialError = h1.DialError
 
 const defaultConnect = 2 * time.Second
 
+var heard = unheard(time.Minute)
+
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	connect := defaultConnect
 	if a, ok := ctx.Value(attemptKey{}).(*attempt); ok {
 		connect = a.connect
 	}
-	d := net.Dialer{Timeout: connect, KeepAlive: 15 * time.Second}
+	// A host that is gone without a word is noticed within a minute, as is one that
+	// takes nothing of a request.
+	alive := net.KeepAliveConfig{Enable: true, Idle: 15 * time.Second, Interval: 5 * time.Second, Count: 3}
+	d := net.Dialer{Timeout: connect, KeepAliveConfig: alive, ControlContext: heard}
 	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, &dialError{Err: err}

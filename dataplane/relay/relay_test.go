@@ -139,12 +139,17 @@ func TestRetryAfter(t *testing.T) {
 }
 
 func TestTimeoutDefaults(t *testing.T) {
-	want := Timeouts{2 * time.Second, time.Minute, 30 * time.Second, 10 * time.Minute}
-	if got := TimeoutsOf(registry.Timeouts{}); got != want {
-		t.Errorf("%+v", got)
-	}
-	if got := TimeoutsOf(registry.Timeouts{ConnectMS: 1, FirstByteMS: 2, IdleMS: 3, TotalMS: 4}); got != (Timeouts{time.Millisecond, 2 * time.Millisecond, 3 * time.Millisecond, 4 * time.Millisecond}) {
-		t.Errorf("%+v", got)
+	for stream, want := range map[bool]Timeouts{
+		true:  {2 * time.Second, 5 * time.Minute, 5 * time.Minute, time.Hour},
+		false: {2 * time.Second, 10 * time.Minute, 5 * time.Minute, 10 * time.Minute},
+	} {
+		if got := TimeoutsOf(registry.Timeouts{}, stream); got != want {
+			t.Errorf("defaults, stream %v: %v, want %v", stream, got, want)
+		}
+		set := registry.Timeouts{ConnectMS: 1, FirstByteMS: 2, IdleMS: 3, TotalMS: 4}
+		if got := TimeoutsOf(set, stream); got != (Timeouts{time.Millisecond, 2 * time.Millisecond, 3 * time.Millisecond, 4 * time.Millisecond}) {
+			t.Errorf("as the route says, stream %v: %v", stream, got)
+		}
 	}
 }
 

@@ -3,11 +3,11 @@ package relay
 import (
 	"errors"
 	"io"
-	"slices"
 	"strings"
 	"time"
 
 	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/stream"
 )
 
@@ -23,6 +23,9 @@ type Stream struct {
 	split   stream.Splitter
 	from    int    // first byte not yet given out
 	next    int    // first byte not yet cut into an event
+	closing int    // where the event is that closes the answer, if closed
+	closed  bool   // it came, and waits for the mark that may follow
+	lent    int64  // of Client.events
 	begun   bool   // an event that says something was seen
 	first   *Batch // read while waiting for that
 	tainted bool   // see Result.Taint
@@ -57,10 +60,21 @@ var (
 	errNoSSE   = errors.New("a stream was asked for, and something else came")
 )
 
+// ErrNoRoom is the cause where a long event would take more memory than there
+// is for those of all streams. The upstream is well.
+var ErrNoRoom = errors.New("this node holds as many long events as it may")
+
+// streams reports whether an answer of that type to ask is a stream, or claims to be.
+func streams(ep *dialect.Endpoint, contentType string) bool { return !ep.Media || isSSE(contentType) }
+
+func isSSE(contentType string) bool {
+	return strings.HasPrefix(strings.ToLower(contentType), eventType[0])
+}
+
 // stream reads the answer up to its first event that says something. A stream
 // that breaks before is a failed attempt: nothing has gone to the client.
 func (c *Client) stream(r *Result, body io.ReadCloser, state stream.Stream, idle time.Duration) *Result {
-	if !strings.HasPrefix(strings.ToLower(r.ContentType), eventType[0]) {
+	if !isSSE(r.ContentType) {
 		_ = body.Close()
 		return r.fail(errNoSSE, breaker.ServerError)
 	}
@@ -69,11 +83,14 @@ func (c *Client) stream(r *Result, body io.ReadCloser, state stream.Stream, idle
 	for {
 		b, spoke := s.take()
 		if spoke {
-			if b.Broken != nil && b.Broken.Outcome != breaker.Refused {
-				return r.fail(b.Broken.Cause, b.Broken.Outcome)
-			}
-			if b.Broken != nil { // final, and the client's to see
+			switch {
+			case b.Broken == nil:
+			case b.Broken.Outcome == breaker.Refused: // final, and the client's to see
 				r.Outcome = breaker.Refused
+			case b.Broken.Outcome == breaker.ClientError:
+				return s.problem(r, b.Broken)
+			default:
+				return r.fail(b.Broken.Cause, b.Broken.Outcome)
 			}
 			s.begun, s.first = true, &b
 			s.attempt.rest()
@@ -84,6 +101,17 @@ func (c *Client) stream(r *Result, body io.ReadCloser, state stream.Stream, idle
 			return r.fail(b.Broken.Cause, b.Broken.Outcome)
 		}
 	}
+}
+
+// problem makes of a stream that says at once that the request is at fault the
+// answer which says so by its status.
+func (s *Stream) problem(r *Result, b *Broken) *Result {
+	r.Outcome, r.Cause = b.Outcome, b.Cause
+	r.Status, r.Problem, r.ContentType = s.State.Problem.Status, s.State.Problem, jsonType[0]
+	r.Stream, r.buffer, r.body = nil, s.buffer, dialect.Conceal(stream.ErrorBody(b.Event))
+	_ = s.body.Close()
+	s.giveBack()
+	return r
 }
 
 // Keep notes in t what the client is given of the stream. It is called before
@@ -123,7 +151,7 @@ func (s *Stream) due() (wait time.Duration, over bool) {
 		return s.idle, false
 	}
 	bound := figuresTime
-	if s.State.Usage.Final {
+	if s.State.Usage.Final || s.closed { // what closes an answer has the figures, if anything has
 		bound = closingTime
 	}
 	now := time.Now()
@@ -134,10 +162,15 @@ func (s *Stream) due() (wait time.Duration, over bool) {
 	return wait, wait <= 0
 }
 
-// finish closes a complete answer in its upstream's stead.
+// finish closes a complete answer: by what its upstream said last, or in its stead.
 func (s *Stream) finish() Batch {
-	s.State.Done, s.finished = true, true
-	return Batch{Last: s.State.Closing()}
+	s.State.Done = true
+	closing := s.State.Closing()
+	if closing == nil {
+		return Batch{Last: s.give(s.next)}
+	}
+	s.finished = true
+	return Batch{Last: closing}
 }
 
 // Next gives the next whole events. After Last or Broken it must not be called.
@@ -145,7 +178,9 @@ func (s *Stream) Next() Batch {
 	if s.first != nil {
 		b := *s.first
 		s.first = nil
-		return b
+		if len(b.Forward) > 0 || b.Last != nil || b.Broken != nil || !s.closed {
+			return b
+		}
 	}
 	for {
 		b, _ := s.take()
@@ -159,7 +194,7 @@ func (s *Stream) Next() Batch {
 		s.attempt.expect(wait, errIdle)
 		err := s.read()
 		switch {
-		case err != nil && s.State.Complete() && s.attempt.outcome(err) != breaker.ClientGone:
+		case err != nil && s.State.Complete() && s.attempt.outcome(err) != breaker.ClientGone, errors.Is(err, io.EOF) && s.State.Ends():
 			return s.finish()
 		case err != nil:
 			return s.broken(err)
@@ -188,9 +223,20 @@ func (s *Stream) take() (b Batch, spoke bool) {
 		case stream.KindContent:
 			s.next += n
 			continue
+		case stream.KindClosing:
+			if !s.closed {
+				s.closing, s.closed = s.next, true
+			}
+			s.next += n
+			continue
 		case stream.KindHidden, stream.KindSkip:
 			if kind == stream.KindSkip {
 				s.skipped++
+			}
+			if s.closed {
+				b.Forward = s.give(s.closing)
+				b.Last = s.finish().Last
+				return b, spoke
 			}
 			b.Forward = s.give(s.next)
 			s.next += n
@@ -200,9 +246,10 @@ func (s *Stream) take() (b Batch, spoke bool) {
 			}
 			continue
 		case stream.KindLast:
-			b.Forward, b.Last = s.give(s.next), event
+			b.Forward = s.give(s.ready())
+			b.Last = s.give(s.next + n)
 		case stream.KindError:
-			o := breaker.ServerError
+			o := within(s.State.Problem)
 			if s.State.Refused {
 				o = breaker.Refused
 			}
@@ -217,8 +264,17 @@ func (s *Stream) take() (b Batch, spoke bool) {
 	if !s.begun && !spoke {
 		return Batch{}, false
 	}
-	b.Forward = s.give(s.next)
+	b.Forward = s.give(s.ready())
 	return b, spoke
+}
+
+// ready is where the events end that may go on: what closes an answer waits for
+// the mark that may follow, so that the record is kept before it.
+func (s *Stream) ready() int {
+	if s.closed {
+		return s.closing
+	}
+	return s.next
 }
 
 // give takes the bytes up to end out of the buffer.
@@ -234,13 +290,19 @@ func (s *Stream) read() error {
 	if s.from > 0 {
 		b = b[:copy(b, b[s.from:])]
 		s.next -= s.from
+		s.closing -= s.from
 		s.from = 0
 	}
-	if len(b) > stream.MaxEvent {
+	most := s.State.MaxEvent()
+	if len(b) > most {
 		return errGarbage
 	}
 	if cap(b)-len(b) < 512 {
-		b = slices.Grow(b, len(b)+smallBuffer)
+		size := min(2*len(b), most) + smallBuffer
+		if !s.lend(int64(size)) {
+			return ErrNoRoom
+		}
+		b = append(make([]byte, 0, size), b...)
 	}
 	for {
 		n, err := s.body.Read(b[len(b):cap(b)])
@@ -255,9 +317,28 @@ func (s *Stream) read() error {
 	}
 }
 
+// lend counts the memory of a buffer of that size, if it is one that is not kept,
+// and reports whether there is so much.
+func (s *Stream) lend(size int64) bool {
+	if size <= keepBuffer {
+		return true
+	}
+	more := size - s.lent
+	if s.client.events.Add(more) > s.client.cfg.Events {
+		s.client.events.Add(-more)
+		return false
+	}
+	s.lent = size
+	return true
+}
+
+func (s *Stream) giveBack() { s.client.events.Add(-s.lent); s.lent = 0 }
+
 func (s *Stream) broken(err error) Batch {
 	o := s.attempt.outcome(err)
 	switch {
+	case errors.Is(err, ErrNoRoom):
+		o = breaker.ClientError
 	case errors.Is(err, errGarbage):
 		o = breaker.ServerError
 	case errors.Is(err, io.EOF):
@@ -289,6 +370,7 @@ func (s *Stream) close() {
 	s.attempt.end()
 	_ = s.body.Close()
 	s.body = nil
+	s.giveBack()
 	if !s.tainted {
 		s.client.putBuffer(s.buffer)
 		s.tainted = true

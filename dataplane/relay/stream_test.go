@@ -54,6 +54,11 @@ func TestStreamClock(t *testing.T) {
 	message := "event: message_start\ndata: {\"type\":\"message_start\",\"message\":{}}\n\n"
 	stop := "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":3}}\n\n"
 	second := time.Second
+	const picture, heard = "/v1/images/generations", "/v1/audio/transcriptions"
+	partial := "event: image_generation.partial_image\ndata: {\"type\":\"image_generation.partial_image\"}\n\n"
+	completed := "event: image_generation.completed\ndata: {\"type\":\"image_generation.completed\"}\n\n"
+	delta := "data: {\"type\":\"transcript.text.delta\"}\n\n"
+	transcript := "data: {\"type\":\"transcript.text.done\"}\n\n"
 	for _, c := range []struct {
 		name     string
 		path     string
@@ -84,6 +89,17 @@ func TestStreamClock(t *testing.T) {
 		{"a message that is not stopped", "/v1/messages", []any{message, stop}, message + stop, "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n", 0, closingTime, true, 0},
 		{"a response whose end is missing", "/v1/responses", []any{"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n", "eof"},
 			"event: response.created\ndata: {\"type\":\"response.created\",\"response\":{}}\n\n", "", breaker.Transport, 0, false, 0},
+		{"a picture", picture, []any{partial, second, completed, "eof"}, partial, completed, 0, second, false, 0},
+		{"nothing but the picture", picture, []any{completed, "eof"}, "", completed, 0, 0, false, 0},
+		{"a picture whose connection stays open", picture, []any{partial, second, completed}, partial, completed, 0, second + closingTime, false, 0},
+		{"a mark after the picture", picture, []any{completed, second / 10, done}, "", completed + done, 0, second / 10, false, 0},
+		{"a mark at once", heard, []any{delta + transcript + done, "eof"}, delta, transcript + done, 0, 0, false, 0},
+		{"no mark", heard, []any{delta, transcript + ": x\n\n", "eof"}, delta, transcript + ": x\n\n", 0, 0, false, 0},
+		{"a mark alone", heard, []any{delta, done}, delta, done, 0, 0, false, 0},
+		{"garbage after the picture", picture, []any{partial, completed + "data: {\n\n", second}, partial, completed, 0, 0, false, 1},
+		{"a picture that is not finished", picture, []any{partial, "eof"}, partial, "", breaker.Transport, 0, false, 0},
+		{"a picture that stalls", picture, []any{partial, second, partial}, partial + partial, "", breaker.Timeout, 21 * second, false, 0},
+		{"a moderator", picture, []any{partial, "event: error\ndata: {\"type\":\"error\",\"error\":{\"code\":\"moderation_blocked\"}}\n\n"}, partial, "", breaker.Refused, 0, false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

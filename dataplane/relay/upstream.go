@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,7 +74,7 @@ func (c *Client) Upstream(ctx context.Context, ask *Ask) *Result {
 		_ = ans.body.Close()
 		return r.fail(errors.New("the answer is compressed, which was not asked for"), breaker.ServerError)
 	}
-	if ask.Streamed {
+	if ask.Streamed && streams(ask.Endpoint, ans.contentType) {
 		state := stream.Stream{Dialect: ask.Endpoint.Dialect, Endpoint: ask.Endpoint, WantsUsage: ask.WantsUsage, Choices: ask.Choices}
 		return c.stream(r, ans.body, state, ask.Timeouts.Idle)
 	}
@@ -102,13 +103,19 @@ func Classify(status int, p dialect.Problem) breaker.Outcome {
 		return breaker.Refused
 	case status == http.StatusTooManyRequests, status == 529:
 		return breaker.Throttled
-	case status == http.StatusUnauthorized, status == http.StatusPaymentRequired, status == http.StatusForbidden,
+	case p.Account && status >= 400, status == http.StatusUnauthorized, status == http.StatusPaymentRequired, status == http.StatusForbidden,
 		status == http.StatusNotFound, status == http.StatusMethodNotAllowed, status == http.StatusGone:
 		return breaker.Unauthorized // it is our account, or the name we gave the model
 	case status == http.StatusRequestTimeout, status == http.StatusTooEarly, status < 400, status >= 500:
 		return breaker.ServerError
 	}
 	return breaker.ClientError
+}
+
+// within says what an error means that came under status 200: what it would have
+// meant under the status that it stands for.
+func within(p dialect.Problem) breaker.Outcome {
+	return Classify(cmp.Or(p.Status, http.StatusInternalServerError), p)
 }
 
 // plain reads a whole answer: only then is it known to be one, and until then
@@ -124,11 +131,26 @@ func (c *Client) plain(r *Result, body io.ReadCloser, length int64, ep *dialect.
 	r.attempt.rest()
 	answer, ok := dialect.ReadAnswer(ep, r.ContentType, r.Body())
 	if !ok {
-		return r.fail(errors.New("the answer is not what its dialect defines"), breaker.ServerError)
+		return c.notOne(r)
 	}
 	r.Answer = answer
 	if answer.Refused {
 		r.Outcome = breaker.Refused
+	}
+	return r
+}
+
+// notOne judges a whole answer of status 200 that is none.
+func (c *Client) notOne(r *Result) *Result {
+	p := dialect.ReadProblem(r.Body())
+	o, cause := within(p), errors.New("the answer is not what its dialect defines")
+	switch o {
+	case breaker.Refused:
+		r.Outcome, r.Cause, r.Answer.Refused = o, cause, true
+	case breaker.ClientError:
+		r.Outcome, r.Cause, r.Status, r.Problem = o, cause, p.Status, p
+	default:
+		return r.fail(cause, o)
 	}
 	return r
 }

@@ -104,8 +104,13 @@ func (a *attempt) expect(d time.Duration, cause error) {
 	}
 }
 
-// rest stops the clock but for the deadline: now it is us who take time.
-func (a *attempt) rest() { a.expect(a.deadline, errDeadline) }
+// rest stops the clock but for the deadline: now it is us who take time. An own
+// connection looks at its clock only while it is read, after expect.
+func (a *attempt) rest() {
+	if a.own == nil {
+		a.expect(a.deadline, errDeadline)
+	}
+}
 
 // end releases everything. It may be called more than once.
 func (a *attempt) end() {

@@ -93,6 +93,7 @@ func TestWhatGoesUpstream(t *testing.T) {
 			}, func(*Ask) {}, "/openai/v1/chat/completions?api-version=2024-10-21&x=%20y", map[string]string{
 				"Authorization": "", "Api-Key": "provider-secret", "X-Extra": "1", "User-Agent": "other", "Anthropic-Beta": "fixed",
 			}},
+			"base path as clients have it": {func(u *registry.Upstream) { u.BaseURL += "/openai/v1/" }, func(*Ask) {}, "/openai/v1/chat/completions", nil},
 			"another dialect": {func(u *registry.Upstream) { u.Auth = "x-api-key" }, func(a *Ask) { a.Endpoint = endpointOf("/v1/messages/count_tokens") },
 				"/v1/messages/count_tokens", map[string]string{"Authorization": "", "X-Api-Key": "provider-secret", "Anthropic-Version": "2023-06-01"}},
 			"the record's version": {func(u *registry.Upstream) { u.Headers = []registry.Header{{Name: "anthropic-version", Value: "x"}} },

@@ -110,6 +110,12 @@ func (w *Walk) walkOn(ctx context.Context) (res *relay.Result, over bool) {
 				w.fail = Failure{Err: errAnswerSize, Final: true}
 				return nil, true
 			}
+			if errors.Is(res.Cause, relay.ErrNoRoom) { // nor has this node for another's
+				res.Release()
+				w.Leave()
+				w.fail = Failure{Err: ErrEvents}
+				return nil, true
+			}
 			switch res.Outcome {
 			case breaker.OK, breaker.Refused, breaker.ClientError:
 				w.fail = Failure{}

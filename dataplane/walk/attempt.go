@@ -68,7 +68,7 @@ func (w *Walk) again() bool {
 
 // attempt asks l, or says why not.
 func (w *Walk) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
-	t := relay.TimeoutsOf(w.Plan.Route.Timeouts)
+	t := relay.TimeoutsOf(w.Plan.Route.Timeouts, w.request.Query.Stream)
 	t.Total = time.Until(w.deadline)
 	if l.Upstream == nil {
 		ticket, ok := w.ground.PeerNodes.Allow(l.circuit())
@@ -83,9 +83,6 @@ func (w *Walk) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
 }
 
 func (w *Walk) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*relay.Result, skip) {
-	if !w.request.Query.Stream && w.Plan.Route.Timeouts.FirstByteMS == 0 {
-		t.FirstByte = t.Total // a plain answer's head comes when all of it is ready
-	}
 	up, retry, now := l.Upstream.Upstream, w.again(), time.Now()
 	name := up.Name
 	ticket, ok := w.ground.Upstreams.Allow(l.circuit())
@@ -220,19 +217,25 @@ func (w *Walk) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *relay
 	return res
 }
 
-// triedBy notes the attempts that a peer made, as it says; one at least.
+// triedBy notes the attempts that a peer made, and what confines it, as it says;
+// one attempt at least, since it was sent the request.
 func (w *Walk) triedBy(l *leg, res *relay.Result) {
 	one := receipt.Attempt{Region: l.Region, Node: l.Peer.Node, Outcome: res.Outcome.String()}
 	if res.Peer == nil {
 		w.Tried = append(w.Tried, one)
 		return
 	}
+	if said := res.Peer.Header[relay.HeaderConfined]; len(said) == 1 {
+		if c, ok := receipt.ParseConfinement(said[0]); ok {
+			one.Confinement = &c
+		}
+	}
 	list := res.Peer.Header[relay.HeaderTried]
 	for i := 0; i+1 < len(list) && i < 2*maxTried; i += 2 {
 		one.Upstream, one.Outcome = bounded(list[i], 128), bounded(list[i+1], 32)
 		w.Tried = append(w.Tried, one)
 	}
-	if len(list) == 0 && res.Peer.Outcome != relay.OutcomeBehind {
+	if len(list) == 0 {
 		one.Upstream = bounded(res.Peer.Header.Get(hUpstream), 128)
 		w.Tried = append(w.Tried, one)
 	}

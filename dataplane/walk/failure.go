@@ -23,6 +23,7 @@ var (
 	ErrNoRoute  = dialect.Fail(dialect.NoHealthyRoute, route.NoRoute().Message)
 	ErrBehind   = dialect.Fail(dialect.NotReady, "The regions that can serve this request have not learned of it yet: retry shortly.")
 	ErrShed     = dialect.Fail(dialect.CapacityShed, "This node is at capacity: retry shortly.")
+	ErrEvents   = dialect.Fail(dialect.CapacityShed, "This node holds as many large pictures of streams as it may: retry shortly.")
 	ErrMetering = dialect.Fail(dialect.MeteringUnavailable, "The request cannot be metered at the moment: retry shortly.")
 )
 

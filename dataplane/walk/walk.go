@@ -127,7 +127,7 @@ func (w *Walk) Start(g *Ground, v *view.View, r *Request) *dialect.Error {
 		return failOf(refused)
 	}
 	w.Plan = plan
-	w.deadline = r.Arrived.Add(relay.TimeoutsOf(plan.Route.Timeouts).Total)
+	w.deadline = r.Arrived.Add(relay.TimeoutsOf(plan.Route.Timeouts, r.Query.Stream).Total)
 	if by := r.Arrived.Add(r.Within); r.Within > 0 && by.Before(w.deadline) {
 		w.deadline = by
 	}

@@ -80,11 +80,11 @@ func Start(ctx context.Context, binary, dir string, port, data int, flags ...str
 	args := append([]string{"dev", "--dir", c.Dir, "--port", strconv.Itoa(port), "--control", "3", "--data", strconv.Itoa(data)}, flags...)
 	c.cmd = exec.Command(binary, args...) //nolint:noctx // Stop ends it in order
 	c.cmd.Stdout, c.cmd.Stderr = c.out, c.out
-	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGINT} // even where nobody gets to call Stop
+	c.cmd.SysProcAttr = endsWithUs() // even where nobody gets to call Stop
 	started := make(chan error)
 	go func() { // ends with the process, which Stop sees to
 		defer close(c.ended)
-		runtime.LockOSThread() // Pdeathsig is about the thread
+		runtime.LockOSThread() // endsWithUs is about the thread
 		defer runtime.UnlockOSThread()
 		err := c.cmd.Start()
 		started <- err

@@ -86,6 +86,24 @@ func Kill(ctx context.Context, s *Supervisor, region string) (Killed, error) {
 	}
 }
 
+// KillEach sends SIGKILL to the processes, and proves that each is gone.
+func KillEach(ps []Process) (proof string, err error) {
+	var all []string
+	for _, p := range ps {
+		born := startTime(p.PID)
+		if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil {
+			return "", fmt.Errorf("kill %s (%d): %w", p.Name, p.PID, err)
+		}
+		for deadline := time.Now().Add(obeyWithin); startTime(p.PID) == born; time.Sleep(2 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				return "", fmt.Errorf("%s (%d) does not die", p.Name, p.PID)
+			}
+		}
+		all = append(all, fmt.Sprintf("%s: pid %d, begun at tick %s, is gone", p.Name, p.PID, born))
+	}
+	return strings.Join(all, "; "), nil
+}
+
 // descendants lists what the processes in roots started, children of children
 // included.
 func descendants(roots []int) []int {

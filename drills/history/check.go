@@ -81,17 +81,17 @@ func (c *checker) acknowledgements() {
 	for _, op := range c.h.Ops {
 		switch {
 		case op.Outcome == Done && op.Reached == api.AcknowledgedMultiRegion && c.cutAt[op.Position]:
-			c.violation("acknowledged multi-region at %s, and in quarantine: %s", op.Position, describe(op))
+			c.violation("acknowledged multi-region at %s, and in quarantine: %s", op.Position, op)
 		case op.Kind == Write && op.Outcome == Nothing:
 			refused[op.Value] = op
 			if cut, ok := c.cutValues[op.Value]; ok {
-				c.violation("refused, yet in the quarantine of %s at %s: %s", cut.Region, cut.Position, describe(op))
+				c.violation("refused, yet in the quarantine of %s at %s: %s", cut.Region, cut.Position, op)
 			}
 		}
 	}
 	for _, op := range c.h.Ops {
 		if w, ok := refused[op.Value]; ok && op.Kind == Read && op.Outcome == Done {
-			c.violation("refused, yet read: %s; %s", describe(w), describe(op))
+			c.violation("refused, yet read: %s; %s", w, op)
 		}
 	}
 }
@@ -151,7 +151,7 @@ func (c *checker) registers() {
 	for _, op := range c.h.Ops {
 		_, cut := c.cutValues[op.Value]
 		o := porcupine.Operation{
-			ClientId: op.Client, Call: int64(op.Begin), Return: int64(op.End), Metadata: describe(op),
+			ClientId: op.Client, Call: int64(op.Begin), Return: int64(op.End), Metadata: op.String(),
 			Input: step{write: op.Kind == Write, value: op.Value, cut: cut},
 		}
 		switch {
@@ -230,7 +230,7 @@ func (c *checker) creations() {
 			}
 			secrets[op.Record] = op.Secret
 			if !slices.Contains(listed[m.name], op.Record) && !c.cutRecords[op.Record] {
-				c.violation("created and lost (found under its name: %v): %s", listed[m.name], describe(op))
+				c.violation("created and lost (found under its name: %v): %s", listed[m.name], op)
 			}
 		}
 	}
@@ -254,7 +254,7 @@ func (c *checker) revocations() {
 			k = &key{last: map[string]Op{}}
 			keys[op.Object] = k
 		}
-		known := op.Outcome == Done && (op.Kind == Revoke || op.Kind == Look && op.Value == revokedValue)
+		known := op.Outcome == Done && (op.Kind == Revoke || op.Kind == Look && op.Value == Revoked)
 		switch {
 		case op.Kind == Glance && op.Outcome == Done:
 			if last := k.last[region(op.Entry)]; op.End > last.End {
@@ -266,8 +266,8 @@ func (c *checker) revocations() {
 		k.ended = k.ended || known
 	}
 	for _, op := range c.h.Ops {
-		if k := keys[op.Object]; op.Kind == Look && op.Outcome == Done && op.Value != revokedValue && k.sure != 0 && op.Begin > k.sure && !c.cutRecords[op.Object] {
-			c.violation("revoked, and later not: %s; %s", describe(k.cause), describe(op))
+		if k := keys[op.Object]; op.Kind == Look && op.Outcome == Done && op.Value != Revoked && k.sure != 0 && op.Begin > k.sure && !c.cutRecords[op.Object] {
+			c.violation("revoked, and later not: %s; %s", k.cause, op)
 		}
 	}
 	for _, id := range slices.Sorted(maps.Keys(keys)) {
@@ -276,8 +276,8 @@ func (c *checker) revocations() {
 			c.v.Revocations++
 		}
 		for _, r := range slices.Sorted(maps.Keys(k.last)) {
-			if last := k.last[r]; k.ended && last.Value != revokedValue && !c.cutRecords[id] {
-				c.violation("revoked, and at the end not in %s: %s", r, describe(last))
+			if last := k.last[r]; k.ended && last.Value != Revoked && !c.cutRecords[id] {
+				c.violation("revoked, and at the end not in %s: %s", r, last)
 			}
 		}
 	}
@@ -288,7 +288,8 @@ func region(entry string) string {
 	return filepath.Clean(dir)
 }
 
-func describe(op Op) string {
+// String says all that tells an operation from others.
+func (op Op) String() string {
 	return fmt.Sprintf("#%d client %d %s %s %q %s by %s (%s), %.3f to %.3f s: %s %d %s %s %s", op.ID, op.Client, op.Kind, op.Object, op.Value, op.Level, op.Entry, op.Answered,
 		op.Begin.Seconds(), op.End.Seconds(), op.Outcome, op.Status, op.Code, op.Reached, op.Position)
 }

@@ -1,20 +1,7 @@
-// Package history proves the management API on real processes: clients write
-// down what they asked and what they were told while a nemesis kills, stops,
-// stalls, replaces and moves what they talk to, and a checker says whether one history explains it
-// all. It sees a cluster from outside: HTTP, /proc and the supervisor's socket.
-//
-//	go test ./drills/history                                # a minute, seed 1
-//	go test ./drills/history -run TestCluster -for 10m -seed 7 -timeout 20m
-//
-// As root, with nft, the test runs itself again in a network namespace of its
-// own and cuts regions off from each other as well, both ways and one way, and
-// freezes the file system under a node's log; without, it says that it does not.
-//
-// History, faults and verdict stay in the directory of -keep, as JSON lines,
-// beside a picture of every register whose history is none (porcupine's HTML).
-// A seed replays the schedule of faults, not the interleaving. Every run plants
-// lies in its own history and fails if the checker does not find them;
-// -run TestFiled -history FILE judges a file again.
+// Package history writes down what clients of the management API asked and were
+// told, and what was done to the cluster meanwhile, and judges whether one order
+// of events explains it all. It knows no cluster and no client, so that who makes
+// a history has no part in the verdict: nemesis makes one on real processes.
 //
 // What is held against the cluster, and nothing weaker may enter:
 //
@@ -48,12 +35,12 @@ const (
 	Read   Kind = "read"   // linearizable, of a register
 	Create Kind = "create" // with an Idempotency-Key
 	Revoke Kind = "revoke" // of a key
-	Look   Kind = "look"   // linearizable, at a key: Value is revokedValue or not
+	Look   Kind = "look"   // linearizable, at a key: Value is Revoked or not
 	Glance Kind = "glance" // stale, at a key, by one region
 )
 
-// revokedValue is what a look at a revoked key finds.
-const revokedValue = "revoked"
+// Revoked is the Value that a look at a revoked key finds.
+const Revoked = "revoked"
 
 // Outcome is what a client knows of its request afterwards.
 type Outcome string
@@ -139,6 +126,10 @@ type Recorder struct {
 // NewRecorder begins a history at the time began.
 func NewRecorder(began time.Time) *Recorder { return &Recorder{began: began} }
 
+// Begin counts from now on: what was noted before has its times. Nothing may be
+// added meanwhile.
+func (r *Recorder) Begin(now time.Time) { r.began = now }
+
 // Now is the time since the run began.
 func (r *Recorder) Now() time.Duration { return time.Since(r.began) }
 
@@ -157,8 +148,8 @@ func (r *Recorder) Fault(f Fault) {
 	r.h.Faults = append(r.h.Faults, f)
 }
 
-// revoked lists the keys that somebody asked to revoke.
-func (r *Recorder) revoked() map[string]bool {
+// Revoked lists the keys that somebody asked to revoke.
+func (r *Recorder) Revoked() map[string]bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	keys := map[string]bool{}

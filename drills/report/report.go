@@ -288,6 +288,7 @@ func objectives(o *timeline.Observations, h Hypothesis) []Objective {
 			}
 		}
 	}
+	outside, pinned := o.Outside()
 	for _, r := range o.Counted() {
 		if o.Group(r) == timeline.Unaffected && r.First().Class != load.OK {
 			unanswered++
@@ -304,6 +305,7 @@ func objectives(o *timeline.Observations, h Hypothesis) []Objective {
 	return []Objective{
 		{"answers wrongly called complete", atMost(h.WronglyCompleteMax), fmt.Sprint(wrong), wrong <= h.WronglyCompleteMax},
 		{"unanswered requests that the loss does not concern", atMost(h.UnaffectedUnansweredMax), fmt.Sprint(unanswered), unanswered <= h.UnaffectedUnansweredMax},
+		{"pinned requests served, or sent on, outside of their jurisdiction", "0, of some", fmt.Sprintf("%d, of %d answered", outside, pinned), outside == 0 && pinned > 0},
 		again("at surviving regions", h.SurvivorsAnswerWithin, timeline.Unaffected, timeline.Relayed),
 		again("through the front door", h.FrontDoorAnswersWithin, timeline.ByFrontDoor),
 	}

@@ -15,58 +15,10 @@ import (
 	"ringmain/drills/load"
 	"ringmain/drills/report"
 	"ringmain/drills/timeline"
+	"ringmain/drills/timeline/outagekit"
 )
 
 const second = time.Second
-
-// request is one planned at the given moment and answered 100 ms later.
-func request(n int, at time.Duration, entry string, classes ...load.Class) load.Result {
-	r := load.Result{Request: load.Request{N: n, At: at, Entry: entry, Model: "chat"}}
-	for i, c := range classes {
-		a := load.Attempt{Entry: entry, Sent: at, End: at + 100*time.Millisecond, Class: c, EntryWas: entry, Ran: entry}
-		if i > 0 {
-			a.Entry = "us-east"
-		}
-		r.Attempts = append(r.Attempts, a)
-	}
-	return r
-}
-
-// outage is a run of 50 s with the kill at 10 s and the release at 35 s: a
-// request to the lost region, to a survivor and to the front door every 100 ms.
-func outage() timeline.Observations {
-	o := timeline.Observations{
-		Lost: timeline.Place{Name: "eu-fra", Jurisdiction: "eu"}, Survivors: []timeline.Place{{Name: "us-east", Jurisdiction: "us"}, {Name: "ap-sg", Jurisdiction: "apac"}},
-		RemoteModel: "far", RemoteRegion: "ap-sg", Measured: 2 * second, Killed: 10 * second, Released: 35 * second, End: 50 * second, Ready: 41 * second,
-		Publications: []timeline.Publication{
-			{At: 5 * second, Observer: "ap-sg", Down: true}, {At: 6 * second, Observer: "ap-sg"}, // before the kill
-			{At: 13 * second, Observer: "ap-sg", Down: true}, {At: 12 * second, Observer: "us-east", Down: true},
-			{At: 45 * second, Observer: "ap-sg"}, {At: 46 * second, Observer: "us-east"},
-		},
-	}
-	n := 0
-	add := func(r load.Result) { o.Results = append(o.Results, r); n++ }
-	for at := time.Duration(0); at < o.End; at += 100 * time.Millisecond {
-		gone := at >= o.Killed && at < o.Ready
-		o.Probes = append(o.Probes, timeline.Probe{At: at, Node: "eu-fra-d1", OK: !gone})
-		if gone {
-			add(request(n, at, "eu-fra", load.Failed, load.OK))
-		} else {
-			add(request(n, at, "eu-fra", load.OK))
-		}
-		add(request(n, at, "us-east", load.OK))
-		door := request(n, at, load.FrontDoor, load.OK)
-		door.Attempts[0].EntryWas = "eu-fra"
-		if gone {
-			door.Attempts[0].EntryWas = "us-east"
-		}
-		if at >= o.Killed && at < o.Killed+700*time.Millisecond {
-			door = request(n, at, load.FrontDoor, load.Failed)
-		}
-		add(door)
-	}
-	return o
-}
 
 var update = flag.Bool("update", false, "rewrite the golden files")
 
@@ -85,14 +37,14 @@ var (
 )
 
 func TestReportRendering(t *testing.T) {
-	o := outage()
+	o := outagekit.Outage()
 	o.Results[33].Attempts[0].Route = "us-east/us-east-d1 > openai-eu"
 	for i := range o.Results { // some latency to see
 		for j := range o.Results[i].Attempts {
 			o.Results[i].Attempts[j].End += time.Duration(i%100) * time.Millisecond
 		}
 	}
-	o.Results[301] = request(301, o.Results[301].At, "us-east", load.Truncated)
+	o.Results[301] = outagekit.Request(301, o.Results[301].At, "us-east", load.Truncated)
 	o.Results[301].Attempts[0].Detail = "connection\nended early"
 	o.Results[301].Attempts[0].Status = 200
 	r := regionLoss(o, goodProof, goodStats)
@@ -148,6 +100,16 @@ func TestVerdicts(t *testing.T) {
 		"one wrong answer, warm-up": {func(o *timeline.Observations, _ *report.Proof, _ *load.Stats) {
 			o.Results[1].Attempts[0].Class = load.WronglyComplete
 		}, report.Missed, "wrongly called complete: 1"},
+		"a pinned request that ran elsewhere": {func(o *timeline.Observations, _ *report.Proof, _ *load.Stats) {
+			r := &o.Results[100]
+			r.Residency, r.Attempts[0].Status = "apac", 200
+			r.Attempts[0].Route, r.Attempts[0].Ran = "us-east/us-east-d1 > sim", "us-east"
+		}, report.Missed, "outside of their jurisdiction: 1, of 51"},
+		"no pinned request was answered": {func(o *timeline.Observations, _ *report.Proof, _ *load.Stats) {
+			for i := range o.Results {
+				o.Results[i].Residency = ""
+			}
+		}, report.Missed, "outside of their jurisdiction: 0, of 0"},
 		"one survivor shed": {func(o *timeline.Observations, _ *report.Proof, _ *load.Stats) {
 			o.Results[100].Attempts[0].Class = load.Shed
 		}, report.Missed, "does not concern: 1"},
@@ -169,7 +131,7 @@ func TestVerdicts(t *testing.T) {
 		"generator late":    {func(_ *timeline.Observations, _ *report.Proof, s *load.Stats) { s.LagP99 = 2 * second }, report.Inconclusive, "did not keep up"},
 		"generator choked":  {func(_ *timeline.Observations, _ *report.Proof, s *load.Stats) { s.NotSent = 1 }, report.Inconclusive, "did not keep up"},
 	} {
-		o, p, s := outage(), goodProof, goodStats
+		o, p, s := outagekit.Outage(), goodProof, goodStats
 		c.change(&o, &p, &s)
 		r := regionLoss(o, p, s)
 		if r.Verdict != c.want || !strings.Contains(strings.Join(r.Reasons, "\n"), c.reason) || (c.want == report.Met) != (len(r.Reasons) == 0) {

@@ -59,6 +59,8 @@ func (c *call) compose(in *input) {
 		for _, t := range calls {
 			c.add(wire.Call, t.name, fragments(string(wire.MustJSON(t.parameters.example()))))
 		}
+	case in.shape() != nil:
+		c.add(wire.Text, "", fragments(string(wire.MustJSON(in.shape().example()))))
 	default:
 		c.add(wire.Text, "", tokens)
 	}
@@ -136,14 +138,15 @@ type function struct {
 }
 
 // calls are the functions that the answer calls: the first one declared, or the
-// first two where parallel_tool_calls asks for it; none once a result is there.
+// first two where the request says that calls may be parallel; none once a
+// result is there.
 func (in *input) calls() []function {
 	choice := string(in.ToolChoice)
 	if in.answered || choice == `"none"` || strings.Contains(choice, `"type":"none"`) {
 		return nil
 	}
 	most := 1
-	if in.ParallelToolCalls != nil && *in.ParallelToolCalls {
+	if in.ParallelToolCalls != nil && *in.ParallelToolCalls || strings.Contains(choice, `"disable_parallel_tool_use":false`) {
 		most = 2
 	}
 	var out []function

@@ -149,6 +149,33 @@ func TestTools(t *testing.T) {
 	}
 }
 
+// TestShapes: an answer fits the schema that it is asked to fit, in each place
+// where that is said; calls of the Messages API are parallel where that is allowed.
+func TestShapes(t *testing.T) {
+	url, hc := serve(t, simmodel.New(simmodel.Config{}), true)
+	const fits = `{"city":"Zürich","days":7}`
+	schema := `{"type":"object","properties":{"city":{"type":"string"},"days":{"type":"integer"}}}`
+	two := `"tools":[{"name":"a","input_schema":` + schema + `},{"name":"b","input_schema":` + schema + `}]`
+	for _, tc := range []struct{ path, body, want string }{
+		{"/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_schema","json_schema":{"name":"n","schema":` + schema + `}}}`, fits},
+		{"/v1/chat/completions", `{"model":"m","messages":[{"role":"user","content":"x"}],"response_format":{"type":"json_object"}}`, `"finish_reason":"stop"`},
+		{"/v1/responses", `{"model":"m","input":"x","text":{"format":{"type":"json_schema","name":"n","schema":` + schema + `}}}`, fits},
+		{"/v1/responses", `{"model":"m","input":"x","text":{"format":{"type":"text"}}}`, `"status":"completed"`},
+		{"/v1/messages", `{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"x"}],"output_config":{"format":{"type":"json_schema","schema":` + schema + `}}}`, fits},
+		{"/v1/messages", `{"model":"m","max_tokens":9,"messages":[{"role":"user","content":"x"}],"tool_choice":{"type":"auto","disable_parallel_tool_use":false},` + two + `}`, `"name":"b"`},
+	} {
+		resp, err := hc.Post(url+tc.path, "application/json", strings.NewReader(tc.body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		_ = resp.Body.Close()
+		if got := strings.ReplaceAll(string(b), `\"`, `"`); err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(got, tc.want) {
+			t.Errorf("%s: %v %d %s, want %s", tc.path, err, resp.StatusCode, got, tc.want)
+		}
+	}
+}
+
 func TestOtherEndpoints(t *testing.T) {
 	url, hc := serve(t, simmodel.New(simmodel.Config{}), false)
 	c := openaiAt(url, hc)
@@ -202,6 +229,52 @@ func TestOtherEndpoints(t *testing.T) {
 	img, err := c.Images.Generate(t.Context(), sdkopenai.ImageGenerateParams{Model: "sim-eye", Prompt: "a ring"})
 	if err != nil || img.Data[0].B64JSON == "" || img.Usage.InputTokens == 0 {
 		t.Errorf("image: %v %+v", err, img)
+	}
+	streamedMedia(t, url, hc, sound, heard, img)
+}
+
+// streamedMedia: the same as streams, as the official client reads them.
+func streamedMedia(t *testing.T, url string, hc *http.Client, sound []byte, heard *sdkopenai.AudioTranscriptionNewResponseUnion, img *sdkopenai.ImagesResponse) {
+	t.Helper()
+	c := openaiAt(url, hc)
+	drawn, shown := c.Images.GenerateStreaming(t.Context(), sdkopenai.ImageGenerateParams{Model: "sim-eye", Prompt: "a ring", PartialImages: sdkopenai.Int(2)}), ""
+	for drawn.Next() {
+		if e := drawn.Current(); e.B64JSON == img.Data[0].B64JSON {
+			shown += fmt.Sprintf("%s %d %d; ", e.Type, e.PartialImageIndex, e.Usage.InputTokens)
+		}
+	}
+	if want := fmt.Sprintf("image_generation.partial_image 0 0; image_generation.partial_image 1 0; image_generation.completed 0 %d; ", img.Usage.InputTokens); drawn.Err() != nil || shown != want {
+		t.Errorf("image streamed: %v %s, want %s", drawn.Err(), shown, want)
+	}
+	edited := c.Images.EditStreaming(t.Context(), sdkopenai.ImageEditParams{Model: "sim-eye", Prompt: "a ring", Image: sdkopenai.ImageEditParamsImageUnion{OfFile: bytes.NewReader([]byte("PNG"))}})
+	if !edited.Next() || edited.Current().Type != "image_edit.completed" || edited.Next() || edited.Err() != nil {
+		t.Errorf("edit streamed: %v %+v", edited.Err(), edited.Current())
+	}
+	hears, delta := c.Audio.Transcriptions.NewStreaming(t.Context(), sdkopenai.AudioTranscriptionNewParams{Model: "sim-ear", File: bytes.NewReader(sound)}), ""
+	for hears.Next() {
+		delta += hears.Current().Delta
+	}
+	if hears.Err() != nil || delta != heard.Text || hears.Current().Text != heard.Text || hears.Current().Usage.TotalTokens != heard.Usage.TotalTokens {
+		t.Errorf("transcription streamed: %v %q %+v, want %q", hears.Err(), delta, hears.Current(), heard.Text)
+	}
+	resp, err := post(t.Context(), t, hc, url+"/v1/audio/speech", `{"model":"sim-voice","input":"hello","voice":"alloy","stream_format":"sse"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	spoken, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var said []byte
+	for line := range strings.Lines(string(spoken)) {
+		var e struct{ Audio []byte }
+		if data, ok := strings.CutPrefix(line, "data: "); ok && json.Unmarshal([]byte(data), &e) == nil {
+			said = append(said, e.Audio...)
+		}
+	}
+	if !bytes.Equal(said, sound) || !strings.Contains(string(spoken), `"speech.audio.done"`) {
+		t.Errorf("speech streamed: %d bytes of %d", len(said), len(sound))
 	}
 }
 

@@ -58,11 +58,13 @@ func plainEmbeddings(c *call) (contentType string, body []byte) {
 		"usage": wire.Object{"prompt_tokens": c.Prompt, "total_tokens": c.Prompt}})
 }
 
-// plainSpeech is 8 KiB of bytes that are no text, ever the same for a prompt.
-func plainSpeech(c *call) (contentType string, body []byte) {
+// sound is 8 KiB of bytes that are no text, ever the same for a prompt.
+func sound(c *call) []byte {
 	sum := sha256.Sum256(promptHash(c.base, c.messages))
-	return "audio/mpeg", append([]byte("\xff\xfb\x90\x00"), bytes.Repeat(sum[:], 256)...)
+	return append([]byte("\xff\xfb\x90\x00"), bytes.Repeat(sum[:], 256)...)
 }
+
+func plainSpeech(c *call) (contentType string, body []byte) { return "audio/mpeg", c.Media }
 
 func plainTranscript(c *call) (contentType string, body []byte) {
 	if c.format == "text" {
@@ -73,8 +75,8 @@ func plainTranscript(c *call) (contentType string, body []byte) {
 		"input_token_details": wire.Object{"text_tokens": 0, "audio_tokens": c.Prompt}}})
 }
 
-// plainImages is one image of 8 by 8 points.
-func plainImages(c *call) (contentType string, body []byte) {
+// picture is a PNG of 8 by 8 points.
+func picture(c *call) []byte {
 	points := promptHash(c.base, c.messages)
 	img := image.NewGray(image.Rect(0, 0, 8, 8))
 	for i := range 64 {
@@ -84,8 +86,12 @@ func plainImages(c *call) (contentType string, body []byte) {
 	if err := png.Encode(&b, img); err != nil {
 		panic("simmodel: " + err.Error()) // a buffer takes every write
 	}
+	return b.Bytes()
+}
+
+func plainImages(c *call) (contentType string, body []byte) {
 	return "application/json", wire.MustJSON(wire.Object{"created": c.Created,
-		"data": []wire.Object{{"b64_json": base64.StdEncoding.EncodeToString(b.Bytes()), "revised_prompt": c.messages[0].Text}},
+		"data": []wire.Object{{"b64_json": base64.StdEncoding.EncodeToString(c.Media), "revised_prompt": c.messages[0].Text}},
 		"usage": wire.Object{"input_tokens": c.Prompt, "output_tokens": c.Output, "total_tokens": c.Prompt + c.Output,
 			"input_tokens_details": wire.Object{"text_tokens": c.Prompt, "image_tokens": 0}}})
 }

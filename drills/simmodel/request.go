@@ -2,12 +2,14 @@ package simmodel
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"mime"
 	"mime/multipart"
+	"strconv"
 	"strings"
 	"time"
 
@@ -64,9 +66,17 @@ type input struct {
 	Reasoning *struct {
 		Summary string `json:"summary"`
 	} `json:"reasoning"`
-	EncodingFormat string `json:"encoding_format"`
-	Dimensions     int    `json:"dimensions"`
-	ResponseFormat any    `json:"response_format"`
+	EncodingFormat string          `json:"encoding_format"`
+	Dimensions     int             `json:"dimensions"`
+	ResponseFormat json.RawMessage `json:"response_format"`
+	StreamFormat   string          `json:"stream_format"`
+	PartialImages  int             `json:"partial_images"`
+	Text           struct {
+		Format format `json:"format"`
+	} `json:"text"`
+	OutputConfig struct {
+		Format format `json:"format"`
+	} `json:"output_config"`
 
 	answered bool // the last message brings a tool's result
 }
@@ -81,6 +91,21 @@ type tool struct {
 	} `json:"function"`
 	Parameters  schema `json:"parameters"`
 	InputSchema schema `json:"input_schema"`
+}
+
+// format is the shape that an answer is asked to have.
+type format struct {
+	Schema *schema `json:"schema"`
+}
+
+// shape is the schema that the answer must fit, nil for free text. Chat,
+// responses and messages each say it elsewhere.
+func (in *input) shape() *schema {
+	var chat struct {
+		JSONSchema format `json:"json_schema"`
+	}
+	_ = json.Unmarshal(in.ResponseFormat, &chat) // it is the name of a file format elsewhere
+	return cmp.Or(chat.JSONSchema.Schema, in.Text.Format.Schema, in.OutputConfig.Format.Schema)
 }
 
 // parse reads the body and composes the answer.
@@ -99,14 +124,14 @@ func (c *call) parse(ep *endpoint, contentType string, body []byte) error {
 	if in.N != nil && *in.N != 1 {
 		return errors.New("only n = 1 is simulated")
 	}
-	c.Model, c.stream = in.Model, in.Stream && ep.streams
+	c.Model, c.stream = in.Model, (in.Stream || in.StreamFormat == "sse") && ep.streams
 	var err error
 	if c.base, c.suffix, err = splitModel(in.Model); err != nil {
 		return err
 	}
 	c.Usage = in.StreamOptions != nil && in.StreamOptions.IncludeUsage
 	c.base64, c.size = in.EncodingFormat == "base64", in.Dimensions
-	c.format, _ = in.ResponseFormat.(string)
+	_ = json.Unmarshal(in.ResponseFormat, &c.format) // of a chat it is no string
 	if in.Instructions != "" {
 		c.messages = append(c.messages, Message{Role: "system", Text: in.Instructions})
 	}
@@ -120,7 +145,10 @@ func (c *call) parse(ep *endpoint, contentType string, body []byte) error {
 	if err := ep.read(&in, c); err != nil {
 		return err
 	}
-	c.Prompt = PromptTokens(c.messages)
+	c.Prompt, c.Partial = PromptTokens(c.messages), in.PartialImages
+	if ep.media != nil {
+		c.Media = ep.media(c)
+	}
 	c.compose(&in)
 	return nil
 }
@@ -148,8 +176,14 @@ func (in *input) fromForm(contentType string, body []byte) error {
 			in.Model = string(value)
 		case "prompt":
 			prompt = string(value)
+		case "stream":
+			in.Stream = string(value) == "true"
+		case "partial_images":
+			if in.PartialImages, err = strconv.Atoi(string(value)); err != nil {
+				return fmt.Errorf("partial_images: %w", err)
+			}
 		case "response_format":
-			in.ResponseFormat = string(value)
+			in.ResponseFormat = wire.MustJSON(string(value))
 		case "file", "image", "image[]":
 			if prompt == "" {
 				prompt = fmt.Sprintf("a file of %d bytes", len(value))

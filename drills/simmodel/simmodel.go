@@ -71,6 +71,7 @@ type endpoint struct {
 	multipart bool
 	read      func(in *input, c *call) error // what of the body is the prompt
 	plain     func(c *call) (string, []byte) // content type and body; nil = the dialect's
+	media     func(c *call) []byte           // what is heard or seen; nil = nothing
 }
 
 var endpoints = map[string]*endpoint{
@@ -80,12 +81,12 @@ var endpoints = map[string]*endpoint{
 	"/v1/messages":              {dialect: wire.Anthropic{}, streams: true, read: readMessages},
 	"/v1/messages/count_tokens": {dialect: wire.Anthropic{}, read: readMessages, plain: plainCount},
 	"/v1/embeddings":            {dialect: wire.OpenAI{}, read: readTexts, plain: plainEmbeddings},
-	"/v1/audio/speech":          {dialect: wire.OpenAI{}, read: readSpeech, plain: plainSpeech},
-	"/v1/audio/transcriptions":  {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainTranscript},
+	"/v1/audio/speech":          {dialect: wire.Speech{}, streams: true, read: readSpeech, plain: plainSpeech, media: sound},
+	"/v1/audio/transcriptions":  {dialect: wire.Transcript{}, streams: true, multipart: true, read: readPrompt, plain: plainTranscript},
 	"/v1/audio/translations":    {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainTranscript},
-	"/v1/images/generations":    {dialect: wire.OpenAI{}, read: readPrompt, plain: plainImages},
-	"/v1/images/edits":          {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainImages},
-	"/v1/images/variations":     {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainImages},
+	"/v1/images/generations":    {dialect: wire.Picture{Kind: "image_generation"}, streams: true, read: readPrompt, plain: plainImages, media: picture},
+	"/v1/images/edits":          {dialect: wire.Picture{Kind: "image_edit"}, streams: true, multipart: true, read: readPrompt, plain: plainImages, media: picture},
+	"/v1/images/variations":     {dialect: wire.OpenAI{}, multipart: true, read: readPrompt, plain: plainImages, media: picture},
 }
 
 // ServeHTTP answers POST at every path of endpoints, GET /v1/models and GET

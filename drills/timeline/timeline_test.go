@@ -8,58 +8,10 @@ import (
 
 	"ringmain/drills/load"
 	"ringmain/drills/timeline"
+	"ringmain/drills/timeline/outagekit"
 )
 
 const second = time.Second
-
-// request is one planned at the given moment and answered 100 ms later.
-func request(n int, at time.Duration, entry string, classes ...load.Class) load.Result {
-	r := load.Result{Request: load.Request{N: n, At: at, Entry: entry, Model: "chat"}}
-	for i, c := range classes {
-		a := load.Attempt{Entry: entry, Sent: at, End: at + 100*time.Millisecond, Class: c, EntryWas: entry, Ran: entry}
-		if i > 0 {
-			a.Entry = "us-east"
-		}
-		r.Attempts = append(r.Attempts, a)
-	}
-	return r
-}
-
-// outage is a run of 50 s with the kill at 10 s and the release at 35 s: a
-// request to the lost region, to a survivor and to the front door every 100 ms.
-func outage() timeline.Observations {
-	o := timeline.Observations{
-		Lost: timeline.Place{Name: "eu-fra", Jurisdiction: "eu"}, Survivors: []timeline.Place{{Name: "us-east", Jurisdiction: "us"}, {Name: "ap-sg", Jurisdiction: "apac"}},
-		RemoteModel: "far", RemoteRegion: "ap-sg", Measured: 2 * second, Killed: 10 * second, Released: 35 * second, End: 50 * second, Ready: 41 * second,
-		Publications: []timeline.Publication{
-			{At: 5 * second, Observer: "ap-sg", Down: true}, {At: 6 * second, Observer: "ap-sg"}, // before the kill
-			{At: 13 * second, Observer: "ap-sg", Down: true}, {At: 12 * second, Observer: "us-east", Down: true},
-			{At: 45 * second, Observer: "ap-sg"}, {At: 46 * second, Observer: "us-east"},
-		},
-	}
-	n := 0
-	add := func(r load.Result) { o.Results = append(o.Results, r); n++ }
-	for at := time.Duration(0); at < o.End; at += 100 * time.Millisecond {
-		gone := at >= o.Killed && at < o.Ready
-		o.Probes = append(o.Probes, timeline.Probe{At: at, Node: "eu-fra-d1", OK: !gone})
-		if gone {
-			add(request(n, at, "eu-fra", load.Failed, load.OK))
-		} else {
-			add(request(n, at, "eu-fra", load.OK))
-		}
-		add(request(n, at, "us-east", load.OK))
-		door := request(n, at, load.FrontDoor, load.OK)
-		door.Attempts[0].EntryWas = "eu-fra"
-		if gone {
-			door.Attempts[0].EntryWas = "us-east"
-		}
-		if at >= o.Killed && at < o.Killed+700*time.Millisecond {
-			door = request(n, at, load.FrontDoor, load.Failed)
-		}
-		add(door)
-	}
-	return o
-}
 
 func at(t *testing.T, what string, got *time.Duration, want time.Duration) {
 	t.Helper()
@@ -69,7 +21,7 @@ func at(t *testing.T, what string, got *time.Duration, want time.Duration) {
 }
 
 func TestTimelineOfAnOutage(t *testing.T) {
-	o := outage()
+	o := outagekit.Outage()
 	got := o.Moments()
 	at(t, "T0", got.T0, 10*second)
 	at(t, "T1", got.T1, 12*second)
@@ -85,9 +37,9 @@ func TestTimelineOfAnOutage(t *testing.T) {
 }
 
 func TestGroups(t *testing.T) {
-	o := outage()
+	o := outagekit.Outage()
 	with := func(change func(*load.Result)) load.Result {
-		r := request(0, 20*second, "us-east", load.Failed)
+		r := outagekit.Request(0, 20*second, "us-east", load.Failed)
 		change(&r)
 		return r
 	}
@@ -168,7 +120,7 @@ func TestTimelineAgainstANaiveTwin(t *testing.T) {
 		}
 		steady := moment("steady from") // few failures after it, so that there often is a T3
 		for n := range rapid.IntRange(0, 400).Draw(t, "requests") {
-			r := request(n, moment("at"), rapid.SampledFrom([]string{"eu-fra", "us-east", load.FrontDoor}).Draw(t, "entry"), load.OK)
+			r := outagekit.Request(n, moment("at"), rapid.SampledFrom([]string{"eu-fra", "us-east", load.FrontDoor}).Draw(t, "entry"), load.OK)
 			for i := range r.Attempts {
 				if bad := rapid.IntRange(0, 99).Draw(t, "bad"); (r.At < steady && bad < 30) || bad == 0 {
 					r.Attempts[i].Class = load.Failed

@@ -261,9 +261,9 @@ type Target struct {
 // Timeouts bound one attempt, in milliseconds. Zero takes the default.
 type Timeouts struct {
 	ConnectMS   uint32 `json:"connect_ms,omitempty" doc:"Default 2000"`
-	FirstByteMS uint32 `json:"first_byte_ms,omitempty" doc:"Until the first event, or a plain answer's head. Default 60000 for streams; total_ms for plain answers, which come when they are whole"`
-	IdleMS      uint32 `json:"between_events_ms,omitempty" doc:"Default 30000"`
-	TotalMS     uint32 `json:"total_ms,omitempty" doc:"Default 600000"`
+	FirstByteMS uint32 `json:"first_byte_ms,omitempty" doc:"Until the first event, or a plain answer's head. Default 300000 for streams, since a reasoning model may be silent for minutes: less where a model is quick; total_ms for plain answers, which come when they are whole"`
+	IdleMS      uint32 `json:"between_events_ms,omitempty" doc:"Default 300000: less where a model never pauses, since a stream that hangs is noticed no sooner"`
+	TotalMS     uint32 `json:"total_ms,omitempty" doc:"From the request's arrival until its answer is whole. Default 600000; 3600000 for streams"`
 }
 
 // RouteInput is what a caller may say about a model's route.

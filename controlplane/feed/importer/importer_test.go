@@ -21,12 +21,13 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/feedkit"
+	"ringmain/internal/testkit/feedkit/hubkit"
 )
 
 // imports starts an importer at to that watches sources.
 func imports(ca *feedkit.CA, to *feedkit.Node, node string, set func(*Config), sources ...*feedkit.Node) *Importer {
 	to.T.Helper()
-	cfg := Config{Cluster: feedkit.Cluster, Region: to.Region, State: to, Propose: to.Propose, Pushed: hubOf(to).Board().Receive,
+	cfg := Config{Cluster: feedkit.Cluster, Region: to.Region, State: to, Propose: to.Propose, Pushed: hubkit.Hub(to).Board().Receive,
 		BackoffMin: time.Millisecond, BackoffMax: 10 * time.Millisecond}
 	clients := map[string]*http.Client{}
 	addrs := map[string][]string{}
@@ -72,7 +73,7 @@ func sameAs(t *testing.T, n, from *feedkit.Node, shard controlplane.Shard) {
 func TestImport(t *testing.T) {
 	ca := feedkit.NewCA(t)
 	tune := func(c *hub.Config) { c.Ring = 64; c.SnapshotKeep = 20 * time.Millisecond }
-	us, fra := newNode(ca, "us-east", "u1", tune), newNode(ca, "eu-fra", "f1", tune)
+	us, fra := hubkit.Node(ca, "us-east", "u1", tune), hubkit.Node(ca, "eu-fra", "f1", tune)
 	all := []string{"us-east", "eu-fra"}
 	global, anyUS, anyFra, eu := feedkit.NewHistory("any-global", "us-east", 1), feedkit.NewHistory("any-us-east", "us-east", 2), feedkit.NewHistory("any-eu-fra", "eu-fra", 3), feedkit.NewHistory("eu", "eu-fra", 4)
 	us.Accept(global.Open("us-east", all...), anyUS.Open("us-east", all...))
@@ -110,7 +111,7 @@ func TestImport(t *testing.T) {
 			}
 			toFra = imports(ca, fra, "f1", small, us)
 		case 5:
-			hubOf(us).Reset()
+			hubkit.Hub(us).Reset()
 		}
 		for range rng.IntN(40) {
 			us.Accept(global.Next(), anyUS.Next())
@@ -131,7 +132,7 @@ func TestImport(t *testing.T) {
 func TestAdoptReachesWatchers(t *testing.T) {
 	ca := feedkit.NewCA(t)
 	tune := func(c *hub.Config) { c.Ring = 8 }
-	us, fra := newNode(ca, "us-east", "u1", tune), newNode(ca, "eu-fra", "f1", tune)
+	us, fra := hubkit.Node(ca, "us-east", "u1", tune), hubkit.Node(ca, "eu-fra", "f1", tune)
 	keeper := feedkit.NewTwin()
 	keeper.Watch(t, ca.Caller("eu-fra", identity.RoleData, "d1"), "eu-fra", nil, fra)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
@@ -157,7 +158,7 @@ func TestAdoptReachesWatchers(t *testing.T) {
 // TestImportMovesBetweenTargets: the control node that is watched dies for good.
 func TestImportMovesBetweenTargets(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	a, b, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "us-east", "u2", nil), newNode(ca, "eu-fra", "f1", nil)
+	a, b, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "us-east", "u2", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	e := h.Open("us-east", "us-east", "eu-fra")
 	a.Accept(e)
@@ -166,7 +167,7 @@ func TestImportMovesBetweenTargets(t *testing.T) {
 	sameAs(t, fra, a, h.Shard)
 	for _, n := range []*feedkit.Node{a, b} {
 		if n.Watchers() > 0 {
-			if err := hubOf(n).Close(); err != nil {
+			if err := hubkit.Hub(n).Close(); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -186,7 +187,7 @@ func TestImportMovesBetweenTargets(t *testing.T) {
 // TestImportBatches: what arrives together is proposed together.
 func TestImportBatches(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	registerer := prometheus.NewPedanticRegistry()
@@ -226,7 +227,7 @@ ringmain_feed_lag_entries{region="us-east",shard="any-us-east"} 0
 // and not only when the source has something more to say.
 func TestImportBeginsAnewAtOnce(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", func(c *hub.Config) { c.Heartbeat = time.Minute }), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", func(c *hub.Config) { c.Heartbeat = time.Minute }), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	var refused atomic.Int64
@@ -254,7 +255,7 @@ func TestImportBeginsAnewAtOnce(t *testing.T) {
 // node to halt; it is never skipped.
 func TestImportHalts(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	im := imports(ca, fra, "f1", func(c *Config) {
@@ -276,7 +277,7 @@ func TestImportHalts(t *testing.T) {
 // and gives them to its own watchers, not to Raft.
 func TestImportCarriesVerdicts(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	im := imports(ca, fra, "f1", nil, us)
@@ -286,8 +287,8 @@ func TestImportCarriesVerdicts(t *testing.T) {
 	w.Same(t, fra, h.Shard)
 	calls := fra.Calls.Load()
 	v := feed.Verdict{Key: "key_any_0000000000000003", Revision: 2, MAC: [32]byte{2}}
-	hubOf(us).Board().PushVerdicts([]feed.Verdict{v})
-	hubOf(us).Board().PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_any_0000000000000004", Shard: h.Shard, At: 7}})
+	hubkit.Hub(us).Board().PushVerdicts([]feed.Verdict{v})
+	hubkit.Hub(us).Board().PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_any_0000000000000004", Shard: h.Shard, At: 7}})
 	feedkit.Eventually(t, w.HasVerdict(v))
 	feedkit.Eventually(t, w.HasHint("key_any_0000000000000004"))
 	if fra.Calls.Load() != calls {

@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/feedkit"
+	"ringmain/internal/testkit/feedkit/hubkit"
 )
 
 // raise has the node's region apply the ownership protocol.
@@ -28,7 +29,7 @@ func raise(n *feedkit.Node) {
 // none that was in the end that lost.
 func TestCutReachesWatchers(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	fra := newNode(ca, "eu-fra", "f1", nil)
+	fra := hubkit.Node(ca, "eu-fra", "f1", nil)
 	keeper := feedkit.NewTwin()
 	old := feedkit.NewHistory("any-us-east", "us-east", 2)
 	members := []string{"us-east", "eu-fra", "ap-sg"}
@@ -72,7 +73,7 @@ func TestCutReachesWatchers(t *testing.T) {
 // offers the shard to no other region, and says so in its heartbeats.
 func TestFormerHomeSendsNothing(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"), h.Next())
 	raise(us)
@@ -98,7 +99,7 @@ func TestFormerHomeSendsNothing(t *testing.T) {
 // TestConfirmedTravels: what the home knows confirmed, its followers come to know.
 func TestConfirmedTravels(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"), h.Next(), h.Next())
 	raise(us)
@@ -127,7 +128,7 @@ func TestConfirmedTravels(t *testing.T) {
 // as a whole, is isolated and shows; the source's other shards go on.
 func TestPoisonStaysAlone(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	bad, good := feedkit.NewHistory("any-bad", "us-east", 2), feedkit.NewHistory("any-good", "us-east", 3)
 	us.Accept(bad.Open("us-east", "us-east", "eu-fra"), good.Open("us-east", "us-east", "eu-fra"))
 	reg := prometheus.NewRegistry()
@@ -166,7 +167,7 @@ func isOf(entry []byte, shard controlplane.Shard) bool {
 // TestRetakeRepairs: a copy that drifted is replaced at the same point.
 func TestRetakeRepairs(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	us, fra := newNode(ca, "us-east", "u1", nil), newNode(ca, "eu-fra", "f1", nil)
+	us, fra := hubkit.Node(ca, "us-east", "u1", nil), hubkit.Node(ca, "eu-fra", "f1", nil)
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	twin := *h
 	first := h.Open("us-east", "us-east", "eu-fra")

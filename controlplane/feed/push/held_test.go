@@ -9,6 +9,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/internal/testkit/feedkit"
+	"ringmain/internal/testkit/feedkit/hubkit"
 )
 
 // What a data node says that it holds is known at once at every control node
@@ -29,14 +30,14 @@ func TestHeldTravels(t *testing.T) {
 	say := func(as *feedkit.Caller, node *feedkit.Node, held ...feed.Held) error {
 		return feed.PostHeld(t.Context(), as.Client, node.Region, node.Addr, feedkit.Cluster, held)
 	}
-	woken := boardOf(nodes[2]).HeldChanged()
+	woken := hubkit.Hub(nodes[2]).Board().HeldChanged()
 	if err := say(data, nodes[0], feed.Held{Region: "eu-fra", Node: "d1", Shard: "eu", Point: at}, feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-eu-fra", Point: at},
 		feed.Held{Region: "eu-fra", Node: "d2", Shard: "any-eu-fra", Point: at}, feed.Held{Region: "us-east", Node: "d1", Shard: "any-eu-fra", Point: at}); err != nil {
 		t.Fatal(err)
 	}
 	knows := func(n *feedkit.Node, node string, shard controlplane.Shard, want controlplane.Point) func() string {
 		return func() string {
-			if p, _ := boardOf(n).HeldBy("eu-fra", node, shard); p != want {
+			if p, _ := hubkit.Hub(n).Board().HeldBy("eu-fra", node, shard); p != want {
 				return fmt.Sprintf("%s knows %s at %v in %s", n.Region, node, p, shard)
 			}
 			return ""
@@ -48,20 +49,20 @@ func TestHeldTravels(t *testing.T) {
 	feedkit.Eventually(t, knows(nodes[1], "d1", "eu", at))
 	<-woken
 	for _, n := range nodes {
-		if _, ok := boardOf(n).HeldBy("eu-fra", "d2", "any-eu-fra"); ok {
+		if _, ok := hubkit.Hub(n).Board().HeldBy("eu-fra", "d2", "any-eu-fra"); ok {
 			t.Error("a data node spoke for another")
 		}
-		if _, ok := boardOf(n).HeldBy("us-east", "d1", "any-eu-fra"); ok {
+		if _, ok := hubkit.Hub(n).Board().HeldBy("us-east", "d1", "any-eu-fra"); ok {
 			t.Error("a data node spoke for another region's")
 		}
 	}
-	if _, ok := boardOf(nodes[2]).HeldBy("eu-fra", "d1", "eu"); ok {
+	if _, ok := hubkit.Hub(nodes[2]).Board().HeldBy("eu-fra", "d1", "eu"); ok {
 		t.Error("a region heard of a shard that it must not hold")
 	}
 	if err := say(data, nodes[0], feed.Held{Region: "eu-fra", Node: "d1", Shard: "any-nowhere", Point: at}); err != nil {
 		t.Fatal(err)
 	}
-	if _, ok := boardOf(nodes[0]).HeldBy("eu-fra", "d1", "any-nowhere"); ok {
+	if _, ok := hubkit.Hub(nodes[0]).Board().HeldBy("eu-fra", "d1", "any-nowhere"); ok {
 		t.Error("a data node has room taken for shards that do not exist")
 	}
 	// A control node of another region speaks for its own data nodes only.

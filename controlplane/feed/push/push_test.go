@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
 	"ringmain/internal/testkit/feedkit"
+	"ringmain/internal/testkit/feedkit/hubkit"
 )
 
 // clientsOf are a control node's clients, one for each region of nodes.
@@ -44,11 +45,11 @@ func mesh(ca *feedkit.CA, names ...[2]string) []*feedkit.Node {
 		}
 	}
 	for _, name := range names {
-		nodes = append(nodes, newNode(ca, name[0], name[1], nil))
+		nodes = append(nodes, hubkit.Node(ca, name[0], name[1], nil))
 	}
 	for i, n := range nodes {
 		clients := clientsOf(ca, names[i][0], names[i][1], names)
-		n.Open = opener(func(c *hub.Config) { c.Peers, c.HTTP = peersOf(i), clients })
+		n.Open = hubkit.Opener(func(c *hub.Config) { c.Peers, c.HTTP = peersOf(i), clients })
 		n.Restart()
 	}
 	return nodes
@@ -100,7 +101,7 @@ func TestVerdictsTravel(t *testing.T) {
 	}
 	hint := registry.Revocation{Kind: registry.KindKey, ID: "key_eu_0000000000000004", Shard: "eu", At: 7}
 	begun := time.Now()
-	boardOf(nodes[3]).PushRevocations([]registry.Revocation{hint})
+	hubkit.Hub(nodes[3]).Board().PushRevocations([]registry.Revocation{hint})
 	for i, w := range twins {
 		if i != 2 {
 			feedkit.Eventually(t, w.HasHint(hint.ID))
@@ -128,24 +129,24 @@ func TestVerdictsTravel(t *testing.T) {
 	fresh := feed.Verdict{Key: free.Key, Revision: put.Seq, MAC: [32]byte{9}}
 	stale := feed.Verdict{Key: free.Key, Revision: put.Seq - 1, MAC: [32]byte{8}}
 	for _, n := range nodes {
-		boardOf(n).Put(stale)
+		hubkit.Hub(n).Board().Put(stale)
 		n.Accept(put)
-		if boardOf(n).Has(free.Key) {
+		if hubkit.Hub(n).Board().Has(free.Key) {
 			t.Error("the verdict outlived the rotation")
 		}
-		boardOf(n).PushVerdicts([]feed.Verdict{stale})
-		if boardOf(n).Has(free.Key) {
+		hubkit.Hub(n).Board().PushVerdicts([]feed.Verdict{stale})
+		if hubkit.Hub(n).Board().Has(free.Key) {
 			t.Error("a late verdict was taken")
 		}
 	}
-	boardOf(nodes[2]).PushVerdicts([]feed.Verdict{fresh})
+	hubkit.Hub(nodes[2]).Board().PushVerdicts([]feed.Verdict{fresh})
 	for _, w := range slices.Concat(twins, []*feedkit.Twin{late}) {
 		feedkit.Eventually(t, w.HasVerdict(fresh))
 	}
 
 	// Revoked: the verdict goes, the hint too once it is committed.
 	revoke := h.Entry(registry.Change{Op: registry.OpRevoke, Kind: registry.KindKey, ID: free.Key, At: 8})
-	n, board := nodes[0], boardOf(nodes[0])
+	n, board := nodes[0], hubkit.Hub(nodes[0]).Board()
 	board.PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: free.Key, Shard: h.Shard, At: 8}})
 	feedkit.Eventually(t, twins[2].HasHint(free.Key))
 	if board.Has(free.Key) || board.Hints() != 2 {
@@ -167,23 +168,23 @@ func TestVerdictsTravel(t *testing.T) {
 // that is a node of the cluster too.
 func TestNobodyElseIsTold(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	stranger := newNode(ca, "us-east", "u1", nil)
-	n := newNode(ca, "eu-fra", "f1", nil)
+	stranger := hubkit.Node(ca, "us-east", "u1", nil)
+	n := hubkit.Node(ca, "eu-fra", "f1", nil)
 	for _, shard := range []controlplane.Shard{"eu", "any-eu-fra"} {
 		n.Accept(feedkit.NewHistory(shard, "eu-fra", 5).Open("eu-fra", "eu-fra", "eu-ber"))
 	}
 	clients := clientsOf(ca, "eu-fra", "f1", [][2]string{{"eu-ber"}})
-	n.Open = opener(func(c *hub.Config) {
+	n.Open = hubkit.Opener(func(c *hub.Config) {
 		c.HTTP = clients
 		c.Peers = func() []push.Peer { return []push.Peer{{Region: "eu-ber", Node: "b1", Addr: stranger.Addr}} }
 	})
 	var told atomic.Int64
 	stranger.Heard = func(*http.Request) { told.Add(1) }
 	n.Restart()
-	before := testutil.ToFloat64(boardOf(n).Dropped())
-	boardOf(n).PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_eu_0000000000000004", Shard: "eu", At: 7}})
+	before := testutil.ToFloat64(hubkit.Hub(n).Board().Dropped())
+	hubkit.Hub(n).Board().PushRevocations([]registry.Revocation{{Kind: registry.KindKey, ID: "key_eu_0000000000000004", Shard: "eu", At: 7}})
 	feedkit.Eventually(t, func() string {
-		if testutil.ToFloat64(boardOf(n).Dropped()) == before {
+		if testutil.ToFloat64(hubkit.Hub(n).Board().Dropped()) == before {
 			return "it is still being tried"
 		}
 		return ""
@@ -196,15 +197,15 @@ func TestNobodyElseIsTold(t *testing.T) {
 // TestPushNeverBlocks: nobody answers, and the queues are full.
 func TestPushNeverBlocks(t *testing.T) {
 	ca := feedkit.NewCA(t)
-	n := newNode(ca, "eu-fra", "c1", nil)
+	n := hubkit.Node(ca, "eu-fra", "c1", nil)
 	clients := clientsOf(ca, "eu-fra", "c1", [][2]string{{"eu-fra"}})
-	n.Open = opener(func(c *hub.Config) {
+	n.Open = hubkit.Opener(func(c *hub.Config) {
 		c.HTTP = clients
 		c.Peers = func() []push.Peer { return []push.Peer{{Region: "eu-fra", Node: "gone", Addr: "127.0.0.1:1"}} }
 		c.Verdicts, c.Hints = 100, 100
 	})
 	n.Restart()
-	board := boardOf(n)
+	board := hubkit.Hub(n).Board()
 	begun := time.Now()
 	for i := range 5000 {
 		board.PushVerdicts([]feed.Verdict{{Key: fmt.Sprintf("key_any_%016d", i), Revision: 1}})

@@ -8,6 +8,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/strict"
 )
 
 // Dirty is what the image does not hold yet. It belongs to one goroutine at a
@@ -246,7 +247,7 @@ func (b *batch) putRecord(ref registry.Ref, r *registry.Record) error {
 }
 
 func (b *batch) put(key row, value any) error {
-	enc, err := encMode.Marshal(value)
+	enc, err := strict.Marshal(value)
 	if err != nil {
 		return fmt.Errorf("encode %q: %w", key.key, err)
 	}

@@ -7,12 +7,14 @@ import (
 	"testing"
 
 	"go.etcd.io/bbolt"
+
+	"ringmain/internal/testkit/diskkit"
 )
 
 // seeded is an image with a few rows, as a file and as a dump.
 func seeded(f testing.TB) (w *world, file, dumped []byte) {
 	f.Helper()
-	w = newWorld(f, newSealer(f))
+	w = newWorld(f, diskkit.Sealer(f))
 	for i := range 200 {
 		w.propose(shard, org(i, "seed"))
 	}
@@ -43,7 +45,7 @@ func FuzzPages(f *testing.F) {
 		f.Add(page*4096+8+page%16, []byte{0xff})
 	}
 	cfg := w.cfg
-	cfg.Path = filepath.Join(fastDir(f), "image.db")
+	cfg.Path = filepath.Join(diskkit.Fast(f), "image.db")
 	f.Fuzz(func(t *testing.T, at uint32, change []byte) {
 		damaged := bytes.Clone(file)
 		copy(damaged[int(at)%len(damaged):], change)
@@ -80,7 +82,7 @@ func FuzzPages(f *testing.F) {
 func TestKeysOutOfOrder(t *testing.T) {
 	w, file, _ := seeded(t)
 	cfg, flips := w.cfg, 0
-	cfg.Path = filepath.Join(fastDir(t), "image.db")
+	cfg.Path = filepath.Join(diskkit.Fast(t), "image.db")
 	for page := 0; page+4096 <= len(file); page += 4096 {
 		at := file[page:]
 		if native.Uint16(at[8:]) != pageBranch {

@@ -17,13 +17,13 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
 	"go.etcd.io/bbolt"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/controlplane/strict"
 )
 
 // Buckets of the image. A row's value is sealed and bound to bucket and key.
@@ -67,23 +67,6 @@ const (
 	tagBytes    = 16
 	resealAfter = seal.BoxLimit / 2 // messages under one data key
 )
-
-var (
-	encMode = must(cbor.CoreDetEncOptions().EncMode())
-	decMode = must(cbor.DecOptions{
-		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-		IndefLength:       cbor.IndefLengthForbidden,
-		TagsMd:            cbor.TagsForbidden,
-	}.DecMode())
-)
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
 
 // row names one row of the image.
 type row struct{ bucket, key string }
@@ -227,7 +210,7 @@ func makeBuckets(tx *bbolt.Tx) error {
 
 func (m *Image) putSummary(tx *bbolt.Tx, sum *summary) error {
 	sum.Seals++
-	plain, err := encMode.Marshal(sum)
+	plain, err := strict.Marshal(sum)
 	if err != nil {
 		return err
 	}
@@ -296,7 +279,7 @@ func (m *Image) readSummary(sealed []byte) error {
 		return fmt.Errorf("summary: %w", err)
 	}
 	want := m.sum
-	if err := decMode.Unmarshal(plain, &m.sum); err != nil {
+	if err := strict.Unmarshal(plain, &m.sum); err != nil {
 		return fmt.Errorf("summary: %w", err)
 	}
 	switch {
@@ -352,7 +335,7 @@ func (m *Image) readRows(tx *bbolt.Tx) (*ledger.State, error) {
 
 func (m *Image) loadRow(loader *ledger.Loader, at row, plain []byte, staged *[][]byte) error {
 	if at == rowLife {
-		return decMode.Unmarshal(plain, &m.life)
+		return strict.Unmarshal(plain, &m.life)
 	}
 	switch at.bucket {
 	case bucketShards:
@@ -373,7 +356,7 @@ func (m *Image) loadRow(loader *ledger.Loader, at row, plain []byte, staged *[][
 		return loader.Record(r)
 	case bucketRevocations:
 		var r registry.Revocation
-		if err := decMode.Unmarshal(plain, &r); err != nil {
+		if err := strict.Unmarshal(plain, &r); err != nil {
 			return err
 		}
 		return loader.Revocation(r)

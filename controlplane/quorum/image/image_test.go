@@ -14,32 +14,10 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 const shard = controlplane.Shard("any-us-east")
-
-func newSealer(t testing.TB) *seal.Sealer {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seal.New(h)
-}
-
-func fastDir(t testing.TB) string {
-	t.Helper()
-	dir, err := os.MkdirTemp("/dev/shm", "image-*")
-	if err != nil {
-		return t.TempDir()
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	return dir
-}
 
 // world is a registry and the image that follows it.
 type world struct {
@@ -53,7 +31,7 @@ type world struct {
 
 func newWorld(t testing.TB, sealer *seal.Sealer) *world {
 	t.Helper()
-	w := &world{t: t, cfg: Config{Path: filepath.Join(fastDir(t), "image.db"), Cluster: "c", Region: "us-east", Sealer: sealer}, dirty: NewDirty()}
+	w := &world{t: t, cfg: Config{Path: filepath.Join(diskkit.Fast(t), "image.db"), Cluster: "c", Region: "us-east", Sealer: sealer}, dirty: NewDirty()}
 	var err error
 	if w.image, w.state, err = Open(w.cfg); err != nil {
 		t.Fatal(err)
@@ -158,7 +136,7 @@ func revocation(n int) registry.Change {
 // The image follows the state through a random life, whatever is flushed
 // together, whatever fails, through dumps and new data keys.
 func TestFollowsState(t *testing.T) {
-	sealer := newSealer(t)
+	sealer := diskkit.Sealer(t)
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 1))
 		w := newWorld(t, sealer)
@@ -178,27 +156,34 @@ func TestFollowsState(t *testing.T) {
 				w.propose(shard, revocation(n))
 			case 8:
 				w.stage(r)
-			case 9:
-				w.flush()
-				w.reopen()
-			case 10:
-				// A flush that failed: what it took comes back.
-				taken := w.dirty
-				w.dirty = NewDirty()
-				w.propose(shard, org(n, fmt.Sprint(r.Int())))
-				w.dirty.Merge(taken)
-			case 11:
-				w.flush()
-				if r.IntN(2) == 0 {
-					if err := w.image.reseal(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				other.take(w)
+			default:
+				w.turn(r, other)
 			}
 		}
 		w.flush()
 		w.reopen()
+	}
+}
+
+// turn ends a process, fails a flush, or makes a dump, which other takes.
+func (w *world) turn(r *rand.Rand, other *world) {
+	switch r.IntN(3) {
+	case 0:
+		w.flush()
+		w.reopen()
+	case 1:
+		taken := w.dirty // it comes back
+		w.dirty = NewDirty()
+		w.propose(shard, org(r.IntN(8), fmt.Sprint(r.Int())))
+		w.dirty.Merge(taken)
+	case 2:
+		w.flush()
+		if r.IntN(2) == 0 {
+			if err := w.image.reseal(); err != nil {
+				w.t.Fatal(err)
+			}
+		}
+		other.take(w)
 	}
 }
 
@@ -251,7 +236,7 @@ func (w *world) take(from *world) {
 
 // No altered byte of the file is served: it is named, or it was of no account.
 func TestDamage(t *testing.T) {
-	w := newWorld(t, newSealer(t))
+	w := newWorld(t, diskkit.Sealer(t))
 	for n := range 40 {
 		w.propose(shard, org(n, "name"))
 		w.propose(shard, project(n))
@@ -334,7 +319,7 @@ func openBytes(t *testing.T, cfg Config, content []byte, want string, mark Mark)
 
 // A dump that is cut, altered or of another region does not replace anything.
 func TestBadDump(t *testing.T) {
-	sealer := newSealer(t)
+	sealer := diskkit.Sealer(t)
 	from, to := newWorld(t, sealer), newWorld(t, sealer)
 	for n := range 10 {
 		from.propose(shard, org(n, "new"))
@@ -379,7 +364,7 @@ func TestBadDump(t *testing.T) {
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if _, _, err := Open(Config{Path: to.cfg.Path, Cluster: "c", Region: "us-east", Sealer: newSealer(t)}); !errors.Is(err, seal.ErrUnknownKey) && err == nil {
+	if _, _, err := Open(Config{Path: to.cfg.Path, Cluster: "c", Region: "us-east", Sealer: diskkit.Sealer(t)}); !errors.Is(err, seal.ErrUnknownKey) && err == nil {
 		t.Errorf("opened under another key: %v", err)
 	}
 }

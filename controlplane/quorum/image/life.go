@@ -8,6 +8,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry/ledger"
+	"ringmain/controlplane/strict"
 )
 
 // rowLife is where the image says which life of its region this is, among the
@@ -22,7 +23,7 @@ func (m *Image) Life() uint64 { return m.life }
 
 // Begin makes the image one of another life, durably.
 func (m *Image) Begin(life uint64) error {
-	enc, err := encMode.Marshal(life)
+	enc, err := strict.Marshal(life)
 	if err != nil {
 		return err
 	}

@@ -5,11 +5,13 @@ import (
 	"testing"
 
 	"go.etcd.io/bbolt"
+
+	"ringmain/internal/testkit/diskkit"
 )
 
 // TestBuildIsDense: an image that is built as a whole is not half empty.
 func TestBuildIsDense(t *testing.T) {
-	sealer := newSealer(t)
+	sealer := diskkit.Sealer(t)
 	from := newWorld(t, sealer)
 	from.propose(shard, org(1, "o"), project(1))
 	for n := 0; n < 3000; n++ {
@@ -18,7 +20,7 @@ func TestBuildIsDense(t *testing.T) {
 		from.propose(shard, c)
 	}
 	cfg := from.cfg
-	cfg.Path = filepath.Join(fastDir(t), "built.db")
+	cfg.Path = filepath.Join(diskkit.Fast(t), "built.db")
 	if err := Build(cfg, from.state, Mark{Applied: 2, Term: 1}, 1); err != nil {
 		t.Fatal(err)
 	}

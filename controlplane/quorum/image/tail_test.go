@@ -10,6 +10,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // newShared returns a world whose shard another region holds too.
@@ -108,7 +109,7 @@ func (w *world) resolve(r *rand.Rand) {
 
 // The image holds tails and quarantines as well, whatever is flushed together.
 func TestFollowsOwnership(t *testing.T) {
-	cut, sealer := 0, newSealer(t)
+	cut, sealer := 0, diskkit.Sealer(t)
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		w, other := newShared(t, sealer), newWorld(t, sealer)
@@ -128,22 +129,8 @@ func TestFollowsOwnership(t *testing.T) {
 				w.depose(r)
 			case 8:
 				w.resolve(r)
-			case 9:
-				w.flush()
-				w.reopen()
-			case 10:
-				taken := w.dirty
-				w.dirty = NewDirty()
-				w.propose(shard, org(r.IntN(8), "y"))
-				w.dirty.Merge(taken)
-			case 11:
-				w.flush()
-				if r.IntN(2) == 0 {
-					if err := w.image.reseal(); err != nil {
-						t.Fatal(err)
-					}
-				}
-				other.take(w)
+			default:
+				w.turn(r, other)
 			}
 		}
 		w.flush()

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"ringmain/controlplane/quorum/image"
+	"ringmain/controlplane/retry"
 )
 
 // retryFull is how long RunFlusher waits for a full disk.
@@ -22,7 +23,7 @@ func (m *Machine) RunFlusher(ctx context.Context, lag time.Duration, ails func(e
 		case <-ctx.Done():
 			return nil
 		}
-		if !pause(ctx, lag) {
+		if !retry.Sleep(ctx, lag) {
 			return nil
 		}
 		err := m.Flush()
@@ -34,7 +35,7 @@ func (m *Machine) RunFlusher(ctx context.Context, lag time.Duration, ails func(e
 		case image.IsFull(err):
 			failing = true
 			ails(err)
-			if !pause(ctx, retryFull) {
+			if !retry.Sleep(ctx, retryFull) {
 				return nil
 			}
 			m.wake()
@@ -49,17 +50,5 @@ func (m *Machine) wake() {
 	select {
 	case m.kick <- struct{}{}:
 	default:
-	}
-}
-
-// pause reports whether ctx lived on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }

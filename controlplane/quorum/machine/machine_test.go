@@ -14,7 +14,7 @@ import (
 	"ringmain/controlplane/quorum/image"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
-	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 const shard = controlplane.Shard("any-us-east")
@@ -29,15 +29,7 @@ type node struct {
 func newNode(t *testing.T) *node {
 	t.Helper()
 	dir := t.TempDir()
-	path := filepath.Join(dir, "region.key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return &node{image: image.Config{Path: filepath.Join(dir, "image.db"), Cluster: "test", Region: "us-east", Sealer: seal.New(h)}}
+	return &node{image: image.Config{Path: filepath.Join(dir, "image.db"), Cluster: "test", Region: "us-east", Sealer: diskkit.Sealer(t)}}
 }
 
 func (n *node) open(t *testing.T) *Machine {

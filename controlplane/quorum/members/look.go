@@ -224,12 +224,3 @@ func (k *Keeper) settle() {
 		return // the configuration is another now
 	}
 }
-
-func pause(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}

@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"ringmain/controlplane"
+	"ringmain/controlplane/retry"
 )
 
 // Role is what a node is to its region's Raft.
@@ -156,7 +157,7 @@ func (k *Keeper) looked(ctx context.Context) bool {
 		}) {
 			return true
 		}
-		if !pause(ctx, lookEvery/20) {
+		if !retry.Sleep(ctx, lookEvery/20) {
 			return false
 		}
 	}

@@ -11,7 +11,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // FuzzOwner: whatever says whose a directory is, it is read as of this format
@@ -37,15 +37,7 @@ func FuzzOwner(f *testing.F) {
 // is never listed.
 func FuzzVoucher(f *testing.F) {
 	const id = "2-5-1700000000000"
-	key := filepath.Join(f.TempDir(), "region.key")
-	if err := seal.CreateKeyFile(key); err != nil {
-		f.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(key)
-	if err != nil {
-		f.Fatal(err)
-	}
-	cfg := Config{Cluster: "test", Region: "us-east", Sealer: seal.New(h), Logger: hclog.NewNullLogger()}
+	cfg := Config{Cluster: "test", Region: "us-east", Sealer: diskkit.Sealer(f), Logger: hclog.NewNullLogger()}
 	meta := []byte(`{"Version":1,"ID":"` + id + `","Index":5,"Term":2,"Peers":"","Configuration":{"Servers":[]},"ConfigurationIndex":1,"Size":0,"CRC":"AAAAAAAAAAA="}`)
 	f.Add(meta, []byte(nil), true)
 	f.Add(meta, []byte("no voucher"), false)

@@ -14,7 +14,7 @@ import (
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
-	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -22,15 +22,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func config(t *testing.T) Config {
 	t.Helper()
 	dir := t.TempDir()
-	path := filepath.Join(dir, "region.key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return Config{Dir: dir, Cluster: "test", Region: "us-east", Sealer: seal.New(h), Logger: hclog.NewNullLogger(),
+	return Config{Dir: dir, Cluster: "test", Region: "us-east", Sealer: diskkit.Sealer(t), Logger: hclog.NewNullLogger(),
 		SegmentBytes: 2 << 10, Fatal: func(err error) { t.Errorf("fatal: %v", err) }}
 }
 

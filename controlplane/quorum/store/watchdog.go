@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"ringmain/controlplane/quorum/image"
+	"ringmain/controlplane/retry"
 )
 
 // Watchdog notices a disk that has stopped: raft's heartbeats do not need the
@@ -31,7 +32,7 @@ func (w *Watchdog) Probe(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("quorum: disk probe: %w", image.DiskError(err))
 	}
-	for n := byte(0); pause(ctx, w.every); n++ {
+	for n := byte(0); retry.Sleep(ctx, w.every); n++ {
 		w.since.Store(time.Now().UnixNano())
 		_, err := f.WriteAt([]byte{n}, 0)
 		if err == nil {
@@ -56,7 +57,7 @@ func (w *Watchdog) began() time.Time {
 // Watch fails once a probe, or a write that one of the others says began, takes
 // longer than the limit.
 func (w *Watchdog) Watch(ctx context.Context, limit time.Duration, others ...func() time.Time) error {
-	for pause(ctx, w.every/2) {
+	for retry.Sleep(ctx, w.every/2) {
 		for _, began := range append(others, w.began) {
 			if at := began(); at.IsZero() {
 				continue
@@ -66,16 +67,4 @@ func (w *Watchdog) Watch(ctx context.Context, limit time.Duration, others ...fun
 		}
 	}
 	return nil
-}
-
-// pause reports whether ctx lived on.
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

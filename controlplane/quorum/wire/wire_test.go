@@ -66,29 +66,46 @@ func openTransport(network *memnet.Net, name string) (t *Transport, stop func())
 	return t, func() { _ = t.Close(); t.Cut() }
 }
 
+// openAlone opens the one that asks; nobody is at "peer".
+func openAlone(t *testing.T) (*memnet.Net, *Transport) {
+	network := memnet.New()
+	asker, stop := openTransport(network, "asker")
+	t.Cleanup(stop)
+	return network, asker
+}
+
+func openPair(t *testing.T) (network *memnet.Net, asker, peer *Transport) {
+	network, asker = openAlone(t)
+	peer, stop := openTransport(network, "peer")
+	t.Cleanup(stop)
+	return network, asker, peer
+}
+
+// answer answers all that peer is asked, until it is closed.
+func answer(peer *Transport, with func(command any) any) {
+	for {
+		select {
+		case rpc := <-peer.Consumer():
+			rpc.Respond(with(rpc.Command), nil)
+		case <-peer.streams.ctx.Done():
+			return
+		}
+	}
+}
+
+// everybody is whom a leader follows.
+func everybody(id raft.ServerID) string { return string(id) }
+
 // TestEntriesWaitForANodeThatIsAway: entries for a node that is away are not
 // tried over and over, but sent once a heartbeat reached it; and they wait no
 // longer than this node leads in their term.
 func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
-		peer, stopPeer := openTransport(network, "peer")
-		defer stopPeer()
-		go func() {
-			for {
-				select {
-				case rpc := <-peer.Consumer():
-					rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
-				case <-peer.streams.ctx.Done():
-					return
-				}
-			}
-		}()
+		network, asker, peer := openPair(t)
+		go answer(peer, func(any) any { return &raft.AppendEntriesResponse{Success: true} })
 		var leads atomic.Bool
 		leads.Store(true)
-		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(term uint64) bool { return leads.Load() && term == 3 }, time.Now)
+		asker.Follow(everybody, func(term uint64) bool { return leads.Load() && term == 3 }, time.Now)
 		send := func(entries ...*raft.Log) error {
 			return asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: 3, Entries: entries}, new(raft.AppendEntriesResponse))
 		}
@@ -136,26 +153,14 @@ func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
 // since gets a new leader's first entries at once.
 func TestVoterIsNotAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
-		peer, stopPeer := openTransport(network, "peer")
-		defer stopPeer()
-		go func() {
-			for {
-				select {
-				case rpc := <-peer.Consumer():
-					var answer any = &raft.AppendEntriesResponse{Success: true}
-					if _, votes := rpc.Command.(*raft.RequestVoteRequest); votes {
-						answer = &raft.RequestVoteResponse{Granted: true}
-					}
-					rpc.Respond(answer, nil)
-				case <-peer.streams.ctx.Done():
-					return
-				}
+		network, asker, peer := openPair(t)
+		go answer(peer, func(command any) any {
+			if _, votes := command.(*raft.RequestVoteRequest); votes {
+				return &raft.RequestVoteResponse{Granted: true}
 			}
-		}()
-		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(uint64) bool { return true }, time.Now)
+			return &raft.AppendEntriesResponse{Success: true}
+		})
+		asker.Follow(everybody, func(uint64) bool { return true }, time.Now)
 		send := func(term uint64) error {
 			return asker.AppendEntries("peer", "peer", &raft.AppendEntriesRequest{Term: term, Entries: []*raft.Log{{Index: term, Term: term}}}, new(raft.AppendEntriesResponse))
 		}
@@ -187,10 +192,8 @@ func TestVoterIsNotAway(t *testing.T) {
 // is not sent: raft opens the newest.
 func TestWaitingSnapshotIsNotSent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
-		asker.Follow(func(id raft.ServerID) string { return string(id) }, func(uint64) bool { return true }, time.Now)
+		_, asker := openAlone(t)
+		asker.Follow(everybody, func(uint64) bool { return true }, time.Now)
 		asker.away.note("peer", false)
 		sent := make(chan error, 1)
 		read := false
@@ -228,11 +231,7 @@ func TestStallAmidSnapshot(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				network := memnet.New()
-				asker, stop := openTransport(network, "asker")
-				defer stop()
-				peer, stopPeer := openTransport(network, "peer")
-				defer stopPeer()
+				_, asker, peer := openPair(t)
 				begun := time.Now()
 				peer.Follow(func(raft.ServerID) string { return "" }, func(uint64) bool { return false }, func() time.Time {
 					if c.heard {
@@ -274,9 +273,7 @@ func TestStallAmidSnapshot(t *testing.T) {
 // TestVersionIsAsked: a node says its version; one that is away does not.
 func TestVersionIsAsked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
+		network, asker := openAlone(t)
 		_, stopPeer := openTransport(network, "peer")
 		if v, err := asker.Ask(t.Context(), "peer"); v != 7 || err != nil {
 			t.Errorf("it says %d, %v", v, err)
@@ -295,9 +292,7 @@ func TestVersionIsAsked(t *testing.T) {
 // for a raft message that it does not know, and hangs up.
 func TestFirstReleaseDoesNotAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
+		network, asker := openAlone(t)
 		old := network.Listen("peer")
 		go func() {
 			c, err := old.Accept()
@@ -316,9 +311,7 @@ func TestFirstReleaseDoesNotAnswer(t *testing.T) {
 // takes no more of it.
 func TestSnapshotToASilentPeer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		network := memnet.New()
-		asker, stop := openTransport(network, "asker")
-		defer stop()
+		network, asker := openAlone(t)
 		silent := network.Listen("peer")
 		go func() {
 			if c, err := silent.Accept(); err == nil {

@@ -10,14 +10,15 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // unchanged fails if f changes what s holds.
 func unchanged(t *testing.T, s *State, f func()) {
 	t.Helper()
-	before := snapshot(t, s)
+	before := recordkit.Snapshot(t, s)
 	f()
-	if !bytes.Equal(before, snapshot(t, s)) {
+	if !bytes.Equal(before, recordkit.Snapshot(t, s)) {
 		t.Error("the state changed")
 	}
 }
@@ -211,7 +212,7 @@ func TestCreatedStays(t *testing.T) {
 
 func TestClonesAndSnapshotsStandStill(t *testing.T) {
 	s := world(t)
-	clone, before := s.Clone(), snapshot(t, s)
+	clone, before := s.Clone(), recordkit.Snapshot(t, s)
 	snap, _ := s.ShardSnapshot(anyEast)
 	digest := snap.Digest()
 	old, _ := s.Get(registry.KindKey, keyAny)
@@ -223,7 +224,7 @@ func TestClonesAndSnapshotsStandStill(t *testing.T) {
 	if _, found := s.Get(registry.KindOrg, "org_any_0000000009"); found {
 		t.Error("the clone's change reached the original")
 	}
-	if bytes.Equal(before, snapshot(t, s)) {
+	if bytes.Equal(before, recordkit.Snapshot(t, s)) {
 		t.Error("nothing happened")
 	}
 }
@@ -304,7 +305,7 @@ func TestAccept(t *testing.T) {
 				if !errors.As(out.Err, &structure) || errors.Is(out.Err, controlplane.ErrNotHome) != tt.notHome {
 					t.Errorf("%v", out.Err)
 				}
-				if !bytes.Equal(snapshot(t, s), snapshot(t, base)) {
+				if !bytes.Equal(recordkit.Snapshot(t, s), recordkit.Snapshot(t, base)) {
 					t.Error("the state changed")
 				}
 			case out.Err != nil || info.Last.Seq != tt.seq || info.Epoch != tt.sender || out.Points[shard] != info.Last:

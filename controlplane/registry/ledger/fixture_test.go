@@ -1,8 +1,6 @@
 package ledger
 
 import (
-	"bytes"
-	"errors"
 	"testing"
 
 	"ringmain/controlplane"
@@ -41,16 +39,13 @@ var (
 	frozen    = recordkit.Frozen
 	commands2 = recordkit.Commands2
 	del       = recordkit.Delete
+	ruleError = recordkit.RuleError
 )
 
 // propose applies changes as the home's leader would, through the bytes.
 func propose(t testing.TB, s *State, shard controlplane.Shard, changes ...registry.Change) Outcome {
 	t.Helper()
-	e, err := s.Next(shard, changes)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return apply(t, s, &registry.Command{Type: registry.CmdEntry, Entries: [][]byte{entry(t, e)}})
+	return apply(t, s, recordkit.Command(t, s, shard, changes...))
 }
 
 // apply applies what cmd is after a way through the log.
@@ -86,22 +81,4 @@ func world(t testing.TB) *State {
 		mustPropose(t, s, step.Shard, step.Changes...)
 	}
 	return s
-}
-
-func ruleError(t testing.TB, err error) *controlplane.RuleError {
-	t.Helper()
-	var rule *controlplane.RuleError
-	if err != nil && !errors.As(err, &rule) {
-		t.Fatalf("%v (%T) is not a rule error", err, err)
-	}
-	return rule
-}
-
-func snapshot(t testing.TB, s *State) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	if err := s.Snapshot(&b); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
 }

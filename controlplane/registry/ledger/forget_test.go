@@ -10,6 +10,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/content"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // forgetting plays a home and a follower of anyEast under random writes, cuts,
@@ -185,7 +186,7 @@ func TestForgettingLetsNobodyIn(t *testing.T) {
 	total := make(map[string]int)
 	for seed := range uint64(100) {
 		us := safe(t)
-		eu, err := Restore(bytes.NewReader(snapshot(t, us)))
+		eu, err := Restore(bytes.NewReader(recordkit.Snapshot(t, us)))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,7 +207,7 @@ func TestForgettingLetsNobodyIn(t *testing.T) {
 // waits, its revocation stays here, whoever has forgotten it.
 func TestWhatWaitsInQuarantineStaysRevoked(t *testing.T) {
 	us := safe(t)
-	eu, err := Restore(bytes.NewReader(snapshot(t, us)))
+	eu, err := Restore(bytes.NewReader(recordkit.Snapshot(t, us)))
 	if err != nil {
 		t.Fatal(err)
 	}

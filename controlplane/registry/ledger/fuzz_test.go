@@ -9,6 +9,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // Decoders meet bytes from disks and other regions. They must never panic, and
@@ -43,7 +44,7 @@ func FuzzDecodeEntry(f *testing.F) {
 				}
 			}
 		}
-		if _, err := Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+		if _, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s))); err != nil {
 			t.Errorf("what was applied cannot be restored: %v", err)
 		}
 	})
@@ -93,10 +94,10 @@ func FuzzDecodeCommand(f *testing.F) {
 				t.Error("applied, but not readable")
 			}
 			twin.Apply(again)
-			if !bytes.Equal(snapshot(t, s), snapshot(t, twin)) {
+			if !bytes.Equal(recordkit.Snapshot(t, s), recordkit.Snapshot(t, twin)) {
 				t.Error("two replicas differ")
 			}
-			if _, err := Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+			if _, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s))); err != nil {
 				t.Errorf("what was applied cannot be restored: %v", err)
 			}
 		}
@@ -163,7 +164,7 @@ func FuzzDecodeRows(f *testing.F) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := Restore(bytes.NewReader(snapshot(t, s))); err != nil {
+			if _, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s))); err != nil {
 				t.Errorf("what was loaded cannot be restored: %v", err)
 			}
 		}
@@ -173,7 +174,7 @@ func FuzzDecodeRows(f *testing.F) {
 func FuzzRestore(f *testing.F) {
 	const end = 4 + 1 + sha256.Size
 	for _, s := range []*State{New(), world(f), full(f), deposed(f)} {
-		b := snapshot(f, s)
+		b := recordkit.Snapshot(f, s)
 		f.Add(b[:len(b)-end])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -185,9 +186,9 @@ func FuzzRestore(f *testing.F) {
 		if err != nil {
 			return
 		}
-		first := snapshot(t, s)
+		first := recordkit.Snapshot(t, s)
 		again, err := Restore(bytes.NewReader(first))
-		if err != nil || !bytes.Equal(snapshot(t, again), first) {
+		if err != nil || !bytes.Equal(recordkit.Snapshot(t, again), first) {
 			t.Errorf("what was restored differs the second time: %v", err)
 		}
 	})

@@ -9,6 +9,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/content"
+	"ringmain/internal/testkit/recordkit"
 )
 
 const (
@@ -129,8 +130,8 @@ func TestForget(t *testing.T) {
 	if _, ok := s.Revoked(registry.KindKey, keyAny); ok {
 		t.Fatal("nothing was forgotten")
 	}
-	restored, err := Restore(bytes.NewReader(snapshot(t, s)))
-	if err != nil || !bytes.Equal(snapshot(t, restored), snapshot(t, s)) {
+	restored, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s)))
+	if err != nil || !bytes.Equal(recordkit.Snapshot(t, restored), recordkit.Snapshot(t, s)) {
 		t.Fatalf("restored: %v", err)
 	}
 	mustApply(t, s, &registry.Command{Type: registry.CmdAccept, Sender: two, Entries: [][]byte{entry(t, &registry.Entry{Shard: anyEast, Epoch: two, Seq: base.Seq + 1, Prev: base.Epoch,
@@ -180,5 +181,5 @@ func TestGoldenVersion3(t *testing.T) {
 		all = append(all, b...)
 	}
 	golden(t, "commands-3", all)
-	golden(t, "snapshot-3", snapshot(t, s))
+	golden(t, "snapshot-3", recordkit.Snapshot(t, s))
 }

@@ -10,6 +10,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // full returns a state with every kind of content, staged content too.
@@ -26,19 +27,19 @@ func full(t testing.TB) *State {
 
 func TestSnapshotRoundTrip(t *testing.T) {
 	for name, s := range map[string]*State{"empty": New(), "full": full(t)} {
-		b := snapshot(t, s)
+		b := recordkit.Snapshot(t, s)
 		restored, err := Restore(iotest.OneByteReader(bytes.NewReader(b)))
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		if !bytes.Equal(snapshot(t, restored), b) {
+		if !bytes.Equal(recordkit.Snapshot(t, restored), b) {
 			t.Errorf("%s: the restored state differs", name)
 		}
 	}
 }
 
 func TestDamagedSnapshots(t *testing.T) {
-	b := snapshot(t, full(t))
+	b := recordkit.Snapshot(t, full(t))
 	for i := range b {
 		damaged := slices.Clone(b)
 		damaged[i] ^= 0x41
@@ -125,6 +126,6 @@ func TestLoader(t *testing.T) {
 func TestGolden(t *testing.T) {
 	digest := full(t).Digest(anyEast)
 	golden(t, "digest", digest[:])
-	golden(t, "snapshot", snapshot(t, full(t)))
-	golden(t, "snapshot-2", snapshot(t, deposed(t)))
+	golden(t, "snapshot", recordkit.Snapshot(t, full(t)))
+	golden(t, "snapshot-2", recordkit.Snapshot(t, deposed(t)))
 }

@@ -8,6 +8,7 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	"ringmain/internal/testkit/recordkit"
 )
 
 // chunks splits a shard's snapshot into stages of n records, then one of revocations.
@@ -131,7 +132,7 @@ func TestAdoptRefused(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			s := tt.state.Clone()
 			stageAll(t, s, chunks(t, tt.snap, "s1", 3))
-			before, staged := s.Position(), snapshot(t, s)
+			before, staged := s.Position(), recordkit.Snapshot(t, s)
 			cmd := adopt(tt.snap, "s1")
 			tt.change(cmd)
 			out := apply(t, s, cmd)
@@ -142,7 +143,7 @@ func TestAdoptRefused(t *testing.T) {
 			if _, still := s.Staged(anyEast); still == tt.dropped || !before.Covers(s.Position()) || len(out.Staged) == 1 != tt.dropped {
 				t.Errorf("staged still %v, outcome %+v", still, out)
 			}
-			if !tt.dropped && !bytes.Equal(staged, snapshot(t, s)) {
+			if !tt.dropped && !bytes.Equal(staged, recordkit.Snapshot(t, s)) {
 				t.Error("the state changed")
 			}
 		})
@@ -182,7 +183,7 @@ func TestStaging(t *testing.T) {
 	if err := stage(s, parts[2]); err == nil {
 		t.Error("the former attempt goes on")
 	}
-	restored, err := Restore(bytes.NewReader(snapshot(t, s)))
+	restored, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,7 +192,7 @@ func TestStaging(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if !bytes.Equal(snapshot(t, s), snapshot(t, restored)) {
+	if !bytes.Equal(recordkit.Snapshot(t, s), recordkit.Snapshot(t, restored)) {
 		t.Error("a restored replica stages otherwise")
 	}
 	if out := apply(t, restored, adopt(snap, "s2")); out.Err != nil || restored.Digest(pinEU) != snap.Digest() {

@@ -231,8 +231,8 @@ func TestRaising(t *testing.T) {
 	if shared.Confirmed != 0 || shared.Role(east) != ownership.Opening || shared.Role(fra) != ownership.Follower {
 		t.Errorf("one of two: %+v is %s", shared, shared.Role(east))
 	}
-	restored, err := Restore(bytes.NewReader(snapshot(t, s)))
-	if err != nil || !bytes.Equal(snapshot(t, restored), snapshot(t, s)) {
+	restored, err := Restore(bytes.NewReader(recordkit.Snapshot(t, s)))
+	if err != nil || !bytes.Equal(recordkit.Snapshot(t, restored), recordkit.Snapshot(t, s)) {
 		t.Errorf("restored: %v", err)
 	}
 }
@@ -427,11 +427,11 @@ func TestTakeRefused(t *testing.T) {
 func TestFirstReleaseIsRead(t *testing.T) {
 	b := frozen(t, "snapshot")
 	s, err := Restore(bytes.NewReader(b))
-	if err != nil || !bytes.Equal(snapshot(t, s), b) {
+	if err != nil || !bytes.Equal(recordkit.Snapshot(t, s), b) {
 		t.Fatalf("its snapshot: %v", err)
 	}
 	raise(t, s)
-	if bytes.HasPrefix(snapshot(t, s), b[:4]) {
+	if bytes.HasPrefix(recordkit.Snapshot(t, s), b[:4]) {
 		t.Error("a snapshot of version 2 begins like one of version 1")
 	}
 }

@@ -9,16 +9,17 @@ import (
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
+	kit "ringmain/internal/testkit/recordkit"
 )
 
 // TestCatalogRules: what upstreams, routes, projects and regions may say beside
 // what they always had to.
 func TestCatalogRules(t *testing.T) {
 	ups := func(change func(*registry.Upstream)) []registry.Change {
-		return []registry.Change{put(with(upstream("ups_0000000009", "new", "us-east"), func(r *registry.Record) { change(r.Upstream) }))}
+		return []registry.Change{kit.Put(with(kit.Upstream("ups_0000000009", "new", "us-east"), func(r *registry.Record) { change(r.Upstream) }))}
 	}
 	rte := func(id, model string, change func(*registry.Route)) registry.Change {
-		return put(with(route(id, model, "openai-us"), func(r *registry.Record) { change(r.Route) }))
+		return kit.Put(with(kit.Route(id, model, "openai-us"), func(r *registry.Record) { change(r.Route) }))
 	}
 	header := func(name, value string) []registry.Change {
 		return ups(func(u *registry.Upstream) { u.Headers = []registry.Header{{Name: name, Value: value}} })
@@ -37,7 +38,7 @@ func TestCatalogRules(t *testing.T) {
 	}{
 		"everything at once": {ups(func(u *registry.Upstream) {
 			u.Endpoints, u.Headers = []string{"/v1/embeddings", "/v1/responses"}, []registry.Header{{Name: "OpenAI-Organization", Value: "org-1"}, {Name: "x-team", Value: "a b"}}
-			u.Query, u.Concurrency, u.Dedicated = "api-version=2024-10-21&x", 7, orgAny
+			u.Query, u.Concurrency, u.Dedicated = "api-version=2024-10-21&x", 7, kit.OrgAny
 		}), ok, "", ""},
 		"endpoint unknown":      {ups(func(u *registry.Upstream) { u.Endpoints = []string{"/v1/files"} }), bad, "endpoints[0]", "/v1/chat/completions"},
 		"endpoint of the other": {ups(func(u *registry.Upstream) { u.Endpoints = []string{"/v1/embeddings", "/v1/messages"} }), bad, "endpoints[1]", "leave the list empty"},
@@ -66,9 +67,9 @@ func TestCatalogRules(t *testing.T) {
 		"query with a credential":   {query("api-version=1&Api-Key=x"), bad, "query", "field credential"},
 		"query without a name":      {query("=x"), bad, "query", ""},
 		"query with a line break":   {query("a=b\n"), bad, "query", ""},
-		"dedicated, pinned org":     {ups(func(u *registry.Upstream) { u.Dedicated = orgEU }), ok, "", ""},
+		"dedicated, pinned org":     {ups(func(u *registry.Upstream) { u.Dedicated = kit.OrgEU }), ok, "", ""},
 		"dedicated to a name":       {ups(func(u *registry.Upstream) { u.Dedicated = "Acme" }), bad, "dedicated", "ringmain org get"},
-		"dedicated to a project":    {ups(func(u *registry.Upstream) { u.Dedicated = prjAny }), bad, "dedicated", ""},
+		"dedicated to a project":    {ups(func(u *registry.Upstream) { u.Dedicated = kit.PrjAny }), bad, "dedicated", ""},
 		"dedicated to nobody":       {ups(func(u *registry.Upstream) { u.Dedicated = "org_any_0000000009" }), absent, "dedicated", "create it first"},
 		"dedicated to nobody there": {ups(func(u *registry.Upstream) { u.Dedicated = "org_eu_0000000009" }), absent, "dedicated", ""},
 		"dedicated nowhere":         {ups(func(u *registry.Upstream) { u.Dedicated = "org_apac_0000000009" }), absent, "dedicated", ""},
@@ -85,14 +86,14 @@ func TestCatalogRules(t *testing.T) {
 		"circle through length":    {[]registry.Change{two, three, rte("rte_0000000002", "two", longer("three"))}, bad, "changes[2].context_fallback", "circle"},
 		"circle of three":          {[]registry.Change{two, three, rte("rte_0000000004", "four", longer("three")), rte("rte_0000000002", "two", falls("four"))}, bad, "changes[3].fallbacks[0]", "circle"},
 		"circle undone":            {[]registry.Change{two, three, rte("rte_0000000003", "three", plain), rte("rte_0000000002", "two", falls("three"))}, ok, "", ""},
-		"fallback deleted":         {[]registry.Change{two, three, del(registry.KindRoute, "rte_0000000002")}, conflict, "changes[2].id", "delete that first"},
+		"fallback deleted":         {[]registry.Change{two, three, kit.Delete(registry.KindRoute, "rte_0000000002")}, conflict, "changes[2].id", "delete that first"},
 		"fallback renamed":         {[]registry.Change{two, three, rte("rte_0000000002", "second", plain)}, conflict, "changes[2].model", "change that route first"},
-		"all of a chain deleted":   {[]registry.Change{two, three, del(registry.KindRoute, "rte_0000000003"), del(registry.KindRoute, "rte_0000000002")}, ok, "", ""},
-		"brownout":                 {[]registry.Change{put(with(region("eu-fra", "eu"), func(r *registry.Record) { r.Region.Brownout = 4 }))}, ok, "", ""},
-		"brownout beyond the last": {[]registry.Change{put(with(region("eu-fra", "eu"), func(r *registry.Record) { r.Region.Brownout = 5 }))}, bad, "brownout", "to 4"},
+		"all of a chain deleted":   {[]registry.Change{two, three, kit.Delete(registry.KindRoute, "rte_0000000003"), kit.Delete(registry.KindRoute, "rte_0000000002")}, ok, "", ""},
+		"brownout":                 {[]registry.Change{kit.Put(with(kit.Region("eu-fra", "eu"), func(r *registry.Record) { r.Region.Brownout = 4 }))}, ok, "", ""},
+		"brownout beyond the last": {[]registry.Change{kit.Put(with(kit.Region("eu-fra", "eu"), func(r *registry.Record) { r.Region.Brownout = 5 }))}, bad, "brownout", "to 4"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			rule := ruleError(t, world(t).Check(controlplane.ShardGlobal, c.changes))
+			rule := kit.RuleError(t, world(t).Check(controlplane.ShardGlobal, c.changes))
 			switch {
 			case rule == nil && c.code == ok:
 			case rule == nil || rule.Code != c.code || rule.Field != c.field || !strings.Contains(rule.Message, c.says):
@@ -104,8 +105,8 @@ func TestCatalogRules(t *testing.T) {
 
 func TestProjectClass(t *testing.T) {
 	for class, code := range map[string]controlplane.RuleCode{"": ok, "interactive": ok, "batch": ok, "urgent": bad} {
-		err := world(t).Check(anyEast, []registry.Change{put(with(project(prjAny, anyEast, orgAny, "web"), func(r *registry.Record) { r.Project.Class = class }))})
-		if rule := ruleError(t, err); rule == nil && code != ok || rule != nil && (rule.Code != code || rule.Field != "class") {
+		err := world(t).Check(kit.AnyEast, []registry.Change{kit.Put(with(kit.Project(kit.PrjAny, kit.AnyEast, kit.OrgAny, "web"), func(r *registry.Record) { r.Project.Class = class }))})
+		if rule := kit.RuleError(t, err); rule == nil && code != ok || rule != nil && (rule.Code != code || rule.Field != "class") {
 			t.Errorf("%q: %v", class, describe(rule))
 		}
 	}
@@ -114,14 +115,14 @@ func TestProjectClass(t *testing.T) {
 // TestOrgWithUpstreams: an org stays as long as an upstream belongs to it.
 func TestOrgWithUpstreams(t *testing.T) {
 	s := world(t)
-	own := with(upstream("ups_0000000009", "own", "us-east"), func(r *registry.Record) { r.Upstream.Dedicated = orgNew })
-	mustPropose(t, s, controlplane.ShardGlobal, put(own))
-	gone := []registry.Change{del(registry.KindProject, prjNew), del(registry.KindOrg, orgNew)}
-	if rule := ruleError(t, s.Check(anyEast, gone)); rule == nil || rule.Code != conflict || !strings.Contains(rule.Message, "upstream own") {
+	own := with(kit.Upstream("ups_0000000009", "own", "us-east"), func(r *registry.Record) { r.Upstream.Dedicated = kit.OrgNew })
+	mustPropose(t, s, controlplane.ShardGlobal, kit.Put(own))
+	gone := []registry.Change{kit.Delete(registry.KindProject, kit.PrjNew), kit.Delete(registry.KindOrg, kit.OrgNew)}
+	if rule := kit.RuleError(t, s.Check(kit.AnyEast, gone)); rule == nil || rule.Code != conflict || !strings.Contains(rule.Message, "upstream own") {
 		t.Errorf("%v", describe(rule))
 	}
-	mustPropose(t, s, controlplane.ShardGlobal, del(registry.KindUpstream, "ups_0000000009"))
-	mustPropose(t, s, anyEast, gone...)
+	mustPropose(t, s, controlplane.ShardGlobal, kit.Delete(registry.KindUpstream, "ups_0000000009"))
+	mustPropose(t, s, kit.AnyEast, gone...)
 }
 
 // TestFallbacksNeverFormACircle: whatever is written in whatever order, no
@@ -132,7 +133,7 @@ func TestFallbacksNeverFormACircle(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		s := world(t)
 		for i, m := range models {
-			mustPropose(t, s, controlplane.ShardGlobal, put(route(id(i), m, "openai-us")))
+			mustPropose(t, s, controlplane.ShardGlobal, kit.Put(kit.Route(id(i), m, "openai-us")))
 		}
 		edges := map[string][]string{}
 		reaches := func(from, to string) bool { // by brute force
@@ -153,7 +154,7 @@ func TestFallbacksNeverFormACircle(t *testing.T) {
 		}
 		for range rapid.IntRange(1, 12).Draw(rt, "writes") {
 			i := rapid.IntRange(0, len(models)-1).Draw(rt, "route")
-			r := route(id(i), models[i], "openai-us")
+			r := kit.Route(id(i), models[i], "openai-us")
 			r.Route.Fallbacks = rapid.SliceOfNDistinct(rapid.SampledFrom(models), 0, 3, func(m string) string { return m }).Draw(rt, "fallbacks")
 			if rapid.Bool().Draw(rt, "with longer") {
 				r.Route.ContextFallback = rapid.SampledFrom(models).Draw(rt, "longer")
@@ -165,7 +166,7 @@ func TestFallbacksNeverFormACircle(t *testing.T) {
 			before := edges[models[i]]
 			edges[models[i]] = wanted
 			circle := reaches(models[i], models[i])
-			rule := ruleError(t, s.Check(controlplane.ShardGlobal, []registry.Change{put(r)}))
+			rule := kit.RuleError(t, s.Check(controlplane.ShardGlobal, []registry.Change{kit.Put(r)}))
 			if (rule != nil) != circle {
 				rt.Fatalf("%s falls back on %v: %v, circle %t", models[i], wanted, describe(rule), circle)
 			}
@@ -173,7 +174,7 @@ func TestFallbacksNeverFormACircle(t *testing.T) {
 				edges[models[i]] = before
 				continue
 			}
-			mustPropose(t, s, controlplane.ShardGlobal, put(r))
+			mustPropose(t, s, controlplane.ShardGlobal, kit.Put(r))
 		}
 	})
 }

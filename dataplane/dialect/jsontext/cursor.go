@@ -19,25 +19,22 @@ type Cursor struct {
 
 func (c *Cursor) fail() { c.Bad = true }
 
+// whites has the bit of each character that is white space.
+const whites uint64 = 1<<' ' | 1<<'\t' | 1<<'\n' | 1<<'\r'
+
 // Space takes white space.
-func (c *Cursor) Space() {
-	for c.At < len(c.Data) {
-		switch c.Data[c.At] {
-		case ' ', '\t', '\n', '\r':
-			c.At++
-		default:
-			return
-		}
-	}
-}
+func (c *Cursor) Space() { c.Peek() }
 
 // Peek gives the next byte after white space, 0 at the end.
 func (c *Cursor) Peek() byte {
-	c.Space()
-	if c.Bad || c.At >= len(c.Data) {
-		return 0
+	for !c.Bad && c.At < len(c.Data) {
+		x := c.Data[c.At]
+		if x > ' ' || whites>>x&1 == 0 {
+			return x
+		}
+		c.At++
 	}
-	return c.Data[c.At]
+	return 0
 }
 
 // eat takes the byte x, or fails.
@@ -56,19 +53,19 @@ func (c *Cursor) str() (raw []byte, escaped bool) {
 	if c.Bad {
 		return nil, false
 	}
-	start, wide := c.At, uint64(0)
+	data, start, wide := c.Data, c.At, uint64(0)
 	for {
-		n, more := plainRun(c.Data[c.At:])
-		c.At += n
+		end, more := plainRun(data, c.At)
+		c.At = end
 		wide |= more
-		if c.At >= len(c.Data) {
+		if end >= len(data) {
 			c.fail()
 			return nil, false
 		}
-		switch c.Data[c.At] {
+		switch data[end] {
 		case '"':
-			raw = c.Data[start:c.At]
-			c.At++
+			raw = data[start:end]
+			c.At = end + 1
 			if wide != 0 && !utf8.Valid(raw) {
 				c.fail()
 				return nil, false
@@ -189,7 +186,6 @@ func (c *Cursor) Object(each func(key []byte)) {
 		return
 	}
 	for {
-		c.Space()
 		key, escaped := c.str()
 		if escaped {
 			key = unescape(key)

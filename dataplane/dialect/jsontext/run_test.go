@@ -38,12 +38,12 @@ func TestPlainRun(t *testing.T) {
 	}
 	for size := range len(plain) + 1 {
 		b := plain[:size]
-		if n, wide := plainRun(b); n != size || (wide != 0) != (beyond(b) > 0) {
+		if n, wide := plainRun(b, 0); n != size || (wide != 0) != (beyond(b) > 0) {
 			t.Fatalf("%d plain bytes: %d", size, n)
 		}
 	}
 	ascii := bytes.Map(func(r rune) rune { return 'a' + r%20 }, plain)
-	if n, wide := plainRun(ascii); n != len(ascii) || wide != 0 {
+	if n, wide := plainRun(ascii, 0); n != len(ascii) || wide != 0 {
 		t.Fatalf("ASCII is %x", wide)
 	}
 	stops := []byte{'"', '\\', 0, '\n', 0x1f}
@@ -52,9 +52,10 @@ func TestPlainRun(t *testing.T) {
 		for range 1 + random.IntN(3) {
 			b[random.IntN(len(b))] = stops[random.IntN(len(stops))]
 		}
-		got, wide := plainRun(b)
-		if want := loop(b, "\"\\"); got != want || wide == 0 && beyond(b[:got]) > 0 {
-			t.Fatalf("of %d bytes, %d are plain, not %d; %x", len(b), want, got, wide)
+		at := random.IntN(len(b) + 1)
+		got, wide := plainRun(b, at)
+		if want := at + loop(b[at:], "\"\\"); got != want || wide == 0 && beyond(b[at:got]) > 0 {
+			t.Fatalf("of %d bytes, those from %d to %d are plain, not to %d; %x", len(b), at, want, got, wide)
 		}
 		got, wide = printedRun(b)
 		if want := loop(b, ""); got != want || wide&high == 0 && beyond(b[:got]) > 0 {

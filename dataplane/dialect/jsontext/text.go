@@ -19,13 +19,14 @@ const (
 // code, every few bytes are an escape, and starting to look far costs.
 const near = 512
 
-// plainRun gives how many leading bytes of b are neither a quote, a backslash
-// nor a control character. It looks at eight bytes at a time. wide has a high
-// bit set if any of them is beyond ASCII, or perhaps a byte soon after them.
-func plainRun(b []byte) (n int, wide uint64) {
-	head := b[:min(len(b), near)]
-	for len(head)-n >= 8 {
-		w := binary.LittleEndian.Uint64(head[n:])
+// plainRun gives where in b the run from at of bytes that are neither a quote, a
+// backslash nor a control character ends. It looks at eight bytes at a time. wide
+// has a high bit set if any of them is beyond ASCII, or perhaps a byte soon after
+// them.
+func plainRun(b []byte, at int) (end int, wide uint64) {
+	last := min(len(b), at+near) - 8
+	for at <= last {
+		w := binary.LittleEndian.Uint64(b[at : at+8])
 		wide |= w
 		quote := w ^ low*'"'
 		slash := w ^ low*'\\'
@@ -33,19 +34,19 @@ func plainRun(b []byte) (n int, wide uint64) {
 		// it in a byte after the first match only, so the lowest bit is exact.
 		hit := ((quote-low)&^quote | (slash-low)&^slash | (w-low*' ')&^w) & high
 		if hit != 0 {
-			return n + bits.TrailingZeros64(hit)/8, wide & high
+			return at + bits.TrailingZeros64(hit)/8, wide & high
 		}
-		n += 8
+		at += 8
 	}
-	if n == near {
-		far, more := longRun(b[n:])
-		return n + far, (wide | more) & high
+	if len(b)-at >= 8 {
+		n, more := longRun(b[at:])
+		return at + n, (wide | more) & high
 	}
-	for n < len(b) && b[n] != '"' && b[n] != '\\' && b[n] >= ' ' {
-		wide |= uint64(b[n])
-		n++
+	for at < len(b) && b[at] != '"' && b[at] != '\\' && b[at] >= ' ' {
+		wide |= uint64(b[at])
+		at++
 	}
-	return n, wide & high
+	return at, wide & high
 }
 
 // longRun is plainRun for long strings: three looks at each 4 KiB, two of them

@@ -17,7 +17,7 @@ var (
 	errFormType  = dialect.Fail(dialect.InvalidRequest, "This endpoint takes a form: send it as multipart/form-data, with the boundary in the content type and nothing else.")
 	errFormShape = dialect.Fail(dialect.InvalidRequest, "The form is not well formed: begin with the boundary, end every line with CRLF, close with the boundary and two hyphens, and send nothing before or after.")
 	errFormClash = dialect.Fail(dialect.InvalidRequest, "The boundary of the form occurs inside it: choose another boundary.")
-	errFormHead  = dialect.Fail(dialect.InvalidRequest, "A part of the form has a head that cannot be read in one way only: give each part one content-disposition of form-data with a plain name, and no transfer encoding.")
+	errFormHead  = dialect.Fail(dialect.InvalidRequest, "A part of the form has a head that cannot be read in one way only: give each part one content-disposition of form-data with a plain name, and do not encode what it holds.")
 	errFormParts = dialect.Fail(dialect.InvalidRequest, "The form has too many parts: send at most 1000.")
 )
 
@@ -33,6 +33,7 @@ func scanForm(q Request, contentType string, body []byte) (Request, *dialect.Err
 		return f.q, errFormType
 	}
 	delimiter := []byte("--" + params["boundary"])
+	f.q.delimiter = jsontext.Span{End: len(delimiter)}
 	if !bytes.HasPrefix(body, delimiter) {
 		return f.q, errFormShape
 	}
@@ -40,7 +41,9 @@ func scanForm(q Request, contentType string, body []byte) (Request, *dialect.Err
 	for parts := 0; ; parts++ {
 		rest := body[at:]
 		if bytes.HasPrefix(rest, []byte("--")) {
-			if tail := string(rest[2:]); tail != "" && tail != "\r\n" {
+			switch string(rest[2:]) {
+			case "", "\r\n", "\r\n\r\n": // an empty line more is what form-data-encoder, of openai-node 4, writes
+			default:
 				return f.q, errFormShape
 			}
 			break
@@ -60,7 +63,7 @@ func scanForm(q Request, contentType string, body []byte) (Request, *dialect.Err
 		if end < start || string(body[end:end+2]) != "\r\n" {
 			return f.q, errFormClash
 		}
-		if e := f.part(jsontext.Span{Start: start, End: end}); e != nil {
+		if e := f.part(parts+1, jsontext.Span{Start: start, End: end}); e != nil {
 			return f.q, e
 		}
 		at = start + k + len(delimiter)
@@ -102,8 +105,8 @@ type form struct {
 	seen fieldSet
 }
 
-// part reads one part: its head, an empty line, its value.
-func (f *form) part(at jsontext.Span) *dialect.Error {
+// part reads one part, the nth: its head, an empty line, its value.
+func (f *form) part(nth int, at jsontext.Span) *dialect.Error {
 	name, file, text, ok := "", false, true, false
 	for {
 		line, _, found := bytes.Cut(f.body[at.Start:at.End], []byte("\r\n"))
@@ -129,25 +132,27 @@ func (f *form) part(at jsontext.Span) *dialect.Error {
 		case "content-type":
 			text = text && plainText(string(value))
 		case "content-transfer-encoding":
-			return errFormHead // RFC 7578 has none, and readers differ on whether to undo it
+			if !unencoded(string(value)) {
+				return errFormHead // RFC 7578 has none, and readers differ on whether to undo it
+			}
 		}
 	}
 	if !ok {
 		return errFormHead
 	}
-	return f.field(name, at, text && !file)
+	return f.field(nth, name, at, text && !file)
 }
 
 // field reads the value of a part of that name.
-func (f *form) field(name string, at jsontext.Span, plain bool) *dialect.Error {
+func (f *form) field(nth int, name string, at jsontext.Span, plain bool) *dialect.Error {
 	if name == "_charset_" {
 		return &dialect.Error{Code: dialect.InvalidRequest, Message: "The form names a charset: write its text in UTF-8, and leave the part `_charset_` out.", Param: name}
 	}
 	base, _, _ := strings.Cut(name, "[") // some readers take model[] for model, or trim it
 	base = strings.TrimSpace(base)
-	one, folded := (fieldsOf(f.q.Endpoint) & (fModel | fStream | fResponseFormat)).find([]byte(base))
+	one, folded := (fieldsOf(f.q.Endpoint) & (fModel | fStream | fResponseFormat | fChoices)).find([]byte(base))
 	if one == 0 {
-		return nil
+		return f.other(nth, name, base)
 	}
 	folded = folded || base != name
 	v := at.Of(f.body)
@@ -170,16 +175,59 @@ func (f *form) field(name string, at jsontext.Span, plain bool) *dialect.Error {
 		switch strings.ToLower(string(v)) {
 		case "false", "":
 		case "true":
-			return errNoStream
+			if !f.q.Endpoint.Streams {
+				return errNoStream
+			}
+			f.q.Stream = true
 		default:
 			return &dialect.Error{Code: dialect.InvalidRequest, Message: "`stream` must be true or false.", Param: "stream"}
 		}
+	case fChoices:
+		n, _ := jsontext.Whole(v)
+		f.q.Choices = int(min(max(n, 0), 1<<20))
 	case fResponseFormat:
-		if strings.EqualFold(string(v), "url") && f.q.Stores == "" {
+		f.q.formatAt = at
+		if f.q.inline = string(v) == inlineFormat; !f.q.inline && f.q.Stores == "" {
 			f.q.Stores = one.name()
 		}
 	}
 	return nil
+}
+
+// other notes what a part that the gateway does not read may mean. Some readers
+// take image[file_id] for a field of an object.
+func (f *form) other(nth int, name, base string) *dialect.Error {
+	switch one, _ := (fieldsOf(f.q.Endpoint) & plainFields).find([]byte(base)); {
+	case one == fFallbacks, one == fModels:
+		return furtherModels(one)
+	case one == fProvider, one == fPlugins:
+		if f.q.Away == "" {
+			f.q.Away = one.name()
+		}
+		if f.q.Stores == "" {
+			f.q.Stores = one.name()
+		}
+	case strings.Contains(strings.ToLower(name), "file_id"):
+		f.kept("file_id")
+	case strings.HasPrefix(strings.ToLower(name), fStorageOptions.name()) && fieldsOf(f.q.Endpoint)&fStorageOptions != 0:
+		f.kept(fStorageOptions.name())
+	case harmlessAt[f.q.Endpoint][base]:
+	default:
+		if one, folded := (fieldsOf(f.q.Endpoint) & pictureFields).find([]byte(base)); one == 0 || folded {
+			f.q.unlisted(nth)
+		}
+	}
+	return nil
+}
+
+// kept notes what uses or leaves something in the provider's account.
+func (f *form) kept(what string) {
+	if f.q.Kept == "" {
+		f.q.Kept = what
+	}
+	if f.q.Stores == "" {
+		f.q.Stores = what
+	}
 }
 
 // disposition reads a content-disposition. ok is false where it is not that of
@@ -249,6 +297,16 @@ func plainText(v string) bool {
 	charset := params["charset"]
 	return err == nil && media == "text/plain" &&
 		(charset == "" || strings.EqualFold(charset, "utf-8") || strings.EqualFold(charset, "us-ascii"))
+}
+
+// unencoded reports whether v, a transfer encoding, says that there is none (RFC
+// 2045, section 6.2), as Apache's client 4, Symfony and Ruby's multipart-post do.
+func unencoded(v string) bool {
+	switch strings.ToLower(strings.Trim(v, " \t")) {
+	case "7bit", "8bit", "binary":
+		return true
+	}
+	return false
 }
 
 // token reports whether b is a token as HTTP has it (RFC 9110, section 5.6.2).

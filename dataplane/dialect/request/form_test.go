@@ -49,9 +49,12 @@ func TestScanFormTable(t *testing.T) {
 		{"plain", "", formType, formOf(file, model), "", ""},
 		{"unquoted, other case, spaces", "", "Multipart/Form-Data; charset=utf-8; BOUNDARY=b-1", formOf("content-disposition:  Form-Data ; Name=model ; x=y\r\n\r\nwhisper", file), "", ""},
 		{"no line end at the close", "", formType, strings.TrimSuffix(formOf(model), "\r\n"), "", ""},
+		{"two line ends at the close", "", formType, formOf(model, file) + "\r\n", "", ""}, // form-data-encoder, and with it openai-node 4
+		{"parts that say they are not encoded", "", formType, formOf(file, "Content-Disposition: form-data; name=\"model\"\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Transfer-Encoding: 8bit\r\n\r\nwhisper",
+			"Content-Disposition: form-data; name=\"x\"; filename=\"y\"\r\nContent-Length: 1\r\nContent-Transfer-Encoding: Binary\r\n\r\n\xff"), "", otherField}, // Apache's client 4, Symfony, Ruby's multipart-post
 		{"model with a type", "", formType, formOf("Content-Disposition: form-data; name=\"model\"\r\nContent-Type: text/plain; charset=UTF-8\r\n\r\nwhisper"), "", ""},
 		{"stream false", "", formType, formOf(model, textPart("stream", "False")), "", ""},
-		{"other fields may repeat", "", formType, formOf(model, textPart("x[]", "1"), textPart("x[]", "2")), "", ""},
+		{"other fields may repeat", "", formType, formOf(model, textPart("x[]", "1"), textPart("x[]", "2")), "", otherField},
 		{"picture as a link", "/v1/images/edits", formType, formOf(model, textPart("response_format", "url")), "", "response_format"},
 		{"picture in the answer", "/v1/images/edits", formType, formOf(model, textPart("response_format", "b64_json")), "", ""},
 		{"transcript format is not storage", "", formType, formOf(model, textPart("response_format", "url")), "", ""},
@@ -67,6 +70,8 @@ func TestScanFormTable(t *testing.T) {
 		{"empty", "", formType, "", "not well formed", ""},
 		{"preamble", "", formType, "x\r\n" + formOf(model), "not well formed", ""},
 		{"epilogue", "", formType, formOf(model) + "x", "not well formed", ""},
+		{"epilogue after line ends", "", formType, formOf(model) + "\r\n--b-1", "not well formed", ""},
+		{"bare line feed at the close", "", formType, formOf(model) + "\n", "not well formed", ""},
 		{"truncated", "", formType, formOf(model)[:40], "not well formed", ""},
 		{"bare line feeds", "", formType, strings.ReplaceAll(formOf(model), "\r\n", "\n"), "boundary", ""},
 		{"padding", "", formType, strings.Replace(formOf(model, file), "--b-1\r\n", "--b-1 \r\n", 1), "another boundary", ""},
@@ -86,6 +91,8 @@ func TestScanFormTable(t *testing.T) {
 		{"model long", "", formType, formOf(textPart("model", strings.Repeat("m", MaxModelName+1))), "`model` must be", ""},
 		{"charset for all", "", formType, formOf(model, textPart("_charset_", "utf-16")), "charset", ""},
 		{"encoded part", "", formType, formOf(model, "Content-Disposition: form-data; name=\"x\"\r\nContent-Transfer-Encoding: base64\r\n\r\nbW9kZWw="), "head", ""},
+		{"part encoded and not", "", formType, formOf(model, "Content-Disposition: form-data; name=\"x\"\r\nContent-Transfer-Encoding: binary\r\nContent-Transfer-Encoding: base64\r\n\r\nbW9kZWw="), "head", ""},
+		{"part in an odd encoding", "", formType, formOf(model, "Content-Disposition: form-data; name=\"x\"\r\nContent-Transfer-Encoding: binary, base64\r\n\r\nbW9kZWw="), "head", ""},
 		{"two dispositions", "", formType, formOf("Content-Disposition: form-data; name=\"x\"\r\n" + model), "head", ""},
 		{"two names", "", formType, formOf(`Content-Disposition: form-data; name="x"; name="model"` + "\r\n\r\nw"), "head", ""},
 		{"name in another encoding", "", formType, formOf(`Content-Disposition: form-data; name="x"; name*=utf-8''model` + "\r\n\r\nw"), "head", ""},
@@ -94,7 +101,12 @@ func TestScanFormTable(t *testing.T) {
 		{"no disposition", "", formType, formOf("Content-Type: text/plain\r\n\r\nw"), "head", ""},
 		{"attachment", "", formType, formOf("Content-Disposition: attachment; name=\"model\"\r\n\r\nw"), "head", ""},
 		{"no empty line", "", formType, formOf("Content-Disposition: form-data; name=\"model\""), "head", ""},
-		{"stream", "", formType, formOf(model, textPart("stream", "true")), "not as a stream", ""},
+		{"stream", "", formType, formOf(model, textPart("stream", "true")), "", ""},
+		{"stream, where there is none", "/v1/audio/translations", formType, formOf(model, textPart("stream", "true")), "not as a stream", ""},
+		{"further models", "", formType, formOf(model, textPart("models[]", "x")), "further models", ""},
+		{"fallbacks", "", formType, formOf(textPart("Fallbacks", "x"), model), "further models", ""},
+		{"another party", "/v1/images/edits", formType, formOf(model, textPart("provider[only][]", "x")), "", "provider"},
+		{"stream twice", "", formType, formOf(model, textPart("stream", "true"), textPart("stream", "true")), "given twice", ""},
 		{"stream of another kind", "", formType, formOf(model, textPart("stream", "1")), "true or false", ""},
 		{"too many parts", "", formType, formOf(many...), "given twice", ""},
 	} {
@@ -110,8 +122,8 @@ func TestScanFormTable(t *testing.T) {
 			t.Errorf("%s: %v", c.name, fail)
 		case fail == nil && q.ContentType(c.kind) != map[bool]string{true: c.kind, false: "application/json"}[c.body[0] != '{']:
 			t.Errorf("%s: goes up as %s", c.name, q.ContentType(c.kind))
-		case fail == nil && (q.Model != "whisper" || q.Stores != c.stores):
-			t.Errorf("%s: model %q, stores %q", c.name, q.Model, q.Stores)
+		case fail == nil && (q.Model != "whisper" || q.Stores != c.stores || q.Stream != (c.name == "stream")):
+			t.Errorf("%s: model %q, stores %q, stream %t", c.name, q.Model, q.Stores, q.Stream)
 		}
 	}
 	for i := range many {
@@ -215,6 +227,7 @@ func FuzzScanForm(f *testing.F) {
 		formOf("Content-Disposition: form-data; filename=\"a;name=b\"; name=\"model\"\r\n\r\nm"), formOf("content-disposition:form-data;name=model\r\n\r\nm"),
 		formOf("Content-Disposition: form-data; name=\"model\"\r\nContent-Type: text/plain; charset=utf-8\r\n\r\nm"),
 		formOf(model, "Content-Disposition: form-data; name=\"y\"\r\nContent-Transfer-Encoding: quoted-printable\r\n\r\n=41"),
+		formOf(model) + "\r\n", formOf(model, "Content-Disposition: form-data; name=\"y\"\r\nContent-Transfer-Encoding: binary\r\n\r\n=41"),
 	} {
 		f.Add([]byte(s))
 	}

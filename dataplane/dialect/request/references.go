@@ -28,7 +28,10 @@ func (s *scan) member(key []byte) {
 	switch string(key) {
 	case "file_id", "file_ids", "vector_store_ids", "container_id":
 		s.id("file_id")
-	case "skill_id", "tunnel_id", "cached_content":
+	case "tunnel_id":
+		s.away("tunnel_id")
+		s.id("tunnel_id")
+	case "skill_id", "cached_content":
 		s.id(nestedName(key))
 	case "container": // an id, or how to make a new one
 		if !s.IsNull() {
@@ -52,6 +55,8 @@ func (s *scan) member(key []byte) {
 		}
 	case "cache_control", "caching":
 		s.cacheControl()
+	case "network_policy":
+		s.network()
 	case "tools":
 		s.tools()
 	case "definition":
@@ -69,7 +74,7 @@ func (s *scan) member(key []byte) {
 
 var nestedNames = [...]string{
 	"file_id", "file_ids", "vector_store_ids", "container", "container_id", "type", "cache_control", "caching", "tools", "definition",
-	"skill_id", "tunnel_id", "cached_content", "audio", "voice",
+	"skill_id", "tunnel_id", "cached_content", "audio", "voice", "network_policy",
 }
 
 // nestedName is key as a constant.
@@ -186,6 +191,23 @@ func (s *scan) item() {
 	}
 }
 
+// extraBody takes what Google's OpenAI endpoint reads beside the fields of OpenAI's.
+func (s *scan) extraBody() {
+	s.ObjectOr(func(key []byte) {
+		if string(key) != "google" {
+			s.q.unlisted(s.nth)
+			s.references()
+			return
+		}
+		s.ObjectOr(func(key []byte) {
+			if string(key) != "thinking_config" && !is(key, "cached_content") {
+				s.q.unlisted(s.nth)
+			}
+			s.member(key)
+		})
+	})
+}
+
 // container takes Anthropic's container: the id of one, or what a new one is to
 // hold. Skills are the provider's, or kept in its account.
 func (s *scan) container() {
@@ -238,10 +260,33 @@ func (s *scan) cacheControl() {
 			s.Value()
 			return
 		}
-		if v, ok := s.Text(); ok && string(v) != "5m" {
-			s.stores("cache_control.ttl")
-		}
+		s.life("5m", "cache_control.ttl")
 	})
+}
+
+// life takes how long a cache is to last, and notes any but the shortest.
+func (s *scan) life(shortest, what string) {
+	if s.IsNull() {
+		s.Value()
+	} else if v, _ := s.Text(); string(v) != shortest {
+		s.stores(what)
+	}
+}
+
+// network takes what code in a container may reach: nothing, unless it says so.
+func (s *scan) network() {
+	none, some := s.IsNull(), false
+	s.ObjectOr(func(key []byte) {
+		if !is(key, "type") {
+			s.member(key)
+			return
+		}
+		v, _ := s.Text()
+		none, some = none || string(key) == "type" && string(v) == "disabled", some || string(v) != "disabled"
+	})
+	if some || !none {
+		s.away("network_policy")
+	}
 }
 
 // storing takes the value of a field that may ask the provider to keep something.
@@ -251,7 +296,18 @@ func (s *scan) storing(f fieldSet) {
 		if v := s.Span().Of(s.Data); string(v) != "false" && string(v) != "null" {
 			s.kept(f.name())
 		}
-	case fPrevious, fConversation, fDataSources:
+	case fDataSources, fTransfer, fBootstrap:
+		if !s.IsNull() {
+			s.away(f.name())
+		}
+		s.id(f.name())
+	case fProvider, fPlugins:
+		if !s.IsNull() {
+			s.stores(f.name())
+			s.away(f.name())
+		}
+		s.Value()
+	case fPrevious, fConversation, fStorageOptions, fSession:
 		s.id(f.name())
 	case fContainer:
 		s.container()
@@ -283,9 +339,7 @@ func (s *scan) storing(f fieldSet) {
 		s.ObjectOr(func(key []byte) {
 			switch {
 			case is(key, "ttl"):
-				if v, ok := s.Text(); ok && string(v) != "30m" {
-					s.stores("prompt_cache_options.ttl")
-				}
+				s.life("30m", "prompt_cache_options.ttl")
 			case is(key, "comparison_response_id"):
 				s.id("prompt_cache_options.comparison_response_id")
 			default:
@@ -296,12 +350,17 @@ func (s *scan) storing(f fieldSet) {
 		if !s.IsNull() {
 			s.q.ProviderTools = true
 			s.stores(f.name())
+			s.away(f.name())
 		}
 		s.Value()
 	case fCacheControl:
 		s.cacheControl()
 	case fResponseFormat:
-		if v, _ := s.Text(); string(v) == "url" {
+		s.Space()
+		start, unset := s.At, s.IsNull()
+		v, _ := s.Text()
+		s.q.formatAt = jsontext.Span{Start: start, End: s.At}
+		if s.q.inline = string(v) == inlineFormat; !s.q.inline && !unset {
 			s.stores(f.name())
 		}
 	default: // an id of something kept, or a demand to keep it

@@ -46,14 +46,21 @@ type Request struct {
 	// Logprobs: the answer is to carry probabilities, which no two replicas
 	// give alike.
 	Logprobs bool
-	// Geo: the request says itself in which geography the provider may compute.
-	Geo bool
+	// Unlisted says which field Stores stands for where no list knows it: the
+	// first, second and so on of the request. Its name is content.
+	Unlisted int
+	// Away is the first field by which the request itself says who else is to
+	// have content of it, or where; empty if there is none.
+	Away string
 
 	modelAt        jsontext.Span // JSON: with its quotes
 	streamAt       jsontext.Span
 	optionsAt      jsontext.Span // stream_options
 	includeUsageAt jsontext.Span // stream_options.include_usage
 	storeAt        jsontext.Span
+	formatAt       jsontext.Span // response_format of pictures; JSON: with its quotes
+	inline         bool          // which asks for them within the answer
+	delimiter      jsontext.Span // of a form
 	optionsEmpty   bool
 	optionsNull    bool
 	multipart      bool
@@ -104,6 +111,13 @@ const (
 	fDeferred
 	fDataSources
 	fExtraBody
+	fProvider
+	fPlugins
+	fImage
+	fStorageOptions
+	fTransfer
+	fBootstrap
+	fSession
 	fieldEnd
 )
 
@@ -114,20 +128,25 @@ var fieldNames = [...]string{
 	"fallback_credit_token", "inference_geo", "response_format", "stream_format", "images", "mask",
 	"n", "best_of", "prompt", "logprobs", "top_logprobs", "include",
 	"fallbacks", "models", "voice", "deferred", "data_sources", "extra_body",
+	"provider", "plugins", "image", "storage_options",
+	"kv_transfer_params", "bootstrap_host", "session_params",
 }
 
 const (
-	plainFields       = fModel | fStream | fFallbacks | fModels
-	sampledFields     = plainFields | fOptions | fTemperature | fSeed | fChoices | fLogprobs
+	plainFields       = fModel | fStream | fFallbacks | fModels | fProvider | fPlugins
+	serverFields      = fTransfer | fBootstrap | fSession // of open servers
+	sampledFields     = plainFields | serverFields | fOptions | fTemperature | fSeed | fChoices | fLogprobs
 	completionsFields = sampledFields | fBestOf | fPrompt
 	chatFields        = sampledFields | fTopLogprobs | fStore | fRetention | fCacheOptions | fAudio | fWebSearch | fTools | fMessages | fDeferred |
 		fDataSources | fExtraBody
-	responsesFields = plainFields | fOptions | fTemperature | fSeed | fStore | fBackground | fPrevious | fConversation |
+	responsesFields = plainFields | serverFields | fOptions | fTemperature | fSeed | fStore | fBackground | fPrevious | fConversation |
 		fRetention | fCacheOptions | fAudio | fTools | fInput | fTopLogprobs | fInclude | fPrompt
 	messagesFields = plainFields | fTemperature | fTools | fMessages | fSystem | fContainer | fMCP | fCacheControl |
 		fDiagnostics | fCreditToken | fGeo
 	speechFields = plainFields | fStreamFormat | fVoice
-	imageFields  = plainFields | fResponseFormat | fImages | fMask
+	imageFields  = plainFields | fResponseFormat | pictureFields | fStorageOptions | fChoices
+	// pictureFields hold pictures: in a form as files.
+	pictureFields = fImage | fImages | fMask
 )
 
 // fieldsOf is what the scan reads at the top level of a body for ep.
@@ -179,6 +198,7 @@ func (f fieldSet) find(key []byte) (one fieldSet, folded bool) {
 type scan struct {
 	jsontext.Cursor
 	q       Request // by value: what a pointer here pointed to would go to the heap
+	nth     int     // field of the request, from 1
 	seen    fieldSet
 	refused *dialect.Error
 }
@@ -187,6 +207,13 @@ type scan struct {
 func (s *scan) refuse(code dialect.Code, param, message string) {
 	if s.refused == nil {
 		s.refused = &dialect.Error{Code: code, Message: message, Param: param}
+	}
+}
+
+// away notes what has content go where the request says.
+func (s *scan) away(what string) {
+	if s.q.Away == "" {
+		s.q.Away = what
 	}
 }
 
@@ -217,10 +244,14 @@ func Scan(ep *dialect.Endpoint, contentType string, body []byte) (Request, *dial
 	if s.Peek() != '{' {
 		return q, dialect.Fail(dialect.InvalidJSON, "The request body must be one JSON object: check that it is complete and not empty.")
 	}
-	fields := fieldsOf(ep)
+	fields, harmless := fieldsOf(ep), harmlessAt[ep]
 	s.Object(func(key []byte) {
+		s.nth++
 		f, folded := fields.find(key)
 		if f == 0 {
+			if !harmless[string(key)] {
+				s.q.unlisted(s.nth)
+			}
 			s.Value()
 			return
 		}
@@ -311,7 +342,9 @@ func (s *scan) field(f fieldSet) {
 			s.stream()
 		}
 	case fGeo:
-		q.Geo = q.Geo || !s.IsNull()
+		if !s.IsNull() {
+			s.away(f.name())
+		}
 		s.Value()
 	case fWebSearch:
 		q.ProviderTools = q.ProviderTools || !s.IsNull()
@@ -338,15 +371,26 @@ func (s *scan) field(f fieldSet) {
 		s.tools()
 	case fInput:
 		s.items()
-	case fMessages, fSystem, fImages, fMask, fExtraBody:
+	case fMessages, fSystem, fImage, fImages, fMask:
 		s.references()
+	case fExtraBody:
+		s.extraBody()
 	case fFallbacks, fModels:
 		if !s.IsNull() {
-			s.refuse(dialect.InvalidRequest, f.name(), "`"+f.name()+"` names further models, which would answer unseen by policy and record: leave it out, and ask for one model at a time.")
+			if s.refused == nil {
+				s.refused = furtherModels(f)
+			}
 		}
 		s.Value()
 	default:
 		s.storing(f)
+	}
+}
+
+func furtherModels(f fieldSet) *dialect.Error {
+	return &dialect.Error{
+		Code: dialect.InvalidRequest, Param: f.name(),
+		Message: "`" + f.name() + "` names further models, which would answer unseen by policy and record: leave it out, and ask for one model at a time.",
 	}
 }
 

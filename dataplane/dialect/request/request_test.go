@@ -146,3 +146,34 @@ func BenchmarkScanConversation(b *testing.B) {
 		}
 	}
 }
+
+// TestPicturesAreCounted: how many a stream has, so that it is known when it is
+// complete; 0 = cannot tell.
+func TestPicturesAreCounted(t *testing.T) {
+	for given, want := range map[string]int{"": 1, "3": 3, "1": 1, "null": 1, `"2"`: 0, "2.5": 0, "-1": 0} {
+		field := ""
+		if given != "" {
+			field = `,"n":` + given
+		}
+		q, fail := Scan(served(t, "/v1/images/generations"), "application/json", []byte(`{"model":"m","stream":true,"partial_images":2`+field+`}`))
+		if fail != nil || !q.Stream || q.Choices != want || q.Stores != "" {
+			t.Errorf("n %s: %v, stream %t, %d pictures, want %d; stores %q", given, fail, q.Stream, q.Choices, want, q.Stores)
+		}
+	}
+	for given, want := range map[string]int{"3": 3, "": 0, "many": 0, "-1": 0} {
+		q, fail := Scan(served(t, "/v1/images/edits"), formType, []byte(formOf(textPart("model", "m"), textPart("n", given), textPart("stream", "true"), textPart("partial_images", "1"))))
+		if fail != nil || !q.Stream || q.Choices != want || q.Stores != "" {
+			t.Errorf("n %s in a form: %v, stream %t, %d pictures, want %d; stores %q", given, fail, q.Stream, q.Choices, want, q.Stores)
+		}
+	}
+	if _, fail := Scan(served(t, "/v1/images/generations"), "application/json", []byte(`{"model":"m","n":1,"n":9}`)); fail == nil || fail.Param != "n" {
+		t.Errorf("n twice: %v", fail)
+	}
+	q, fail := Scan(served(t, "/v1/audio/speech"), "application/json", []byte(`{"model":"m","input":"x","voice":"v","stream_format":"sse"}`))
+	if fail != nil || !q.Stream {
+		t.Errorf("speech: %v, stream %t", fail, q.Stream)
+	}
+	if q, fail = Scan(served(t, "/v1/audio/speech"), "application/json", []byte(`{"model":"m","input":"x","voice":"v","stream_format":"audio"}`)); fail != nil || q.Stream {
+		t.Errorf("speech as sound: %v, stream %t", fail, q.Stream)
+	}
+}

@@ -2,6 +2,7 @@ package request
 
 import (
 	"slices"
+	"strings"
 
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/jsontext"
@@ -28,8 +29,7 @@ func Rewrites() []Rewrite {
 	}
 	for i := range storageTable {
 		if row := &storageTable[i]; row.Action == ForceOff {
-			ep, _ := dialect.EndpointOf(row.Where)
-			all = append(all, Rewrite{ep.Dialect, row.Field, "request", "no retention, on " + row.Where + ", where it is " + row.Values, "false"})
+			all = append(all, Rewrite{dialect.OfPath(row.Where), row.Field, "request", "no retention, on " + row.Where + ", where it is " + row.Values, row.to})
 		}
 	}
 	return all
@@ -40,9 +40,12 @@ const (
 	usageOptions = `{` + usageOption + `}`
 	usageField   = `,"stream_options":` + usageOptions
 	storeField   = `,"store":false`
+	inlineFormat = "b64_json"
+	inlineField  = `,"response_format":"b64_json"`
+	inlinePart   = "\r\nContent-Disposition: form-data; name=\"response_format\"\r\n\r\nb64_json\r\n"
 )
 
-// maxEdits bounds the edits of one body: model, usage, store.
+// maxEdits bounds the edits of one body: model; usage or the format of pictures; store.
 const maxEdits = (dialect.MaxParts - 1) / 2
 
 // edit replaces one range of the body.
@@ -72,6 +75,9 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Bod
 	default:
 		add(edit{q.modelAt, jsontext.AppendString(nil, model)})
 	}
+	if model == "" {
+		model = q.Model
+	}
 	if q.Endpoint.UsageOption && q.Stream && !q.WantsUsage {
 		switch {
 		case q.includeUsageAt.Present():
@@ -93,6 +99,18 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Bod
 			add(insert(q.modelAt.End, storeField))
 		}
 	}
+	if how.ZeroRetention && fieldsOf(q.Endpoint)&fResponseFormat != 0 && !q.inline && !linkless(model) {
+		switch {
+		case q.multipart && q.formatAt != (jsontext.Span{}):
+			add(edit{q.formatAt, []byte(inlineFormat)})
+		case q.multipart:
+			add(insert(0, string(q.delimiter.Of(body))+inlinePart))
+		case q.formatAt.Present():
+			add(edit{q.formatAt, []byte(`"` + inlineFormat + `"`)})
+		default:
+			add(insert(q.modelAt.End, inlineField))
+		}
+	}
 	slices.SortFunc(edits[:n], func(a, b edit) int { return a.at.Start - b.at.Start })
 	var out dialect.Body
 	at := 0
@@ -103,4 +121,10 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Bod
 	}
 	out.Add(body[at:])
 	return out
+}
+
+// linkless reports whether an image model, by its provider's name, gives every
+// picture within the answer. Such models do not take response_format.
+func linkless(model string) bool {
+	return strings.HasPrefix(model, "gpt-image-") || strings.HasPrefix(model, "chatgpt-image-")
 }

@@ -1,6 +1,7 @@
 package request
 
 import (
+	"strconv"
 	"strings"
 
 	"ringmain/dataplane/dialect"
@@ -43,30 +44,39 @@ type StorageRow struct {
 	Shared bool
 
 	tool string // name in the table of tools
+	to   string // with ForceOff, the JSON value that it becomes
 }
 
 const (
-	openAIData    = "https://developers.openai.com/api/docs/guides/your-data"
-	openAICaching = "https://developers.openai.com/api/docs/guides/prompt-caching#prompt-cache-retention"
-	openAIConv    = "https://developers.openai.com/api/docs/guides/conversation-state"
-	openAIImages  = "https://developers.openai.com/api/docs/api-reference/images"
-	openAIPrompts = "https://developers.openai.com/api/docs/guides/prompting"
-	azureOwnData  = "https://learn.microsoft.com/azure/ai-services/openai/references/on-your-data"
-	geminiOpenAI  = "https://ai.google.dev/gemini-api/docs/openai"
-	xaiDeferred   = "https://docs.x.ai/docs/guides/deferred-chat-completions"
-	anthropicData = "https://platform.claude.com/docs/en/build-with-claude/api-and-data-retention"
+	openAIData      = "https://developers.openai.com/api/docs/guides/your-data"
+	openAICaching   = "https://developers.openai.com/api/docs/guides/prompt-caching#prompt-cache-retention"
+	openAIResidency = "https://developers.openai.com/api/docs/guides/data-residency"
+	openAIConv      = "https://developers.openai.com/api/docs/guides/conversation-state"
+	openAIImages    = "https://developers.openai.com/api/docs/api-reference/images"
+	openAIPrompts   = "https://developers.openai.com/api/docs/guides/prompting"
+	azureOwnData    = "https://learn.microsoft.com/azure/ai-services/openai/references/on-your-data"
+	geminiOpenAI    = "https://ai.google.dev/gemini-api/docs/openai"
+	openRouter      = "https://openrouter.ai/docs/api-reference/overview"
+	vllmTransfer    = "https://docs.vllm.ai/en/latest/features/disagg_prefill/"
+	xaiFiles        = "https://docs.x.ai/developers/model-capabilities/imagine/files/outputs"
+	xaiDeferred     = "https://docs.x.ai/docs/guides/deferred-chat-completions"
+	anthropicData   = "https://platform.claude.com/docs/en/build-with-claude/api-and-data-retention"
 )
 
 const (
 	chatPath      = "/v1/chat/completions"
 	responsesPath = "/v1/responses"
+	imagesPath    = "/v1/images"
 )
+
+// otherField stands for every field that no list knows.
+const otherField = "any other field"
 
 // storageTable was compared with its sources, and with the fields of
 // openai-go v3.96 and anthropic-sdk-go v1.84, in November 2026.
 var storageTable = [...]StorageRow{
-	{Where: responsesPath, Field: "store", Values: "true, null, absent", Action: ForceOff, Reason: "the answer is kept for 30 days, also where the field is absent", Source: openAIData},
-	{Where: chatPath, Field: "store", Values: "true", Action: ForceOff, Reason: "the answer is kept for 30 days", Source: openAIData},
+	{Where: responsesPath, Field: "store", Values: "true, null, absent", Action: ForceOff, Reason: "the answer is kept for 30 days, also where the field is absent", Source: openAIData, to: "false"},
+	{Where: chatPath, Field: "store", Values: "true", Action: ForceOff, Reason: "the answer is kept for 30 days", Source: openAIData, to: "false"},
 	{Where: responsesPath, Field: "background", Values: "true", Action: Refuse, Reason: "the answer is kept for polling", Source: openAIData, Shared: true},
 	{Where: responsesPath, Field: "previous_response_id", Values: "any", Action: Refuse, Reason: "continues an answer that was kept", Source: openAIConv, Shared: true},
 	{Where: responsesPath, Field: "conversation", Values: "any", Action: Refuse, Reason: "kept until deleted", Source: openAIData, Shared: true},
@@ -90,7 +100,15 @@ var storageTable = [...]StorageRow{
 	{Where: responsesPath, Field: "tools: mcp", Action: Refuse, Reason: "sends data to third parties, who keep what they like", Source: openAIData, tool: "mcp"},
 	{Where: responsesPath, Field: "tools: programmatic_tool_calling", Action: Refuse, Reason: "runs code at the provider; whether it keeps anything is not stated", tool: "programmatic_tool_calling"},
 	{Where: "openai", Field: "tools: " + unknownTool, Values: "a type that is not in our table, in both dialects", Action: Refuse, Reason: "nobody has looked at what it keeps", tool: unknownTool},
-	{Where: "openai", Field: "response_format", Values: "url, on /v1/images", Action: Refuse, Reason: "the picture is kept for the link's life, 60 minutes", Source: openAIImages},
+	{Where: imagesPath, Field: "response_format", Values: "anything but b64_json", Action: Refuse, Reason: "the picture is kept for the link's life, 60 minutes and more", Source: openAIImages},
+	{Where: imagesPath, Field: "response_format", Values: "null, absent, unless the upstream knows the model as gpt-image-… or chatgpt-image-…, which give no links and do not take the field", Action: ForceOff, Reason: "other models give links unless told otherwise, and keep the picture for the link's life", Source: openAIImages, to: `"` + inlineFormat + `"`},
+	{Where: imagesPath, Field: "storage_options", Values: "any", Action: Refuse, Reason: "the picture is kept as a file, and may be given a public link (xAI)", Source: xaiFiles, Shared: true},
+	{Where: "openai", Field: "kv_transfer_params", Values: "any", Action: Refuse, Reason: "names blocks of a cache, and the server that is to give or to have them (vLLM): they may be another caller's", Source: vllmTransfer, Shared: true},
+	{Where: "openai", Field: "bootstrap_host", Values: "any", Action: Refuse, Reason: "names the server that gives the cache of the prompt (SGLang)", Shared: true},
+	{Where: "openai", Field: "session_params", Values: "any", Action: Refuse, Reason: "continues a session that the server keeps (SGLang)", Shared: true},
+	{Where: "openai", Field: "provider", Values: "any, in both dialects", Action: Refuse, Reason: "names who else is to answer (OpenRouter), on terms that nobody has looked at", Source: openRouter},
+	{Where: "openai", Field: "plugins", Values: "any, in both dialects", Action: Refuse, Reason: "sends content to whom it names, such as search engines and readers of files (OpenRouter)", Source: openRouter},
+	{Where: "openai", Field: otherField, Values: "at the top level, in extra_body, or a part of a form, that is neither read here nor in the list below, in both dialects", Action: Refuse, Reason: "nobody has looked at what it keeps"},
 	{Where: "openai", Field: "openai-beta", Values: "any", Action: Refuse, Reason: "a header: asks for previews, of which assistants keep their threads; which others keep nothing is not stated"},
 	{Where: "anthropic", Field: "container", Values: "any", Action: Refuse, Reason: "containers and skills are kept for up to 30 days", Source: anthropicData, Shared: true},
 	{Where: "anthropic", Field: "mcp_servers", Values: "any", Action: Refuse, Reason: "kept as the provider's standard policy has it", Source: anthropicData},
@@ -104,6 +122,7 @@ var storageTable = [...]StorageRow{
 	{Where: "anthropic", Field: "fallback_credit_token", Values: "any", Action: Refuse, Reason: "compares with an earlier request, whose fingerprint must have been kept"},
 	{Where: "anthropic", Field: "anthropic-beta", Values: "anything but the betas listed as passed: files-api, code-execution, skills, mcp-client, message-batches and what we do not know", Action: Refuse, Reason: "a header: turns on features that keep something", Source: anthropicData},
 	{Where: "anthropic", Field: "output_config.format", Values: "any; also strict tools", Action: Pass, Reason: "prompt and answer are not kept; the schema is, for up to 24 hours since its last use", Source: anthropicData},
+	{Where: "openai", Field: "json_schema", Values: "in response_format and text.format; also strict tools", Action: Pass, Reason: "prompt and answer are not kept; the schema counts as the provider's system data, also where a region was chosen", Source: openAIResidency},
 	{Where: "openai", Field: "web_search", Values: "as a tool or web_search_options", Action: Pass, Reason: "covered by zero retention", Source: openAIData},
 }
 
@@ -171,10 +190,13 @@ func StorageRefusal(ep *dialect.Endpoint, q *Request, header map[string][]string
 	if ep.Stores {
 		return dialect.Fail(dialect.StorageNotAllowed, "This endpoint keeps data at the provider, and this request is to leave none: send the data with each request instead.")
 	}
+	if q != nil && q.Stores == otherField {
+		return dialect.Fail(dialect.StorageNotAllowed, "Field "+strconv.Itoa(q.Unlisted)+" of the request, counted from its first, is not known here to leave nothing at the provider, and this request is to leave nothing: leave it out.")
+	}
 	if q != nil && q.Stores != "" {
 		param, _, _ := strings.Cut(q.Stores, ":")
 		message := "`" + q.Stores + "` has the provider keep data, and this request is to leave none: leave it out."
-		if q.Stores == q.Kept && q.Kept != "background" && q.Kept != "deferred" {
+		if q.Stores == q.Kept && q.Kept != "background" && q.Kept != "deferred" && q.Kept != "storage_options" {
 			message = "`" + q.Stores + "` refers to what a provider keeps, and this request is to leave nothing there: send the content itself."
 		}
 		return &dialect.Error{Code: dialect.StorageNotAllowed, Param: param, Message: message}
@@ -195,7 +217,7 @@ func StorageRefusal(ep *dialect.Endpoint, q *Request, header map[string][]string
 // SharedRefusal says why a request may not go to a provider's account that
 // several customers share; nil if it may. What one of them left there, whoever
 // learns its id could use; and nothing of it can be fetched or deleted through
-// the gateway. q comes from ScanRequest.
+// the gateway. q comes from Scan.
 func SharedRefusal(q *Request) *dialect.Error {
 	if q.Kept == "" {
 		return nil
@@ -205,6 +227,19 @@ func SharedRefusal(q *Request) *dialect.Error {
 		message += " Of reasoning, ask for `reasoning.encrypted_content` with `include`, and send that back."
 	}
 	return &dialect.Error{Code: dialect.StorageNotAllowed, Param: q.Kept, Message: message}
+}
+
+// AwayRefusal says why a request may not be pinned to a jurisdiction; nil if it
+// may. q comes from Scan.
+func AwayRefusal(q *Request) *dialect.Error {
+	if q.Away == "" {
+		return nil
+	}
+	param, _, _ := strings.Cut(q.Away, ":")
+	return &dialect.Error{
+		Code: dialect.InvalidRequest, Param: param,
+		Message: "`" + q.Away + "` may have content go elsewhere than to the upstream, outside of the jurisdiction that this request is pinned to: leave it out.",
+	}
 }
 
 func betaPassed(beta string) bool {

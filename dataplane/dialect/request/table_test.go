@@ -37,6 +37,10 @@ func storageText() string {
 		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.Where, r.Field, r.Values, r.Action, shared, r.Reason, source)
 	}
+	b.WriteString("\n## Other fields\n\nThese shape the answer, or name who asks; a field that is neither here nor above is refused without retention, whatever its value, until somebody has looked at what it keeps.\n\n| where | fields |\n| --- | --- |\n")
+	for _, r := range Harmless() {
+		fmt.Fprintf(&b, "| %s | %s |\n", r.Where, strings.ReplaceAll(r.Names, " ", ", "))
+	}
 	return b.String()
 }
 

@@ -135,19 +135,25 @@ func (s *scan) tool() {
 			typed = true
 			class, name := toolOf(s.q.Dialect, declared)
 			shell, search = shell || class == toolShell, search || class == toolSearch
+			if name == unknownTool { // whom it asks is as little known as what it keeps
+				s.away(toolField(name))
+			}
 			s.oneTool(class, name)
 		case is(key, "environment"):
+			exact := string(key) == "environment"
 			s.ObjectOr(func(key []byte) {
 				if !is(key, "type") {
 					s.member(key)
 					return
 				}
+				exact := exact && string(key) == "type" // who reads no other case finds nothing that says local
 				v, _ := s.Text()
-				local, hosted = local || string(v) == "local", hosted || string(v) != "local"
+				local, hosted = local || exact && string(v) == "local", hosted || string(v) != "local"
 			})
 		case is(key, "execution"):
+			exact := string(key) == "execution"
 			v, _ := s.Text()
-			client, server = client || string(v) == "client", server || string(v) != "client"
+			client, server = client || exact && string(v) == "client", server || string(v) != "client"
 		case is(key, "model"): // of an advisor, a painter: it would answer too
 			if !s.IsNull() {
 				s.refuse(dialect.InvalidRequest, "tools", "A tool of the request names a model of its own, which would answer unseen by policy and record: leave the tool, or its `model`, out.")
@@ -176,6 +182,9 @@ func (s *scan) oneTool(class toolClass, name string) {
 	case toolKeeping:
 		s.q.ProviderTools = true
 		s.stores(toolField(name))
+		if name == "mcp" || name == "mcp_toolset" {
+			s.away(toolField(name))
+		}
 	}
 }
 

@@ -121,6 +121,13 @@ func (w *twin) member(k string, x any) {
 		} else {
 			w.walk(x)
 		}
+	case among("network_policy"):
+		m, _ := x.(map[string]any)
+		for k, v := range m {
+			if !strings.EqualFold(k, "type") {
+				w.member(k, v)
+			}
+		}
 	case slices.Contains([]string{"input", "parameters", "input_schema", "schema", "arguments", "input_examples", "metadata"}, k):
 	default:
 		w.walk(x)
@@ -183,7 +190,7 @@ func (w *twin) items(x any) {
 func (w *twin) ttl(x any, allowed string) {
 	m, _ := x.(map[string]any)
 	for k, v := range m {
-		if s, ok := v.(string); ok && strings.EqualFold(k, "ttl") && s != allowed {
+		if strings.EqualFold(k, "ttl") && v != nil && v != allowed {
 			w.stores = true
 		}
 	}
@@ -196,6 +203,10 @@ func want(ep *dialect.Endpoint, m map[string]any) (stores, provider, keeps, dete
 	for k, x := range m {
 		f, _ := fieldsOf(ep).find([]byte(k))
 		switch f {
+		case 0:
+			w.stores = w.stores || !slices.ContainsFunc(Harmless(), func(row HarmlessFields) bool {
+				return (row.Where == ep.Dialect.String() || strings.HasPrefix(ep.Path, row.Where)) && slices.Contains(strings.Fields(row.Names), k)
+			})
 		case fTools:
 			w.tools(x)
 		case fInput:
@@ -207,7 +218,17 @@ func want(ep *dialect.Endpoint, m map[string]any) (stores, provider, keeps, dete
 			w.stores = w.stores || object
 		case fDataSources:
 			w.stores = w.stores || x != nil
-		case fMessages, fSystem, fImages, fMask, fExtraBody:
+		case fMessages, fSystem, fImage, fImages, fMask:
+			w.walk(x)
+		case fExtraBody:
+			extra, _ := x.(map[string]any)
+			for k, v := range extra {
+				google, _ := v.(map[string]any)
+				for k := range google {
+					w.stores = w.stores || k != "thinking_config" && !strings.EqualFold(k, "cached_content")
+				}
+				w.stores = w.stores || k != "google"
+			}
 			w.walk(x)
 		case fStore:
 			keeps = keeps && x == nil || x != nil && x != false
@@ -228,8 +249,8 @@ func want(ep *dialect.Endpoint, m map[string]any) (stores, provider, keeps, dete
 		case fBackground, fDeferred:
 			w.stores = w.stores || x != nil && x != false
 		case fResponseFormat:
-			w.stores = w.stores || x == "url"
-		case fPrevious, fConversation, fAudio, fContainer, fDiagnostics, fCreditToken:
+			w.stores = w.stores || x != nil && x != "b64_json"
+		case fPrevious, fConversation, fTransfer, fBootstrap, fSession, fProvider, fPlugins, fStorageOptions, fAudio, fContainer, fDiagnostics, fCreditToken:
 			w.stores = w.stores || x != nil
 		case fTemperature:
 			n, ok := x.(json.Number)
@@ -297,7 +318,7 @@ func FuzzScanRequest(f *testing.F) {
 		`{"model":"m","messages":[{"content":[{"cache_control":{"type":"ephemeral","TTL":"1h"}},{"tool":{"definition":{"type":"bash_20250124"}}}]}]}`,
 		`{"model":"m","tools":[{"type":"shell","environment":{"type":"local"}},{"execution":"client","type":"tool_search"}]}`,
 		`{"model":"m","input":[{"id":"i"},{"ID":"r","type":"reasoning","encrypted_content":[ ]},{"role":"assistant","audio":{"id":"a"}}],"voice":{"id":"v"},"deferred":true}`,
-		`{"model":"m","prompt_cache_options":{"ttl":"12h"},"prompt_cache_retention":"24h","audio":{}}`, `{"model":"m","response_format":"url","stream_format":"sse"}`,
+		`{"model":"m","prompt_cache_options":{"ttl":"12h"},"prompt_cache_retention":"24h","audio":{}}`, `{"model":"m","response_format":"url","stream_format":"sse"}`, `{"model":"gpt-image-2","response_format": null ,"prompt":"p","persist":true}`,
 	} {
 		for j := range jsonEndpoints() {
 			if i < 2 || j < 3 {
@@ -324,7 +345,8 @@ func checkScan(t interface{ Fatalf(string, ...any) }, ep *dialect.Endpoint, b []
 	if m == nil || !jsonkit.Valid(b, jsontext.MaxDepth) {
 		t.Fatalf("%q accepted, though it is not JSON", b)
 	}
-	if model, _ := m["model"].(string); model != q.Model || q.Stream && m["stream"] != true {
+	sse := fieldsOf(ep)&fStreamFormat != 0 && m["stream_format"] == "sse"
+	if model, _ := m["model"].(string); model != q.Model || q.Stream != (m["stream"] == true || sse) {
 		t.Fatalf("%q: model %q, stream %t", b, q.Model, q.Stream)
 	}
 	stores, provider, keeps, deterministic := want(ep, m)
@@ -407,7 +429,9 @@ func checkRewrite(t interface{ Fatalf(string, ...any) }, b []byte, q *Request) {
 			}
 			usage := q.Endpoint.UsageOption && q.Stream && !q.WantsUsage
 			store := zero && q.KeepsAnswer
-			if model != other && !usage && !store && !bytes.Equal(out, b) {
+			inline := zero && strings.HasPrefix(q.Endpoint.Path, "/v1/images/") && jsonkit.Decode(b)["response_format"] != "b64_json" &&
+				(model == other || !strings.HasPrefix(q.Model, "gpt-image-") && !strings.HasPrefix(q.Model, "chatgpt-image-"))
+			if model != other && !usage && !store && !inline && !bytes.Equal(out, b) {
 				t.Fatalf("nothing to rewrite in %q, got %q", b, out)
 			}
 			want, got := jsonkit.Decode(b), jsonkit.Decode(out)
@@ -427,6 +451,9 @@ func checkRewrite(t interface{ Fatalf(string, ...any) }, b []byte, q *Request) {
 			}
 			if store {
 				want["store"] = false
+			}
+			if inline {
+				want["response_format"] = "b64_json"
 			}
 			w, _ := json.Marshal(want)
 			g, _ := json.Marshal(got)
@@ -451,7 +478,7 @@ func TestScanAndRewriteTwin(t *testing.T) {
 		"seed":                   {`7`, `-7`, `null`, `1.0`},
 		"background":             {`true`, `false`, `null`},
 		"prompt_cache_retention": {`"24h"`, `"in_memory"`, `null`},
-		"prompt_cache_options":   {`{"ttl":"30m"}`, `{"ttl":"12h","mode":"explicit"}`, `{"comparison_response_id":"r"}`, `null`},
+		"prompt_cache_options":   {`{"ttl":"30m"}`, `{"ttl":"12h","mode":"explicit"}`, `{"ttl":60}`, `{"comparison_response_id":"r"}`, `null`},
 		"tools":                  {`[]`, `[{"type":"function","function":{"parameters":{"file_id":1}}}]`, `[{"type":"web_search"}]`, `[{"name":"x","input_schema":{}}]`, `[{"type":"mcp","server_url":"u"}]`, `[{"type":"computer_20250124"},{"type":"code_execution_20250825"}]`, `null`},
 		"messages":               {`[{"role":"user","content":"stream\":true"}]`, `[{"content":[{"type":"file","file":{"file_id":"f"}}]}]`, `[{"content":[{"type":"tool_use","input":{"file_id":1}}]}]`},
 		"input":                  {`"text"`, `[{"type":"item_reference","id":"i"}]`, `[{"type":"message","content":"x"}]`, `[{"id":"i"}]`, `[{"id":"i","role":"user"}, {"id":"r","type":"reasoning","summary":[1],"encrypted_content":"x"}]`, `[{"id":"r","type":"reasoning","encrypted_content":null}]`},
@@ -459,6 +486,8 @@ func TestScanAndRewriteTwin(t *testing.T) {
 		"fallbacks":              {`null`},
 		"models":                 {`null`},
 		"deferred":               {`true`, `false`, `null`},
+		"extra_body":             {`{"google":{"thinking_config":{}}}`, `{"google":{"cached_content":"c"}}`, `{"google":{"keep":1}}`, `{"other":{}}`, `{}`, `null`},
+		"response_format":        {`"url"`, `"b64_json"`, `null`, `{"type":"url"}`},
 		"voice":                  {`"alloy"`, `{"id":"v"}`, `{"id":null}`},
 		"n":                      {`1`, `3`, `null`, `"2"`, `-1`, `2.0`, `1.5`},
 		"best_of":                {`null`, `2`},
@@ -481,7 +510,7 @@ func TestScanAndRewriteTwin(t *testing.T) {
 			}
 			fields = append(fields, fmt.Sprintf("%q%s:%s", f.name(), space.Draw(t, "s"), rapid.SampledFrom(pool).Draw(t, f.name())))
 		}
-		fields = append(fields, `"other":`+rapid.SampledFrom(pools["other"]).Draw(t, "other"))
+		fields = append(fields, rapid.SampledFrom([]string{`"other":`, `"user":`, `"top_p":`, `"Metadata":`}).Draw(t, "name")+rapid.SampledFrom(pools["other"]).Draw(t, "other"))
 		body := []byte("{" + strings.Join(rapid.Permutation(fields).Draw(t, "order"), space.Draw(t, "s")+","+space.Draw(t, "s")) + space.Draw(t, "s") + "}")
 		q, fail := Scan(ep, "application/json", body)
 		if fail != nil {

@@ -124,6 +124,37 @@ func TestEscapedRefusals(t *testing.T) {
 	}
 }
 
+// TestRefusalsSeenOnce: a refusal counts wherever in a stream it is said, if it
+// is said but once.
+func TestRefusalsSeenOnce(t *testing.T) {
+	const filtered = `{"hate":{"filtered":false,"severity":"safe"},"violence":{"filtered":true,"severity":"high"}}`
+	refusal := `[{"type":"output_text","text":"a"},{"type":"refusal","refusal":"no"}]`
+	for _, c := range []struct {
+		path, data string
+		want       bool
+	}{
+		{"/v1/chat/completions", `{"choices":[{"index":0,"delta":{},"content_filter_results":` + filtered + `}]}`, true},
+		{"/v1/completions", `{"choices":[{"index":0,"text":"a","content_filter_result":` + filtered + `}]}`, true},
+		{"/v1/chat/completions", `{"choices":[{"index":0,"delta":{},"content_filter_results":{"hate":{"filtered":false},"error":{"code":"content_filter_error"}}}]}`, false},
+		{"/v1/chat/completions", `{"choices":[{"index":0,"delta":{},"content_filter_results":[true,null]}]}`, false},
+		{"/v1/responses", `{"type":"response.content_part.added","part":{"type":"refusal","refusal":""}}`, true},
+		{"/v1/responses", `{"type":"response.output_item.done","item":{"type":"message","content":` + refusal + `}}`, true},
+		{"/v1/responses", `{"type":"response.completed","response":{"output":[{"type":"reasoning","content":null},{"type":"message","content":` + refusal + `}]}}`, true},
+		{"/v1/responses", `{"type":"response.completed","response":{"output":[{"type":"message","content":[{"type":"output_text","text":"refusal"}]}]}}`, false},
+		{"/v1/responses", `{"type":"response.output_item.done","item":{"type":"message","content":"refusal"}}`, false},
+	} {
+		for _, kept := range []bool{false, true} {
+			s := Stream{Endpoint: served(t, c.path), Choices: 1}
+			if kept {
+				s.Transcript = NewTranscript(1 << 10)
+			}
+			if s.Event([]byte("data: " + c.data + "\n\n")); s.Refused != c.want {
+				t.Errorf("%s, kept %t: %s: refused %t", c.path, kept, c.data, s.Refused)
+			}
+		}
+	}
+}
+
 // FuzzFailures: whatever a message holds, clients of both dialects read it as
 // the error that ends a stream.
 func FuzzFailures(f *testing.F) {

@@ -1,4 +1,4 @@
-// Package stream reads the events of a streamed answer, each once, in one of four
+// Package stream reads the events of a streamed answer, each once, in one of five
 // grammars: what it is to who forwards it, what it says of usage and refusal, and
 // whether the answer is complete. A Transcript notes what the client was given, and
 // a Replay continues it from another stream of the same answer.
@@ -25,10 +25,23 @@ const (
 	KindError               // the upstream says that it failed, or that it declines
 	KindGarbage             // no event of this stream: what it should have said is lost
 	KindSkip                // malformed, but nothing can be lost with it: not forwarded
+	KindClosing             // the answer is complete with it; a mark that says so may follow
 )
 
-// MaxEvent bounds one event, in bytes; a longer one is garbage.
-const MaxEvent = 8 << 20
+// Bounds of one event, in bytes; a longer one is garbage. One that may hold a
+// picture is bounded as a plain answer is, which would hold the same picture.
+const (
+	MaxEvent   = 8 << 20
+	MaxPicture = 32 << 20
+)
+
+// MaxEvent bounds one event of this stream, in bytes.
+func (s *Stream) MaxEvent() int {
+	if s.grammar() == grammarMedia {
+		return MaxPicture
+	}
+	return MaxEvent
+}
 
 // Splitter finds where events end in a growing buffer.
 type Splitter struct {
@@ -57,7 +70,7 @@ func (s *Splitter) Next(b []byte) int {
 	}
 }
 
-// grammar is one of the four event languages.
+// grammar is one of the five event languages.
 type grammar uint8
 
 const (
@@ -65,6 +78,7 @@ const (
 	grammarCompletions                // text_completion, [DONE]
 	grammarResponses                  // events named by type, the last one holds the whole response
 	grammarMessages                   // events named by type, message_stop
+	grammarMedia                      // events named by type; the last one, or [DONE] after it, ends it
 )
 
 // Stream watches the events of one streamed answer.
@@ -78,9 +92,10 @@ type Stream struct {
 
 	Usage    dialect.Usage
 	Refused  bool
-	Done     bool  // the answer is complete, closing event included
-	Text     int64 // bytes of text seen in deltas, for an estimate
-	Sequence int64 // sequence_number seen last, where events carry one
+	Problem  dialect.Problem // what the error event says that ended it
+	Done     bool            // the answer is complete, closing event included
+	Text     int64           // bytes of text seen in deltas, for an estimate
+	Sequence int64           // sequence_number seen last, where events carry one
 	numbered bool
 
 	progress
@@ -92,7 +107,8 @@ type progress struct {
 	many        bool   // there are more choices than that
 	tallied     bool   // the usage chunk came: it follows every choice
 	open        int    // content blocks begun and not closed
-	stopped     bool   // a reason to stop was given
+	stopped     bool   // a reason to stop was given, or what came last may be the end
+	closed      int    // events that close an answer, or a picture of it
 }
 
 func (s *Stream) grammar() grammar {
@@ -105,6 +121,8 @@ func (s *Stream) grammar() grammar {
 		return grammarResponses
 	case s.Endpoint.Path == "/v1/completions":
 		return grammarCompletions
+	case s.Endpoint.Media:
+		return grammarMedia
 	}
 	return grammarChat
 }
@@ -118,15 +136,27 @@ func (s *Stream) Complete() bool {
 		return s.stopped && s.open == 0
 	case grammarResponses:
 		return s.Done // the closing event is the answer
+	case grammarMedia:
+		return s.Choices > 0 && s.closed >= s.Choices
 	default:
 		all := s.tallied || s.Choices > 0 && bits.OnesCount64(s.ended) == s.Choices
 		return all && s.seen != 0 && s.ended == s.seen && !s.many
 	}
 }
 
-// Closing is the event that closes a complete answer whose upstream did not.
+// Ends reports whether the answer is complete if its stream ends well here. Of
+// several pictures each may be closed by an event of its own, or all by one.
+func (s *Stream) Ends() bool {
+	return s.Complete() || s.grammar() == grammarMedia && s.stopped
+}
+
+// Closing is the event that closes a complete answer whose upstream did not;
+// nil where what the upstream said closes it.
 func (s *Stream) Closing() []byte {
-	if s.grammar() == grammarMessages {
+	switch s.grammar() {
+	case grammarMedia:
+		return nil
+	case grammarMessages:
 		return []byte("event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n")
 	}
 	return []byte("data: [DONE]\n\n")
@@ -139,7 +169,7 @@ func (s *Stream) AppendFailure(dst []byte, e *dialect.Error, requestID string) [
 	switch s.grammar() {
 	case grammarMessages:
 		return e.AppendEvent(dst, dialect.Anthropic, requestID)
-	case grammarChat, grammarCompletions:
+	case grammarChat, grammarCompletions, grammarMedia:
 		return e.AppendEvent(dst, dialect.OpenAI, requestID)
 	}
 	dst = append(dst, "event: error\ndata: {\"type\":\"error\",\"code\":"...)
@@ -187,7 +217,7 @@ func (s *Stream) event(event []byte) Kind {
 	}
 	s.Transcript.reading(data)
 	if string(name) == "error" { // clients of both dialects raise an error on it
-		s.declined(data)
+		s.failed(data)
 		return KindError
 	}
 	switch s.grammar() {
@@ -195,16 +225,43 @@ func (s *Stream) event(event []byte) Kind {
 		return s.message(name, data)
 	case grammarResponses:
 		return s.response(name, data)
+	case grammarMedia:
+		return s.media(name, data)
 	default:
 		return s.chunk(data)
 	}
 }
 
-// declined notes an error event by which the provider's safety system refuses.
-func (s *Stream) declined(data []byte) {
-	if dialect.ReadProblem(data).Refused {
-		s.Refused = true
+// failed notes what an error, alone or in its event, says.
+func (s *Stream) failed(data []byte) {
+	s.Problem = dialect.ReadProblem(data)
+	s.Refused = s.Refused || s.Problem.Refused
+}
+
+// ErrorBody is what an error event says, as the body of an answer of its own.
+func ErrorBody(event []byte) []byte {
+	_, data, _ := fields(event)
+	c := jsontext.Cursor{Data: data}
+	own, inner := false, jsontext.Span{End: len(data)}
+	c.ObjectOr(func(key []byte) {
+		switch string(key) {
+		case "error":
+			own = own || c.Peek() == '{'
+			c.Value()
+		case "response": // that failed
+			c.ObjectOr(func(key []byte) {
+				if v := c.Span(); string(key) == "error" {
+					inner = v
+				}
+			})
+		default:
+			c.Value()
+		}
+	})
+	if own {
+		return data
 	}
+	return append(append([]byte(`{"error":`), inner.Of(data)...), '}')
 }
 
 // nothing reports whether data provably holds nothing.
@@ -265,9 +322,12 @@ func fields(event []byte) (name, data []byte, kind Kind) {
 	return name, data, kind
 }
 
+// marks reports whether data is the mark at the end of a stream.
+func marks(data []byte) bool { return string(bytes.TrimSpace(data)) == "[DONE]" }
+
 // chunk reads a chat or text completion chunk.
 func (s *Stream) chunk(data []byte) Kind {
-	if string(bytes.TrimSpace(data)) == "[DONE]" {
+	if marks(data) {
 		s.Done = true
 		return KindLast
 	}
@@ -312,7 +372,7 @@ func (s *Stream) chunk(data []byte) Kind {
 	case !c.End():
 		return KindGarbage
 	case failed:
-		s.declined(data)
+		s.failed(data)
 		return KindError
 	}
 	if usage {
@@ -361,6 +421,12 @@ func (s *Stream) choice(c *jsontext.Cursor) {
 		case "text":
 			t.only(&once, 8)
 			s.said(c, opText, 0)
+		case "content_filter_results", "content_filter_result":
+			at := c.Span()
+			t.other(key, at)
+			if in := jsontext.Inside(c.Data, at); dialect.Filtered(&in) {
+				s.Refused = true
+			}
 		default:
 			t.other(key, c.Span())
 		}

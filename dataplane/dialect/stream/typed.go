@@ -28,7 +28,7 @@ func (s *Stream) typed(c *jsontext.Cursor, name, given []byte, failed bool) (kin
 	case !c.End() || !ok:
 		return nil, KindGarbage
 	case failed || string(kind) == "error":
-		s.declined(c.Data)
+		s.failed(c.Data)
 		return nil, KindError
 	}
 	return kind, KindContent
@@ -289,7 +289,7 @@ func (s *Stream) wholeResponse(data []byte, where jsontext.Span) {
 			s.Usage.Final = s.Usage.Final || told.Closes(true) && s.Usage.Costs()
 		case "error":
 			v := c.Span()
-			s.declinedAs(data, v)
+			s.failed(v.Of(data))
 		case "incomplete_details":
 			c.ObjectOr(func(key []byte) {
 				v := c.Span()
@@ -300,13 +300,13 @@ func (s *Stream) wholeResponse(data []byte, where jsontext.Span) {
 		case "previous_response_id", "conversation":
 			t.blank(c.Span())
 		case "output":
-			if t == nil || c.Peek() != '[' {
+			if c.Peek() != '[' {
 				c.Value()
 				return
 			}
 			var i int64
 			c.Array(func() {
-				itemNames(&c, t, i)
+				s.wholeItem(&c, i)
 				i++
 			})
 		default:
@@ -315,19 +315,10 @@ func (s *Stream) wholeResponse(data []byte, where jsontext.Span) {
 	})
 }
 
-// declinedAs notes an error object by which the provider's safety system refuses.
-func (s *Stream) declinedAs(data []byte, where jsontext.Span) {
-	c := jsontext.Inside(data, where)
-	c.ObjectOr(func(key []byte) {
-		v, ok := c.Text()
-		if ok && string(key) == "code" && dialect.IsRefusalCode(v) {
-			s.Refused = true
-		}
-	})
-}
-
-// itemNames marks the names by which a client knows an output item.
-func itemNames(c *jsontext.Cursor, t *Transcript, index int64) {
+// wholeItem takes an output item of a whole response: the names by which a
+// client knows it, and whether it refuses.
+func (s *Stream) wholeItem(c *jsontext.Cursor, index int64) {
+	t := s.Transcript
 	c.ObjectOr(func(key []byte) {
 		v := c.Span()
 		switch string(key) {
@@ -335,15 +326,21 @@ func itemNames(c *jsontext.Cursor, t *Transcript, index int64) {
 			t.markAt(markItem, index, v)
 		case "call_id":
 			t.markAt(markCall, index, v)
+		case "content":
+			s.refuses(c.Data, v)
 		}
 	})
 }
 
+// refuses notes a refusal among the parts of an item's content.
+func (s *Stream) refuses(data []byte, content jsontext.Span) {
+	if c := jsontext.Inside(data, content); dialect.RefusalPart(&c) {
+		s.Refused = true
+	}
+}
+
 func (s *Stream) outputItem(data []byte, where jsontext.Span, begins bool) {
 	t := s.Transcript
-	if t == nil {
-		return
-	}
 	c := jsontext.Inside(data, where)
 	var kind, name jsontext.Span
 	c.ObjectOr(func(key []byte) {
@@ -360,6 +357,9 @@ func (s *Stream) outputItem(data []byte, where jsontext.Span, begins bool) {
 		case "content", "arguments", "input":
 			if begins {
 				t.blank(v)
+			}
+			if string(key) == "content" {
+				s.refuses(data, v)
 			}
 		}
 	})
@@ -380,9 +380,6 @@ func (s *Stream) outputItem(data []byte, where jsontext.Span, begins bool) {
 
 func (s *Stream) contentPart(data []byte, where jsontext.Span, content int64) {
 	t := s.Transcript
-	if t == nil {
-		return
-	}
 	c := jsontext.Inside(data, where)
 	begins := t.pieces() == 0
 	var kind jsontext.Span
@@ -404,7 +401,10 @@ func (s *Stream) contentPart(data []byte, where jsontext.Span, content int64) {
 		if begins {
 			t.piece(opPart, content, kind)
 		}
-	default: // a refusal, reasoning
+	case `"refusal"`:
+		s.Refused = true
+		t.doubt()
+	default: // reasoning
 		t.doubt()
 	}
 }

@@ -8,13 +8,12 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 
 	"github.com/fxamacker/cbor/v2"
 
-	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
 )
 
 // header is the first sealed frame of every snapshot and delta file.
@@ -47,64 +46,19 @@ func parseName(name string) (generation uint64, part int, ok bool) {
 	return generation, part, is && dot && err == nil && err2 == nil && name == fileName(generation, part)
 }
 
-// sealedFile writes one snapshot or delta.
-type sealedFile struct {
-	f     *os.File
-	w     *seal.Writer
-	size  int64
-	dirty bool
-}
-
-func (s *Store) create(path string, h header) (*sealedFile, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+func (s *Store) create(path string, h header) (*disk.File, error) {
+	file, err := disk.Create(path, s.cfg.Sealer, s.context(filepath.Base(fileName(h.Generation, h.Part))))
 	if err != nil {
-		return nil, diskError(err)
+		return nil, err
 	}
-	sf := &sealedFile{f: f}
-	sf.w, err = s.cfg.Sealer.NewWriter(sf, s.context(filepath.Base(fileName(h.Generation, h.Part))))
+	b, err := cbor.Marshal(h)
 	if err == nil {
-		var b []byte
-		if b, err = cbor.Marshal(h); err == nil {
-			err = sf.w.Frame(b)
-		}
+		err = file.Frame(b)
 	}
 	if err != nil {
-		return nil, errors.Join(diskError(err), f.Close(), os.Remove(path))
+		return nil, errors.Join(err, file.Abandon(), os.Remove(path))
 	}
-	return sf, nil
-}
-
-// Write counts what goes to disk. Only seal.Writer calls it.
-func (sf *sealedFile) Write(b []byte) (int, error) {
-	n, err := sf.f.Write(b)
-	sf.size += int64(n)
-	sf.dirty = true
-	return n, err
-}
-
-func (sf *sealedFile) frame(b []byte) error { return diskError(sf.w.Frame(b)) }
-
-func (sf *sealedFile) sync() error {
-	if !sf.dirty {
-		return nil
-	}
-	sf.dirty = false
-	return diskError(sf.f.Sync())
-}
-
-// finish writes the end mark, syncs and closes.
-func (sf *sealedFile) finish() error {
-	err := sf.w.Close()
-	sf.dirty = true
-	return diskError(errors.Join(err, sf.sync(), sf.f.Close()))
-}
-
-// diskError adds what to do to the errors of a full disk.
-func diskError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", controlplane.ErrDiskFull, err)
-	}
-	return err
+	return file, nil
 }
 
 // reader reads the chunks of one file.
@@ -152,12 +106,3 @@ func (rd *reader) next() (types []feed.FrameType, frames [][]byte, err error) {
 }
 
 func (rd *reader) close() { _ = rd.f.Close() } // opened for reading: nothing is lost
-
-// syncDir makes renames and removals in dir last.
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}

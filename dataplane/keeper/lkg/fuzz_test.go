@@ -2,7 +2,6 @@ package lkg
 
 import (
 	"bytes"
-	"encoding/binary"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -10,10 +9,9 @@ import (
 
 	"github.com/fxamacker/cbor/v2"
 
-	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
-	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
 )
 
 // FuzzSplit: a chunk is taken apart into frames that make it again, or named.
@@ -39,62 +37,6 @@ func FuzzSplit(f *testing.F) {
 		}
 		if !bytes.Equal(again, b) {
 			t.Errorf("%x becomes %x", b, again)
-		}
-	})
-}
-
-// FuzzSafety: whatever the entries of a safety file are, it is read or named; it
-// forgets no revocation and no newest pin when it is written anew, and what is
-// told of it again can be read.
-func FuzzSafety(f *testing.F) {
-	lines := func(entries ...SafetyEntry) (all []byte) {
-		for _, e := range entries {
-			b := must(cbor.Marshal(e))
-			all = append(binary.BigEndian.AppendUint16(all, uint16(len(b))), b...)
-		}
-		return all
-	}
-	pin := func(seq uint64) []byte {
-		return must(registry.EncodeRecord(&registry.Record{Kind: registry.KindPolicy, Meta: registry.Meta{ID: "pol", Shard: shard, Revision: seq}, Policy: &registry.Policy{Org: "o", Residency: "eu"}}))
-	}
-	gone := func(id string) SafetyEntry {
-		return SafetyEntry{Revocation: &registry.Revocation{Kind: registry.KindKey, ID: id, Shard: shard, At: 1}}
-	}
-	f.Add(lines(SafetyEntry{Mark: &mark{}}))
-	f.Add(lines(SafetyEntry{Dropped: 3}, gone("a"), SafetyEntry{Pin: pin(1)}, gone("b"), SafetyEntry{Pin: pin(2)}, SafetyEntry{Mark: &mark{Generation: 1, Position: controlplane.Position{shard: {Epoch: epoch, Seq: 2}}}}))
-	f.Add(lines(SafetyEntry{}, gone("a"), gone("a"), SafetyEntry{Pin: []byte{1}}))
-	f.Add(lines(SafetyEntry{Dropped: -1}))
-	f.Add([]byte{0, 1, 0xf6})
-	f.Fuzz(func(t *testing.T, b []byte) {
-		known := func() *safety {
-			return &safety{cfg: &Config{}, known: map[[16]byte]struct{}{}, pins: map[string]uint64{}}
-		}
-		s := known()
-		var entries []SafetyEntry
-		for len(b) >= 2 && int(binary.BigEndian.Uint16(b)) <= len(b)-2 {
-			n := int(binary.BigEndian.Uint16(b))
-			e, err := decodeSafety(b[2 : 2+n])
-			if b = b[2+n:]; err != nil {
-				return
-			}
-			s.note(e)
-			entries = append(entries, e)
-		}
-		again := known()
-		for _, e := range compact(entries) {
-			e, err := decodeSafety(must(cbor.Marshal(e)))
-			if err != nil {
-				t.Fatalf("what was written cannot be read: %v", err)
-			}
-			again.note(e)
-		}
-		if again.revoked != s.revoked || len(again.known) != len(s.known) || s.revoked != len(s.known) || s.dropped < 0 {
-			t.Errorf("%d revocations (%d, dropped %d) become %d", s.revoked, len(s.known), s.dropped, again.revoked)
-		}
-		for id, seq := range s.pins {
-			if again.pins[id] < seq {
-				t.Errorf("the pin of %q at %d becomes one at %d", id, seq, again.pins[id])
-			}
 		}
 	})
 }
@@ -142,7 +84,7 @@ func FuzzGeneration(f *testing.F) {
 		}
 		s, err := Open(cfg)
 		if err != nil {
-			if !foreign(err) {
+			if !disk.Foreign(err) {
 				t.Fatal(err)
 			}
 			if _, err := os.Stat(path); err != nil {

@@ -10,6 +10,8 @@ import (
 
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 // Generation is a new generation while it is written. Give it every frame of a
@@ -17,7 +19,7 @@ import (
 type Generation struct {
 	s       *Store
 	number  uint64
-	file    *sealedFile
+	file    *disk.File
 	path    string
 	tracker *Tracker
 	chunk   chunk
@@ -50,7 +52,7 @@ func (s *Store) Begin() (*Generation, error) {
 		alone: s.erasures > 0, erasures: s.erasures,
 	}
 	var err error
-	g.file, err = s.create(g.path, header{Format: 1, Generation: g.number, Revocations: s.safety.count(), Alone: g.alone})
+	g.file, err = s.create(g.path, header{Format: 1, Generation: g.number, Revocations: s.safety.Count(), Alone: g.alone})
 	if err != nil {
 		return nil, err
 	}
@@ -72,8 +74,8 @@ func (g *Generation) Append(f *feed.Frame, raw []byte) error {
 	news, entry, err := g.tracker.See(f)
 	if err == nil && news {
 		g.orgs.see(f, entry)
-		for _, e := range notable(f, entry) {
-			g.holds[e.key()] = struct{}{}
+		for _, e := range safety.Notable(f, entry) {
+			g.holds[e.Key()] = struct{}{}
 		}
 		g.chunk.add(f.Type, raw)
 		if len(g.chunk) >= chunkBytes {
@@ -90,7 +92,7 @@ func (g *Generation) spill() error {
 	if len(g.chunk) == 0 {
 		return nil
 	}
-	err := g.file.frame(g.chunk)
+	err := g.file.Frame(g.chunk)
 	g.chunk = g.chunk[:0]
 	g.chunks++
 	return err
@@ -113,9 +115,9 @@ func (g *Generation) Commit() error {
 		err = errors.Join(err, errUnfinished)
 	}
 	if err == nil {
-		err = g.file.finish()
+		err = g.file.Finish()
 		if err == nil {
-			err = diskError(errors.Join(os.Rename(g.path, final), syncDir(s.dir)))
+			err = disk.Error(errors.Join(os.Rename(g.path, final), disk.SyncDir(s.dir)))
 		}
 	}
 	if err != nil {
@@ -123,18 +125,18 @@ func (g *Generation) Commit() error {
 		return err
 	}
 	if s.delta != nil {
-		_ = s.delta.f.Close() // the generation it belongs to is no longer the newest
+		_ = s.delta.Abandon() // the generation it belongs to is no longer the newest
 		s.delta = nil
 	}
 	keeps := g.keeps()
 	s.generation, s.highest = g.number, g.number
 	s.tracker, s.orgs, s.failing, s.next = g.tracker, g.orgs, nil, nil
-	s.parts, s.nextPart, s.snapBytes, s.deltaBytes = []part{{0, g.chunks}}, 1, g.file.size, 0
+	s.parts, s.nextPart, s.snapBytes, s.deltaBytes = []part{{0, g.chunks}}, 1, g.file.Size(), 0
 	g.file = nil
 	if err := s.removeOld(keeps); err != nil {
 		s.cfg.Logger.Warn("an old generation could not be removed", "error", err)
 	}
-	if err := s.safety.settle(s.generation, s.tracker.position, g.stale()); err != nil {
+	if err := s.safety.Settle(s.generation, s.tracker.position, g.stale()); err != nil {
 		s.cfg.Logger.Error("the file of revocations cannot be written; it is kept in memory and tried again", "error", err)
 	}
 	if keeps == 1 {
@@ -154,7 +156,7 @@ func (g *Generation) abort() {
 	if g.used {
 		g.s.fail(errUnfinished)
 	}
-	_ = g.file.f.Close()  // it is removed
+	_ = g.file.Abandon()  // it is removed
 	_ = os.Remove(g.path) // Open removes it otherwise
 	g.file, g.s.next = nil, nil
 }

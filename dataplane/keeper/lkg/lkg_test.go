@@ -16,6 +16,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 const shard = controlplane.Shard("any-us-east")
@@ -65,10 +66,7 @@ func (r *rig) close(s *Store) {
 // died leaves a store as a killed process does.
 func died(s *Store) {
 	if s.delta != nil {
-		_ = s.delta.f.Close()
-	}
-	if s.safety.file != nil {
-		_ = s.safety.file.f.Close()
+		_ = s.delta.Abandon()
 	}
 }
 
@@ -171,7 +169,7 @@ func (r *rig) replay(s *Store) string {
 func (r *rig) revoked(s *Store) string {
 	r.t.Helper()
 	var ids []string
-	if err := s.Safety(func(e SafetyEntry) error {
+	if err := s.Safety(func(e safety.Entry) error {
 		if e.Revocation != nil {
 			ids = append(ids, e.Revocation.ID)
 		} else {
@@ -403,29 +401,4 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("after a start: %+v, want %d revocations", s.Stats(), seq-1)
 	}
 	r.close(s)
-}
-
-// TestNarrows lists which records stale data must not undo.
-func TestNarrows(t *testing.T) {
-	org := func(updated int64, roaming bool) *registry.Record {
-		return &registry.Record{Kind: registry.KindOrg, Meta: registry.Meta{Created: 1, Updated: updated},
-			Org: &registry.Org{Jurisdiction: controlplane.JurisdictionAny, Roaming: roaming}}
-	}
-	for name, c := range map[string]struct {
-		record *registry.Record
-		want   bool
-	}{
-		"policy that pins":                   {&registry.Record{Policy: &registry.Policy{Residency: "eu"}}, true},
-		"policy that forbids retention":      {&registry.Record{Policy: &registry.Policy{NoRetention: true}}, true},
-		"policy that wants the own pool":     {&registry.Record{Policy: &registry.Policy{Dedicated: true}}, true},
-		"policy that lists models":           {&registry.Record{Policy: &registry.Policy{Models: []string{"m"}}}, false},
-		"org that may have given up roaming": {org(2, false), true},
-		"org that roams":                     {org(2, true), false},
-		"org that never changed":             {org(1, false), false},
-		"key":                                {keyRecord("k"), false},
-	} {
-		if got := narrows(c.record); got != c.want {
-			t.Errorf("%s: %v", name, got)
-		}
-	}
 }

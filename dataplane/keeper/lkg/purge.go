@@ -14,6 +14,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 // erases reports an entry after which an org's records must not be here any
@@ -125,12 +126,12 @@ const spentAfter = 48 * time.Hour
 // full state does not say any more, and no generation is older than. Everything
 // is kept if what there is on disk cannot be read. It notes in an entry that it
 // is to be asked of again.
-func (g *Generation) stale() func(*SafetyEntry) bool {
+func (g *Generation) stale() func(*safety.Entry) bool {
 	floor := sync.OnceValues(g.s.floor) // reads a file
 	oldest := g.s.oldest()
 	ended := time.Now().Add(-spentAfter).UnixMilli()
-	return func(e *SafetyEntry) bool {
-		if _, holds := g.holds[e.key()]; holds {
+	return func(e *safety.Entry) bool {
+		if _, holds := g.holds[e.Key()]; holds {
 			e.Spent = 0
 			return false
 		}
@@ -178,47 +179,4 @@ func (s *Store) floor() (controlplane.Position, error) {
 	t := NewTracker(nil)
 	_, err := s.verify(oldest, 0, t, orgs{})
 	return t.position, err
-}
-
-// purge writes the file anew if that changes anything. The caller holds mu.
-func (s *safety) purge(stale func(*SafetyEntry) bool) error {
-	if s.file == nil {
-		return nil
-	}
-	entries, err := s.all()
-	if err != nil {
-		return err
-	}
-	var kept, gone []SafetyEntry
-	changed := false
-	for _, e := range compact(entries) {
-		spent := e.Spent
-		if stale(&e) {
-			gone = append(gone, e)
-			continue
-		}
-		changed = changed || e.Spent != spent
-		kept = append(kept, e)
-	}
-	if !changed && len(gone) == 0 && len(kept)+1 >= s.written {
-		return nil
-	}
-	for _, e := range gone {
-		s.drop(e)
-	}
-	return s.replace(kept)
-}
-
-// drop forgets e.
-func (s *safety) drop(e SafetyEntry) {
-	switch {
-	case e.Revocation != nil:
-		delete(s.known, e.key())
-		s.revoked--
-		s.dropped++
-	case e.Pin != nil:
-		if rec, err := registry.DecodeRecord(e.Pin); err == nil {
-			delete(s.pins, rec.Meta.ID)
-		}
-	}
 }

@@ -12,6 +12,7 @@ import (
 
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 // holds reports whether any generation or the safety file of s has the text.
@@ -25,7 +26,7 @@ func (r *rig) holds(s *Store, text string) (places []string) {
 	}); err != nil {
 		r.t.Fatal(err)
 	}
-	if err := s.Safety(func(e SafetyEntry) error {
+	if err := s.Safety(func(e safety.Entry) error {
 		if bytes.Contains(e.Pin, []byte(text)) {
 			places = append(places, "safety file")
 		}

@@ -1,14 +1,10 @@
 package lkg
 
 import (
-	"archive/tar"
 	"bufio"
-	"bytes"
-	"compress/gzip"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +16,8 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/lkg/safety"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // A release is what a keeper of some version left on disk, stopped cleanly or
@@ -38,7 +36,7 @@ func TestReleases(t *testing.T) {
 		for _, state := range []string{"clean", "killed"} {
 			t.Run(filepath.Base(release)+"/"+state, func(t *testing.T) {
 				r := releaseRig(t, t.TempDir(), release)
-				unpack(t, filepath.Join(release, state+".tar.gz"), r.cfg.Dir)
+				diskkit.Unpack(t, filepath.Join(release, state+".tar.gz"), r.cfg.Dir)
 				want := string(must(os.ReadFile(filepath.Join(release, state+".txt"))))
 				s := r.open()
 				if got := r.describe(s); got != want {
@@ -100,7 +98,7 @@ func TestMakeRelease(t *testing.T) {
 		if err := child.Wait(); (err == nil) != (state == "clean") {
 			t.Fatalf("%s: %v", state, err)
 		}
-		pack(t, filepath.Join(release, state+".tar.gz"), dir)
+		diskkit.Pack(t, filepath.Join(release, state+".tar.gz"), dir)
 	}
 }
 
@@ -203,11 +201,11 @@ func (r *rig) describe(s *Store) string {
 	}); err != nil {
 		r.t.Fatal(err)
 	}
-	var safety []string
+	var known []string
 	pins := make(map[string]*registry.Record) // the newest of each record: older ones may go
-	if err := s.Safety(func(e SafetyEntry) error {
+	if err := s.Safety(func(e safety.Entry) error {
 		if e.Revocation != nil {
-			safety = append(safety, fmt.Sprintf("revoked: %s %s since %d\n", e.Revocation.Kind, e.Revocation.ID, e.Revocation.At))
+			known = append(known, fmt.Sprintf("revoked: %s %s since %d\n", e.Revocation.Kind, e.Revocation.ID, e.Revocation.At))
 		} else if pin := must(registry.DecodeRecord(e.Pin)); pins[pin.Meta.ID] == nil || pins[pin.Meta.ID].Meta.Revision < pin.Meta.Revision {
 			pins[pin.Meta.ID] = pin
 		}
@@ -216,42 +214,8 @@ func (r *rig) describe(s *Store) string {
 		r.t.Fatal(err)
 	}
 	for _, pin := range pins {
-		safety = append(safety, fmt.Sprintf("pinned: %s\n", must(json.Marshal(pin))))
+		known = append(known, fmt.Sprintf("pinned: %s\n", must(json.Marshal(pin))))
 	}
-	slices.Sort(safety)
-	return b.String() + strings.Join(safety, "")
-}
-
-// pack makes a compressed archive of the files below dir.
-func pack(t *testing.T, path, dir string) {
-	t.Helper()
-	var b bytes.Buffer
-	zip := must(gzip.NewWriterLevel(&b, gzip.BestCompression))
-	archive := tar.NewWriter(zip)
-	if err := errors.Join(archive.AddFS(os.DirFS(dir)), archive.Close(), zip.Close(), os.WriteFile(path, b.Bytes(), 0o644)); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func unpack(t *testing.T, path, dir string) {
-	t.Helper()
-	zip := must(gzip.NewReader(bytes.NewReader(must(os.ReadFile(path)))))
-	for archive := tar.NewReader(zip); ; {
-		h, err := archive.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			t.Fatalf("%s: %v", path, err)
-		}
-		to := filepath.Join(dir, filepath.Join("/", h.Name))
-		if h.FileInfo().IsDir() {
-			err = os.MkdirAll(to, 0o700)
-		} else {
-			err = errors.Join(os.MkdirAll(filepath.Dir(to), 0o700), os.WriteFile(to, must(io.ReadAll(archive)), 0o600))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	slices.Sort(known)
+	return b.String() + strings.Join(known, "")
 }

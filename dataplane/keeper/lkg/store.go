@@ -19,6 +19,8 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
+	"ringmain/dataplane/keeper/lkg/safety"
 )
 
 // Config says where and how state is kept. All fields without a stated default
@@ -42,6 +44,9 @@ type Config struct {
 	Loaded func(oldest uint64)
 }
 
+// safetyName is the safety file's, beside the directory of generations.
+const safetyName = "safety.log"
+
 // keep is how many generations stay on disk.
 const keep = 3
 
@@ -50,13 +55,13 @@ const keep = 3
 type Store struct {
 	cfg    Config
 	dir    string
-	safety *safety
+	safety *safety.File
 
 	mu         sync.Mutex
 	generation uint64         // that is read and appended to; 0 = none
 	parts      []part         // of that generation
 	tracker    *Tracker       // over that generation
-	delta      *sealedFile    // the last part if this process began it; nil = begin one at the next append
+	delta      *disk.File     // the last part if this process began it; nil = begin one at the next append
 	nextPart   int            // number of the delta begun next
 	deltaBytes int64          // of all parts but the snapshot
 	snapBytes  int64          // of the snapshot
@@ -86,16 +91,18 @@ func Open(cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, "lkg"), damage: make(map[string]int), tracker: NewTracker(nil), orgs: orgs{}}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("last known good state: %w", diskError(err))
+		return nil, fmt.Errorf("last known good state: %w", disk.Error(err))
 	}
 	files, err := s.list()
 	if err = errors.Join(err, s.tidy()); err != nil {
 		return nil, fmt.Errorf("last known good state: %w", err)
 	}
-	if s.safety, err = openSafety(&s.cfg, len(files) > 0); err != nil {
+	if s.safety, err = safety.Open(safety.Config{
+		Path: filepath.Join(cfg.Dir, safetyName), Context: "safety/" + cfg.Name, Sealer: cfg.Sealer, Logger: cfg.Logger, Revoked: cfg.Revoked,
+	}, len(files) > 0); err != nil {
 		return nil, fmt.Errorf("last known good state: %w", err)
 	}
-	if s.safety.unknown {
+	if s.safety.Unknown() {
 		s.damage["safety"]++
 	}
 	revocations := 0
@@ -104,16 +111,16 @@ func Open(cfg Config) (*Store, error) {
 		if s.generation != 0 || cfg.Load != nil && !cfg.Load(n) {
 			continue
 		}
-		if revocations, err = s.load(n, files[n]); foreign(err) {
+		if revocations, err = s.load(n, files[n]); disk.Foreign(err) {
 			return nil, fmt.Errorf("last known good state: %w", err)
 		} else if err == nil {
 			s.generation = n
 		}
 	}
-	s.safety.check(revocations, s.tracker.position)
+	s.safety.Check(revocations, s.tracker.position)
 	if s.alone && s.generation == s.highest { // its writer may have died before it removed them
 		if err := errors.Join(s.removeOld(1), s.removeBad()); err != nil {
-			return nil, fmt.Errorf("last known good state: %w", diskError(err))
+			return nil, fmt.Errorf("last known good state: %w", disk.Error(err))
 		}
 	}
 	if cfg.Loaded != nil {
@@ -150,12 +157,6 @@ func (s *Store) list() (map[uint64][]int, error) {
 // numbers are the generations of what list returned, the oldest first.
 func numbers(files map[uint64][]int) []uint64 { return slices.Sorted(maps.Keys(files)) }
 
-// foreign tells what another key or a newer version would read: that must be
-// left as it is.
-func foreign(err error) bool {
-	return errors.Is(err, seal.ErrUnknownKey) || errors.Is(err, seal.ErrUnsupported) || errors.Is(err, controlplane.ErrUnknownEntry)
-}
-
 // load verifies a generation and, if its snapshot is whole, makes it the
 // current one. Deltas count up to where they are good. It returns how many
 // revocations the safety file must hold.
@@ -171,7 +172,7 @@ func (s *Store) load(generation uint64, numbers []int) (revocations int, err err
 		err = errors.New("a shard of it has no end")
 	}
 	if err != nil {
-		if !foreign(err) {
+		if !disk.Foreign(err) {
 			s.damage["generation"]++
 			s.cfg.Logger.Error("a generation of the last known good state cannot be read; the next older is tried",
 				"file", filepath.Join(s.dir, fileName(generation, 0)), "generation", generation, "error", err)
@@ -187,7 +188,7 @@ func (s *Store) load(generation uint64, numbers []int) (revocations int, err err
 		s.nextPart = p + 1
 		d, err := s.verify(generation, p, tracker, orgs)
 		tracker.Interrupt()
-		if foreign(err) {
+		if disk.Foreign(err) {
 			return 0, err
 		}
 		s.deltaBytes += d.bytes
@@ -276,6 +277,27 @@ func (s *Store) setAside(generation uint64, numbers []int, why error) {
 
 func (s *Store) context(name string) string { return "lkg/" + s.cfg.Name + "/" + name }
 
+// Observe takes from a frame what the safety file must know. sync says that it
+// must be on disk on return; otherwise a later call sees to it. Entry is the
+// frame's, if it is one.
+func (s *Store) Observe(f *feed.Frame, entry *registry.Entry, sync bool) error {
+	if erases(entry) {
+		s.erased()
+	}
+	found := safety.Notable(f, entry)
+	if len(found) == 0 && !sync {
+		return nil
+	}
+	return s.safety.Add(found, sync)
+}
+
+// Safety calls emit for every revocation and pin known, from the safety file and
+// from memory.
+func (s *Store) Safety(emit func(safety.Entry) error) error { return s.safety.Known(emit) }
+
+// Retry brings to disk what did not fit before.
+func (s *Store) Retry() error { return s.safety.Retry() }
+
 // Position is how far the state on disk is.
 func (s *Store) Position() controlplane.Position {
 	s.mu.Lock()
@@ -308,7 +330,7 @@ func (s *Store) Append(f *feed.Frame, raw []byte) error {
 	if err == nil {
 		var c chunk
 		c.add(f.Type, raw)
-		err = s.delta.frame(c)
+		err = s.delta.Frame(c)
 	}
 	if err != nil {
 		s.fail(err)
@@ -322,7 +344,7 @@ func (s *Store) Append(f *feed.Frame, raw []byte) error {
 func (s *Store) beginDelta() error {
 	number := s.nextPart
 	path := filepath.Join(s.dir, fileName(s.generation, number))
-	d, err := s.create(path, header{Format: 1, Generation: s.generation, Part: number, Revocations: s.safety.count()})
+	d, err := s.create(path, header{Format: 1, Generation: s.generation, Part: number, Revocations: s.safety.Count()})
 	if err != nil {
 		return err
 	}
@@ -336,7 +358,7 @@ func (s *Store) beginDelta() error {
 func (s *Store) fail(err error) {
 	s.failing = err
 	if s.delta != nil {
-		_ = s.delta.f.Close() // its tail is lost anyway
+		_ = s.delta.Abandon() // its tail is lost anyway
 		s.delta = nil
 	}
 }
@@ -360,22 +382,19 @@ func (s *Store) Due() bool {
 	if limit <= 0 {
 		limit = max(64<<20, s.snapBytes)
 	}
-	return s.erasures > 0 || s.generation == 0 || s.failing != nil || s.deltaBytes > limit || len(s.parts) > maxParts || s.safety.isUnknown()
+	return s.erasures > 0 || s.generation == 0 || s.failing != nil || s.deltaBytes > limit || len(s.parts) > maxParts || s.safety.Unknown()
 }
 
 // Sync makes what was appended survive the host. It does not hold up Append.
 func (s *Store) Sync() error {
 	s.mu.Lock()
 	d := s.delta
-	dirty := d != nil && d.dirty
-	if dirty {
-		d.dirty = false
-	}
+	dirty := d != nil && d.TakeDirty()
 	s.mu.Unlock()
 	if !dirty {
 		return nil
 	}
-	err := diskError(d.f.Sync())
+	err := d.Flush()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil || s.delta != d {
@@ -387,25 +406,17 @@ func (s *Store) Sync() error {
 
 // Stats is a look at a Store.
 type Stats struct {
-	Generation  uint64
-	DeltaBytes  int64
-	Damage      map[string]int // unreadable files found at Open: generation, delta, safety
-	Revocations int            // in the safety file
-	Dropped     int            // that were in it once
-	Unknown     bool           // the safety file could not be read, and no full state arrived since
-	RolledBack  bool           // the state found at Open was older than the node had had
+	Generation   uint64
+	DeltaBytes   int64
+	Damage       map[string]int // unreadable files found at Open: generation, delta, safety
+	safety.Stats                // of the safety file
 }
 
 // Stats returns what metrics show.
 func (s *Store) Stats() Stats {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.safety.mu.Lock()
-	defer s.safety.mu.Unlock()
-	return Stats{
-		Generation: s.generation, DeltaBytes: s.deltaBytes, Damage: s.damage,
-		Revocations: s.safety.revoked, Dropped: s.safety.dropped, Unknown: s.safety.unknown, RolledBack: s.safety.rolledBack,
-	}
+	return Stats{Generation: s.generation, DeltaBytes: s.deltaBytes, Damage: s.damage, Stats: s.safety.Stats()}
 }
 
 // Close ends the files. The state on disk is then good for the next Open.
@@ -417,10 +428,10 @@ func (s *Store) Close() error {
 		s.next.abort()
 	}
 	if s.delta != nil {
-		err = s.delta.finish()
+		err = s.delta.Finish()
 		s.delta = nil
 	}
-	return errors.Join(err, s.safety.close(s.generation, s.tracker.position))
+	return errors.Join(err, s.safety.Close(s.generation, s.tracker.position))
 }
 
 // room reports whether the disk has space for another generation.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
 	"ringmain/dataplane/receipt/proof"
 )
 
@@ -322,7 +323,7 @@ func (s *Store) begin() error {
 		return err //nolint:wrapcheck // drain wraps
 	}
 	if _, err = g.f.Write(header); err == nil {
-		err = syncDir(s.dir)
+		err = disk.SyncDir(s.dir)
 	}
 	if err != nil {
 		return errors.Join(err, g.f.Close(), os.Remove(path))
@@ -372,7 +373,7 @@ func (s *Store) keepIndex(g *segment, c *contents) {
 	if err != nil {
 		if !g.warned {
 			s.cfg.Logger.Warn("no index could be made of a segment of receipts: each question searches all of it until there is room",
-				"segment", s.path(g.number, batchSuffix), "error", diskError(err))
+				"segment", s.path(g.number, batchSuffix), "error", disk.Error(err))
 		}
 		g.warned = true
 		return
@@ -460,12 +461,4 @@ func (x *index) find(want uint32) (offsets []uint32, err error) {
 		}
 	}
 	return offsets, nil
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err //nolint:wrapcheck // the callers wrap
-	}
-	return errors.Join(d.Sync(), d.Close())
 }

@@ -14,13 +14,12 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"ringmain/controlplane"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
 	"ringmain/dataplane/receipt/proof"
 )
 
@@ -96,7 +95,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{cfg: cfg, dir: filepath.Join(cfg.Dir, "receipts"), wake: make(chan struct{}, 1)}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("receipts: %w", diskError(err))
+		return nil, fmt.Errorf("receipts: %w", disk.Error(err))
 	}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("receipts: %w", err)
@@ -206,7 +205,7 @@ func (s *Store) drain() error {
 		}
 		if err != nil {
 			s.end() // unsynced batches of it are written again, to another
-			return diskError(err)
+			return disk.Error(err)
 		}
 		s.mu.Lock()
 		for _, p := range written {
@@ -257,11 +256,4 @@ func (s *Store) Close() error {
 		return fmt.Errorf("receipts: %w", err)
 	}
 	return nil
-}
-
-func diskError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", controlplane.ErrDiskFull, err)
-	}
-	return err
 }

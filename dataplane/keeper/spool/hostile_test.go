@@ -150,8 +150,10 @@ func TestFullDiskLeavesNoTornFrames(t *testing.T) {
 		}
 	}
 	r.attach(s, 1, false)
+	begun := func() int64 { s.segMu.Lock(); defer s.segMu.Unlock(); return s.lastSeg }
 	r.within("the disk is full", func() bool { return errors.Is(s.Stats().Failing, controlplane.ErrDiskFull) })
-	time.Sleep(300 * time.Millisecond) // and is tried again
+	first := begun()
+	r.within("it is tried again", func() bool { return begun() > first })
 	s.segMu.Lock()
 	segments, err := list(s.dir)
 	used := int64(0)

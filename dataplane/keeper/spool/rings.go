@@ -122,8 +122,13 @@ func (s *Spool) attached() []*source {
 }
 
 // sleep tells the workers to wake the writer. It is false if there is
-// something to do.
+// something to do, or the writer was called since it looked last.
 func (s *Spool) sleep() bool {
+	select {
+	case <-s.wake:
+		return false
+	default:
+	}
 	all := s.attached()
 	for i, src := range all {
 		if src.ring.Sleep() {

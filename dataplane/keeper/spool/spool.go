@@ -15,13 +15,12 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"ringmain/controlplane"
 	"ringmain/controlplane/seal"
+	"ringmain/dataplane/keeper/disk"
 )
 
 // ErrFull means that the spool has reached its bound: ship or remove segments.
@@ -107,7 +106,7 @@ func Open(ctx context.Context, cfg Config) (*Spool, error) {
 	}
 	s := &Spool{cfg: cfg, dir: filepath.Join(cfg.Dir, "spool"), wake: make(chan struct{}, 1), dirtied: make(chan struct{}, 1)}
 	if err := os.MkdirAll(s.dir, 0o700); err != nil {
-		return nil, fmt.Errorf("spool: %w", diskError(err))
+		return nil, fmt.Errorf("spool: %w", disk.Error(err))
 	}
 	segments, err := list(s.dir)
 	if err != nil {
@@ -172,7 +171,7 @@ func (s *Spool) writeFrame(frame []byte) error {
 	g, before := s.seg, s.seg.size
 	if err := g.w.Frame(frame); err != nil {
 		s.seg = nil
-		err = errors.Join(diskError(err), g.cut(before))
+		err = errors.Join(disk.Error(err), g.cut(before))
 		segments, listErr := list(s.dir)
 		if listErr == nil {
 			s.count(segments)
@@ -215,14 +214,14 @@ func (s *Spool) begin() error {
 	var err error
 	g.f, err = os.OpenFile(g.path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
 	if err != nil {
-		return diskError(err)
+		return disk.Error(err)
 	}
 	g.w, err = s.cfg.Sealer.NewWriter(g, sealContext(s.cfg.Name, name))
 	if err == nil {
-		err = syncDir(s.dir)
+		err = disk.SyncDir(s.dir)
 	}
 	if err != nil {
-		return errors.Join(diskError(err), g.f.Close(), os.Remove(g.path))
+		return errors.Join(disk.Error(err), g.f.Close(), os.Remove(g.path))
 	}
 	g.header = g.size
 	s.mu.Lock()
@@ -239,7 +238,7 @@ func (s *Spool) begin() error {
 func (s *Spool) finish() error {
 	g := s.seg
 	s.seg = nil
-	return diskError(errors.Join(g.w.Close(), g.f.Sync(), g.f.Close()))
+	return disk.Error(errors.Join(g.w.Close(), g.f.Sync(), g.f.Close()))
 }
 
 // syncs brings what was written to the medium, in groups.
@@ -268,7 +267,7 @@ func (s *Spool) syncs(ctx context.Context) {
 		}
 		s.segMu.Unlock()
 		if err != nil {
-			s.cfg.Logger.Error("written records could not be synced: a crash of the host may lose them", "error", diskError(err))
+			s.cfg.Logger.Error("written records could not be synced: a crash of the host may lose them", "error", disk.Error(err))
 		}
 	}
 }
@@ -330,21 +329,6 @@ func parseSegment(name string) (int64, bool) {
 	base, ok := strings.CutSuffix(name, segmentSuffix)
 	start, err := strconv.ParseInt(base, 10, 64)
 	return start, ok && err == nil
-}
-
-func diskError(err error) error {
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
-		return fmt.Errorf("%w: %w", controlplane.ErrDiskFull, err)
-	}
-	return err
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 func (s *Spool) remove(segment string) error { return os.Remove(filepath.Join(s.dir, segment)) }

@@ -271,6 +271,19 @@ func TestConnectionBroke(t *testing.T) {
 	}
 }
 
+// TestCalledBeforeItSleeps: a call that came in time is answered awake. Left for
+// the sleeper it would wake it at once, and Asleep say what is over already.
+func TestCalledBeforeItSleeps(t *testing.T) {
+	s := &Spool{wake: make(chan struct{}, 1)}
+	s.Wake()
+	if s.sleep() {
+		t.Error("it sleeps although it was called")
+	}
+	if !s.sleep() {
+		t.Error("one call keeps it awake for ever")
+	}
+}
+
 // TestGroups: under load the worker is never asked to wake the spool and many
 // records share a frame; a single one is on disk soon.
 func TestGroups(t *testing.T) {
@@ -481,11 +494,12 @@ func TestBound(t *testing.T) {
 	w := r.start(1, 1)
 	r.attach(s, 1, false)
 	sent := 0
-	r.within("the bound is reached", func() bool {
-		r.put(s, 1, sent+1, sent+3)
-		sent += 3
-		return errors.Is(s.Stats().Failing, ErrFull)
-	})
+	full := func() bool { return errors.Is(s.Stats().Failing, ErrFull) }
+	for !full() { // each group waits for the one before, so that only the bound fills the ring
+		r.put(s, 1, sent+1, sent+30)
+		sent += 30
+		r.within("a group is kept, or the bound is reached", func() bool { return w.Waiting() == 0 || full() })
+	}
 	for {
 		if _, err := w.Put(fmt.Appendf(nil, "1.%d", sent+1)); errors.Is(err, ring.ErrFull) {
 			break

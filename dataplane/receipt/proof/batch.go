@@ -10,7 +10,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
+	"ringmain/controlplane/strict"
 )
 
 // checkpoint is the payload a node signs for each batch.
@@ -149,7 +149,7 @@ func (e *Entry) Facts() *Facts { return e.facts }
 
 // Encode is the entry as the keeper answers with it.
 func (e *Entry) Encode() ([]byte, error) {
-	out, err := encMode.Marshal(e)
+	out, err := strict.Marshal(e)
 	if err != nil {
 		return nil, fmt.Errorf("receipt: encode entry: %w", err)
 	}
@@ -170,8 +170,6 @@ const (
 	indexSize     = 12
 )
 
-var encMode = must(cbor.CoreDetEncOptions().EncMode())
-
 // ErrBatch says that bytes are no batch of this version.
 var ErrBatch = errors.New("not a batch of receipts of this version: upgrade this node")
 
@@ -182,7 +180,7 @@ func (b *Batch) encode(delegation string) ([]byte, error) {
 		binary.BigEndian.PutUint64(at, k.key)
 		binary.BigEndian.PutUint32(at[8:], b.ends[k.leaf])
 	}
-	out, err := encMode.Marshal(stored{
+	out, err := strict.Marshal(stored{
 		Version: formatVersion, Delegation: delegation, Checkpoint: b.checkpoint, Leaves: b.leaves, Index: index,
 	})
 	if err != nil {
@@ -195,7 +193,7 @@ func (b *Batch) encode(delegation string) ([]byte, error) {
 // signature: whoever is shown a receipt does.
 func ParseBatch(b []byte) (*Batch, error) {
 	s := new(stored)
-	if err := decMode.Unmarshal(b, s); err != nil {
+	if err := strict.Unmarshal(b, s); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBatch, err)
 	}
 	if s.Version != formatVersion || len(s.Index) == 0 || len(s.Index)%indexSize != 0 {
@@ -237,7 +235,7 @@ func (b *Batch) Bare() ([]byte, error) { return b.encode("") }
 // DecodeEntry reads what Entry.Encode gave.
 func DecodeEntry(b []byte) (*Entry, error) {
 	e := new(Entry)
-	if err := decMode.Unmarshal(b, e); err != nil {
+	if err := strict.Unmarshal(b, e); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrBatch, err)
 	}
 	f, err := decodeLeaf(e.Leaf)

@@ -67,12 +67,17 @@ func (d *Digest) fits(body []byte) bool {
 	return Hash(h.Sum(nil)) == d.Hash
 }
 
-// byHand is a command for any POSIX shell that prints the digest of file.
-func (d *Digest) byHand(file string) string {
+// byHand is a command for any POSIX shell that prints the digest of file, or of
+// its first so many bytes; 0 = all.
+func (d *Digest) byHand(file string, first int64) string {
 	var salt strings.Builder
 	for _, b := range d.Salt {
 		fmt.Fprintf(&salt, `\0%03o`, b)
 	}
 	tool := map[Algorithm]string{SHA256: "sha256sum", BLAKE3: "b3sum"}[d.Algorithm]
-	return fmt.Sprintf("{ printf %%b '%s'; cat %s; } | %s", salt.String(), file, tool)
+	read := "cat"
+	if first > 0 {
+		read = fmt.Sprintf("head -c %d", first)
+	}
+	return fmt.Sprintf("{ printf %%b '%s'; %s %s; } | %s", salt.String(), read, file, tool)
 }

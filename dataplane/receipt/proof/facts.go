@@ -14,7 +14,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/fxamacker/cbor/v2"
+	"ringmain/controlplane/strict"
 )
 
 // Sizes, in bytes.
@@ -28,16 +28,17 @@ type Attempt struct {
 	Region   string `cbor:"1,keyasint,omitempty" json:"region,omitempty"`
 	Node     string `cbor:"2,keyasint,omitempty" json:"node,omitempty"`
 	Upstream string `cbor:"3,keyasint,omitempty" json:"upstream,omitempty"`
-	Outcome  string `cbor:"4,keyasint,omitempty" json:"outcome,omitempty"` // as breaker.Outcome prints it
+	Outcome  string `cbor:"4,keyasint,omitempty" json:"outcome,omitempty"` // as breaker.Outcome prints it, or Unused
+
+	// Confinement is that of the peer's worker, as it said when it answered. Left
+	// out of attempts that the signing node made itself, and where the peer did
+	// not say: it was not reached, broke off, or is of an older release.
+	Confinement *Confinement `cbor:"5,keyasint,omitempty" json:"confinement,omitempty"`
 }
 
-// Confinement is what the worker measured of itself; link.Confinement converts to it.
-type Confinement struct {
-	Landlock    int  `cbor:"1,keyasint" json:"landlock"`
-	NoFileWrite bool `cbor:"2,keyasint" json:"no_file_write"`
-	NoDump      bool `cbor:"3,keyasint" json:"no_dump"`
-	NoSwap      bool `cbor:"4,keyasint" json:"no_swap"`
-}
+// Unused is the outcome of an attempt that was answered, where the client was
+// given nothing of that answer: it was to continue another, and did not fit.
+const Unused = "unused"
 
 // Salt is drawn for one body, so that equal bodies have unequal hashes and no
 // table of likely prompts can be made in advance. In JSON it is base64url.
@@ -102,6 +103,10 @@ type Facts struct {
 	// Of a large body, BLAKE3 instead of SHA-256. Where both are zero no body was read.
 	RequestBLAKE3  Hash `cbor:"28,keyasint,omitzero" json:"request_blake3,omitzero"`
 	ResponseBLAKE3 Hash `cbor:"29,keyasint,omitzero" json:"response_blake3,omitzero"`
+
+	// Written is how many bytes of an answer that was broken off were written,
+	// which is what its hash is of; 0 = it was not, or before its first.
+	Written int64 `cbor:"30,keyasint,omitempty" json:"response_bytes,omitempty"`
 }
 
 // leafVersion is the first byte of every leaf.
@@ -112,20 +117,6 @@ const MaxLeaf = 16 << 10
 
 // ErrLeaf says that bytes are no leaf of this version in its one encoding.
 var ErrLeaf = errors.New("not a receipt leaf of this version: upgrade the verifier, or fetch the receipt again")
-
-var decMode = must(cbor.DecOptions{
-	DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-	ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
-	IndefLength:       cbor.IndefLengthForbidden,
-	TagsMd:            cbor.TagsForbidden,
-}.DecMode())
-
-func must[T any](v T, err error) T {
-	if err != nil {
-		panic(err)
-	}
-	return v
-}
 
 // AppendLeaf appends the leaf: the version byte, then the facts in
 // deterministic CBOR (RFC 8949, 4.2.1). It is written by hand since it runs
@@ -177,10 +168,7 @@ func AppendLeaf(b []byte, f *Facts) []byte {
 	flag(19, f.Streamed)
 	flag(20, f.Refused)
 	text(21, f.Ended, false)
-	c := &f.Confinement
-	b = append(b, 22, 0xa4, 1)
-	b = appendInt(b, int64(c.Landlock))
-	b = append(b, 2, simple(c.NoFileWrite), 3, simple(c.NoDump), 4, simple(c.NoSwap))
+	b = appendConfinement(append(b, 22), &f.Confinement)
 	b = append(appendUint(append(b, 23), 2, SaltSize), f.RequestSalt[:]...)
 	b = append(appendUint(append(b, 0x18, 24), 2, HashSize), f.Request[:]...)
 	b = append(appendUint(append(b, 0x18, 25), 2, SaltSize), f.ResponseSalt[:]...)
@@ -196,6 +184,10 @@ func AppendLeaf(b []byte, f *Facts) []byte {
 	if f.ResponseBLAKE3 != (Hash{}) {
 		n++
 		b = append(appendUint(append(b, 0x18, 29), 2, HashSize), f.ResponseBLAKE3[:]...)
+	}
+	if f.Written != 0 {
+		n++
+		b = appendInt(append(b, 0x18, 30), f.Written)
 	}
 	// The map's length is known now. Up to 23 it takes one byte, not two.
 	if n < 24 {
@@ -217,8 +209,17 @@ func appendAttempt(b []byte, a *Attempt) []byte {
 			b = appendText(append(b, byte(i+1)), s)
 		}
 	}
+	if a.Confinement != nil {
+		n++
+		b = appendConfinement(append(b, 5), a.Confinement)
+	}
 	b[head] = 0xa0 | n
 	return b
+}
+
+func appendConfinement(b []byte, c *Confinement) []byte {
+	b = appendInt(append(b, 0xa4, 1), int64(c.Landlock))
+	return append(b, 2, simple(c.NoFileWrite), 3, simple(c.NoDump), 4, simple(c.NoSwap))
 }
 
 func simple(v bool) byte {
@@ -266,7 +267,7 @@ func decodeLeaf(b []byte) (*Facts, error) {
 		return nil, fmt.Errorf("%w: version byte %.1x, %d bytes", ErrLeaf, b, len(b))
 	}
 	f := new(Facts)
-	if err := decMode.Unmarshal(b[1:], f); err != nil {
+	if err := strict.Unmarshal(b[1:], f); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrLeaf, err)
 	}
 	if !bytes.Equal(AppendLeaf(nil, f), b) {

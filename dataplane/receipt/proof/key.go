@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"ringmain/controlplane/identity"
+	"ringmain/controlplane/strict"
 )
 
 // skew is how far a node's clock may step back.
@@ -199,7 +200,7 @@ const AskFormer = "keys"
 
 // EncodeDelegations lists delegations for DecodeDelegations.
 func EncodeDelegations(delegations []string) ([]byte, error) {
-	b, err := encMode.Marshal(delegations)
+	b, err := strict.Marshal(delegations)
 	if err != nil {
 		return nil, fmt.Errorf("receipt: encode delegations: %w", err)
 	}
@@ -209,7 +210,7 @@ func EncodeDelegations(delegations []string) ([]byte, error) {
 // DecodeDelegations reads what EncodeDelegations wrote.
 func DecodeDelegations(b []byte) ([]string, error) {
 	var delegations []string
-	if err := decMode.Unmarshal(b, &delegations); err != nil {
+	if err := strict.Unmarshal(b, &delegations); err != nil {
 		return nil, fmt.Errorf("receipt: decode delegations: %w", err)
 	}
 	return delegations, nil

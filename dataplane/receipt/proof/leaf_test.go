@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"ringmain/controlplane/strict"
 )
 
 func drawFacts(t *rapid.T) *Facts {
@@ -24,13 +26,18 @@ func drawFacts(t *rapid.T) *Facts {
 		}
 	}
 	f.At, f.Status = rapid.Int64().Draw(t, "at"), rapid.Int().Draw(t, "status")
+	f.Written = rapid.Int64().Draw(t, "written")
 	f.Streamed, f.Refused = rapid.Bool().Draw(t, "streamed"), rapid.Bool().Draw(t, "refused")
 	for range rapid.IntRange(0, 4).Draw(t, "attempts") {
 		f.Attempts = append(f.Attempts, Attempt{
 			Region: text.Draw(t, "region"), Node: text.Draw(t, "node"), Upstream: text.Draw(t, "upstream"), Outcome: text.Draw(t, "outcome"),
 		})
+		if rapid.Bool().Draw(t, "said") {
+			c := drawConfinement(t)
+			f.Attempts[len(f.Attempts)-1].Confinement = &c
+		}
 	}
-	f.Confinement = Confinement{rapid.Int().Draw(t, "landlock"), rapid.Bool().Draw(t, "w"), rapid.Bool().Draw(t, "d"), rapid.Bool().Draw(t, "s")}
+	f.Confinement = drawConfinement(t)
 	for _, h := range []*Hash{&f.Response, &f.RequestBLAKE3, &f.ResponseBLAKE3} {
 		if rapid.Bool().Draw(t, "stated") {
 			copy(h[:], rapid.SliceOfN(rapid.Byte(), 32, 32).Draw(t, "hash"))
@@ -44,12 +51,16 @@ func drawFacts(t *rapid.T) *Facts {
 	return f
 }
 
+func drawConfinement(t *rapid.T) Confinement {
+	return Confinement{rapid.Int().Draw(t, "landlock"), rapid.Bool().Draw(t, "w"), rapid.Bool().Draw(t, "d"), rapid.Bool().Draw(t, "s")}
+}
+
 // The encoding by hand is the deterministic one of the library.
 func TestLeafIsDeterministicCBOR(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		f := drawFacts(t)
 		leaf := AppendLeaf(nil, f)
-		want := append([]byte{leafVersion}, must(encMode.Marshal(f))...)
+		want := append([]byte{leafVersion}, must(strict.Marshal(f))...)
 		if !bytes.Equal(leaf, want) {
 			t.Fatalf("by hand %x\nlibrary %x", leaf, want)
 		}
@@ -98,6 +109,8 @@ func TestLeafIsFrozen(t *testing.T) {
 	s := &Signer{public: edKey(make(ed25519.PublicKey, 32))}
 	unread := someFacts(s, time.UnixMilli(1_795_000_000_000), 7)
 	unread.Request, unread.Attempts = Hash{}, nil
+	cut := someFacts(s, time.UnixMilli(1_795_000_000_000), 9)
+	cut.Ended, cut.Written = "client_gone", 65536
 	for name, c := range map[string]struct {
 		facts *Facts
 		want  string // SHA-256
@@ -106,6 +119,8 @@ func TestLeafIsFrozen(t *testing.T) {
 		"plain":         {someFacts(s, time.UnixMilli(1_795_000_000_000), 7), "d203f151740d4605bfbd72d3706f65c941d015f4ed254f9e260112b99642b609"},
 		"streamed":      {someFacts(s, time.UnixMilli(1_795_000_000_000), 8), "84ef1fa088aad1dcb9bcdec470fdae86d3a86a03223cfed507e7c95204ecc188"},
 		"no body, none": {unread, "6de32a39c3b3f88fe4d2fa8df7d313f29ff91968194f31c0a4981c8dcf846982"},
+		"forwarded":     {forwardedFacts(s, time.UnixMilli(1_795_000_000_000)), "a3f60d13c2c11ac2c080e7c55cdd20326322354f35b094bc06d2fa88e0ecf2a9"},
+		"broken off":    {cut, "a482d3e64ff16762cd7d8ce2f32f293e72900f114a732e5436c85b41d8f8b2b6"},
 	} {
 		if got := sha256.Sum256(AppendLeaf(nil, c.facts)); hex.EncodeToString(got[:]) != c.want {
 			t.Errorf("%s: %x", name, got)
@@ -341,4 +356,11 @@ func BenchmarkInline(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
 }

@@ -20,11 +20,12 @@ type Bodies struct {
 // why: what it says may be made up.
 type Verdict struct {
 	Verified   bool     `json:"verified"`
-	Reason     string   `json:"reason,omitempty"` // why it is refused
-	Kind       string   `json:"kind,omitempty"`   // receipt, or inline for a signed header value
-	Signer     string   `json:"signer,omitempty"` // SPIFFE name of the node
-	Key        string   `json:"key,omitempty"`    // thumbprint
-	At         string   `json:"at,omitempty"`     // when it was signed, by the node's clock; of an inline one, when the request arrived
+	Reason     string   `json:"reason,omitempty"`   // why it is refused
+	Kind       string   `json:"kind,omitempty"`     // receipt, or inline for a signed header value
+	Signer     string   `json:"signer,omitempty"`   // SPIFFE name of the node
+	Key        string   `json:"key,omitempty"`      // thumbprint
+	At         string   `json:"at,omitempty"`       // when it was signed, by the node's clock; of an inline one, when the request arrived
+	Warnings   []string `json:"warnings,omitempty"` // what the facts state, and should not be: it is genuine all the same
 	Checked    []string `json:"checked,omitempty"`
 	NotChecked []string `json:"not_checked,omitempty"`
 	ByHand     []ByHand `json:"by_hand,omitempty"` // how the bodies are checked without this program
@@ -62,6 +63,7 @@ func Verify(document []byte, anchors *Anchors, bodies Bodies) *Verdict {
 		return &Verdict{Reason: err.Error()}
 	}
 	v.Verified = true
+	v.confined()
 	v.NotChecked = append(v.NotChecked,
 		"what software ran: there is no attestation, so this proves who signed, not what ran",
 		"the time: it is the signing node's own clock",
@@ -155,6 +157,7 @@ func (v *Verdict) inline(document []byte, anchors *Anchors) error {
 		return err
 	}
 	v.Checked = append([]string{"the facts are signed as they stand, byte for byte, in no batch"}, v.Checked...)
+	v.NotChecked = append(v.NotChecked, "whether all of the answer was sent: this was signed right before; GET /v1/receipts/"+facts.RequestID+" says")
 	return nil
 }
 
@@ -207,34 +210,62 @@ func (v *Verdict) bodies(have Bodies) error {
 	f := v.Facts
 	for _, b := range []struct {
 		name   string
+		none   string // why nothing is stated of it
 		body   []byte
 		stated []Digest
+		size   int64 // of what is stated; 0 = all
 	}{
-		{"request", have.Request, digests(f.RequestSalt, f.Request, f.RequestBLAKE3)},
-		{"response", have.Response, digests(f.ResponseSalt, f.Response, f.ResponseBLAKE3)},
+		{"request", "the node read none", have.Request, digests(f.RequestSalt, f.Request, f.RequestBLAKE3), 0},
+		{"response", "no answer had begun", have.Response, digests(f.ResponseSalt, f.Response, f.ResponseBLAKE3), f.Written},
 	} {
 		switch {
 		case len(b.stated) == 0 && b.body != nil:
-			return fmt.Errorf("the node read no %s body: the receipt states none", b.name)
+			return fmt.Errorf("%s, so the receipt states no %s body: the one given proves nothing", b.none, b.name)
 		case len(b.stated) == 0:
-			v.NotChecked = append(v.NotChecked, "the "+b.name+" body: the node read none, and states none")
+			v.NotChecked = append(v.NotChecked, "the "+b.name+" body: "+b.none+", so none is stated")
 		case b.body == nil:
 			v.NotChecked = append(v.NotChecked, "the "+b.name+" body: no file was given")
 		}
 		for _, d := range b.stated {
 			v.ByHand = append(v.ByHand, ByHand{
-				Body: b.name, Algorithm: d.Algorithm, Command: d.byHand(strings.ToUpper(b.name)), Prints: fmt.Sprintf("%x", d.Hash),
+				Body: b.name, Algorithm: d.Algorithm, Command: d.byHand(strings.ToUpper(b.name), b.size), Prints: fmt.Sprintf("%x", d.Hash),
 			})
 			if b.body == nil {
 				continue
 			}
-			if !d.fits(b.body) {
+			part, err := upTo(b.body, b.size)
+			if err != nil {
+				return fmt.Errorf("the %s body given %w", b.name, err)
+			}
+			if !d.fits(part) {
 				return fmt.Errorf("the %s body given is not the one the receipt is for: its salted %s is another", b.name, d.Algorithm)
 			}
-			v.checked("the %s body given, %d bytes, is the one the node hashed, by its salted %s", b.name, len(b.body), d.Algorithm)
+			v.checked("the %s body given, %s, is the one the node hashed, by its salted %s", b.name, sizeOf(b.body, part), d.Algorithm)
+			if rest := len(b.body) - len(part); rest > 0 {
+				v.NotChecked = append(v.NotChecked, fmt.Sprintf("the last %d bytes of the %s body given: the receipt states nothing of them", rest, b.name))
+			}
 		}
 	}
 	return nil
+}
+
+// upTo is what a digest of so many bytes can be checked on; 0 = of all. More may
+// have been under way when the answer was broken off.
+func upTo(body []byte, size int64) ([]byte, error) {
+	if size <= 0 {
+		return body, nil
+	}
+	if int64(len(body)) < size {
+		return nil, fmt.Errorf("has %d bytes, and the receipt states the first %d, which the node had written when the answer was broken off: what did not arrive cannot be checked", len(body), size)
+	}
+	return body[:size], nil
+}
+
+func sizeOf(body, part []byte) string {
+	if len(part) < len(body) {
+		return fmt.Sprintf("the first %d bytes of %d", len(part), len(body))
+	}
+	return fmt.Sprintf("%d bytes", len(body))
 }
 
 func stamp(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z07:00") }

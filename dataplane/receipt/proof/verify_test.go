@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"flag"
+	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -59,7 +60,7 @@ func TestVerify(t *testing.T) {
 		if v.Kind != "receipt" || v.Signer != "spiffe://test/region/eu-fra/data/eu-fra-d1" || v.Key != f.signer.Key() || len(v.Checked) != 6 {
 			t.Errorf("%s: %+v", name, v)
 		}
-		if v := mustVerify(t, bytes.TrimSpace(f.doc), a, Bodies{}); len(v.NotChecked) != 5 {
+		if v := mustVerify(t, bytes.TrimSpace(f.doc), a, Bodies{}); len(v.NotChecked) != 6 {
 			t.Errorf("%s: without bodies, not checked: %q", name, v.NotChecked)
 		}
 	}
@@ -92,6 +93,89 @@ func TestBodiesMustMatch(t *testing.T) {
 			}
 		}
 	}
+}
+
+// cutOff is a receipt, whole and inline, of an answer of which the node had
+// written n bytes when its client was gone.
+func cutOff(t testing.TB, by Algorithm, n int) (f *fixture, docs [][]byte) {
+	t.Helper()
+	f = fixtureHashed(t, by)
+	at := time.Now()
+	facts := hashed(someFacts(f.signer, at, 4), by)
+	sum := sha256.Sum256
+	if by == BLAKE3 {
+		sum = blake3.Sum256
+	}
+	facts.Ended, facts.Written = "client_gone", int64(n)
+	facts.StateResponse(Digest{by, facts.ResponseSalt, sum(append(facts.ResponseSalt[:], answeredBody[:n]...))})
+	return f, f.sign(t, facts, at)
+}
+
+// sign makes a receipt of facts, whole and inline.
+func (f *fixture) sign(t testing.TB, facts *Facts, at time.Time) (docs [][]byte) {
+	t.Helper()
+	jws, err := f.signer.Sign(facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf := AppendLeaf(nil, facts)
+	b, err := Seal(f.signer, 1, Hash{}, at, leaf, []uint32{uint32(len(leaf))}, []uint64{RequestKey(facts.RequestID)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return [][]byte{document(t, b.Find(facts.RequestID)), []byte(jws)}
+}
+
+// Of an answer that was broken off, what had been written is checked; what came
+// beyond is not stated, and what is missing is not guessed.
+func TestBodiesThatWereCutOff(t *testing.T) {
+	for _, by := range []Algorithm{SHA256, BLAKE3} {
+		const n = 17
+		f, docs := cutOff(t, by, n)
+		for _, doc := range docs {
+			for size := n; size <= len(answeredBody); size++ {
+				v := mustVerify(t, doc, f.keySet, Bodies{Response: []byte(answeredBody[:size])})
+				if size > n && !strings.Contains(strings.Join(v.Checked, "\n"), fmt.Sprintf("the first %d bytes of %d", n, size)) {
+					t.Errorf("%q", v.Checked)
+				}
+				rest := fmt.Sprintf("the last %d bytes of the response body given", size-n)
+				if told := strings.Contains(strings.Join(v.NotChecked, "\n"), rest); told != (size > n) {
+					t.Errorf("of %d bytes: %q", size, v.NotChecked)
+				}
+			}
+			for size := range n {
+				if why := mustRefuse(t, doc, f.keySet, Bodies{Response: []byte(answeredBody[:size])}); !strings.Contains(why, "what did not arrive") {
+					t.Error(why)
+				}
+			}
+			for i := range n {
+				mustRefuse(t, doc, f.keySet, Bodies{Response: flipped([]byte(answeredBody), i, 1)})
+			}
+		}
+		for i := range docs[0] {
+			mustRefuse(t, flipped(docs[0], i, 1<<(i%8)), f.keySet, Bodies{})
+		}
+	}
+	f, docs := cutOff(t, SHA256, 0)
+	mustVerify(t, docs[0], f.keySet, Bodies{Response: []byte{}})
+	mustRefuse(t, docs[0], f.keySet, Bodies{Response: []byte("{")})
+}
+
+// A body that a receipt states nothing of proves nothing.
+func TestBodiesThatWereNot(t *testing.T) {
+	f := newFixture(t)
+	facts := someFacts(f.signer, time.Now(), 4)
+	facts.Status, facts.Ended, facts.Request, facts.Response = 499, "client_gone", Hash{}, Hash{}
+	jws, err := f.signer.Sign(facts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := mustVerify(t, []byte(jws), f.keySet, Bodies{})
+	if all := strings.Join(v.NotChecked, "\n"); len(v.ByHand) > 0 || !strings.Contains(all, "request body: the node read none") || !strings.Contains(all, "response body: no answer had begun") {
+		t.Errorf("%+v", v)
+	}
+	mustRefuse(t, []byte(jws), f.keySet, Bodies{Response: []byte{}})
+	mustRefuse(t, []byte(jws), f.keySet, Bodies{Request: []byte{}})
 }
 
 // Where a node stated a body by both algorithms, it must be the one under both:
@@ -127,11 +211,13 @@ func TestByHand(t *testing.T) {
 	}
 	for by, tool := range map[Algorithm]string{SHA256: "sha256sum", BLAKE3: "b3sum"} {
 		f := fixtureHashed(t, by)
-		v := mustVerify(t, f.doc, f.keySet, Bodies{})
-		if len(v.ByHand) != 2 {
-			t.Fatalf("%+v", v.ByHand)
+		broken, docs := cutOff(t, by, 17)
+		all := mustVerify(t, f.doc, f.keySet, Bodies{}).ByHand
+		all = append(all, mustVerify(t, docs[0], broken.keySet, Bodies{}).ByHand...)
+		if len(all) != 4 || !strings.Contains(all[3].Command, "head -c 17 RESPONSE") {
+			t.Fatalf("%+v", all)
 		}
-		for _, h := range v.ByHand {
+		for _, h := range all {
 			if h.Algorithm != by || !strings.HasSuffix(h.Command, "| "+tool) || len(h.Prints) != 64 {
 				t.Errorf("%+v", h)
 			}
@@ -536,6 +622,37 @@ func TestKeptReceiptsVerify(t *testing.T) {
 			t.Errorf("%s is not by %s", dir, by)
 		}
 	}
+}
+
+// So must one of an answer that was broken off.
+func TestKeptReceiptOfAPartVerifies(t *testing.T) {
+	if _, err := os.Stat(testdata("part")); *update && errors.Is(err, fs.ErrNotExist) {
+		f, docs := cutOff(t, SHA256, 17)
+		f.doc, f.inline = docs[0], docs[1]
+		writeKept(t, "part", f)
+	}
+	k := kept(t, "part")
+	v := mustVerify(t, k.doc, k.roots, Bodies{Request: []byte(askedBody), Response: []byte(answeredBody)})
+	if v.Facts.Written != 17 {
+		t.Errorf("%+v", v.Facts)
+	}
+	mustRefuse(t, k.doc, k.roots, Bodies{Response: []byte(answeredBody[:16])})
+}
+
+// And one of a request that another node executed, which said what confined it.
+func TestKeptReceiptOfAForwardVerifies(t *testing.T) {
+	if _, err := os.Stat(testdata("forwarded")); *update && errors.Is(err, fs.ErrNotExist) {
+		f := newFixture(t)
+		docs := f.sign(t, forwardedFacts(f.signer, time.Now()), time.Now())
+		f.doc, f.inline = docs[0], docs[1]
+		writeKept(t, "forwarded", f)
+	}
+	k := kept(t, "forwarded")
+	v := mustVerify(t, k.doc, k.roots, Bodies{Request: []byte(askedBody), Response: []byte(answeredBody)})
+	if c := v.Facts.Attempts[1].Confinement; c == nil || *c != (Confinement{Landlock: 7, NoFileWrite: true, NoDump: true}) || len(v.Warnings) != 1 {
+		t.Errorf("%+v", v)
+	}
+	mustVerify(t, k.inline, k.keySet, Bodies{})
 }
 
 // keptSets are the directories of testdata with receipts, and what hashed their bodies.

@@ -64,6 +64,9 @@ func (c *conn) glance(p []byte) (int, error) {
 type gatherer conn
 
 func (g *gatherer) Read(p []byte) (int, error) {
+	if g.sock.lone {
+		return 0, errNothing
+	}
 	g.sock.how = gathers
 	n, err := g.rw.Read(p)
 	g.sock.how = waits

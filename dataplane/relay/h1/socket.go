@@ -54,6 +54,7 @@ type socket struct {
 	how    reading
 	came   bool          // a read that did not wait found something
 	large  bool          // reads ask the kernel for more than they are asked for
+	lone   bool          // what came last was one small record of TLS: behind it is nothing
 	ahead  []byte        // came, and is not read yet
 	lent   *[record]byte // its memory, if that goes back
 	wrote  uint64        // bytes that the kernel took, ever
@@ -175,6 +176,7 @@ func (s *socket) receiveLarge(fd uintptr) bool {
 	s.n, s.errno = sock.Read(fd, s.lent[:])
 	if s.n > 0 {
 		s.ahead = s.lent[:s.n]
+		s.lone = isRecord(s.ahead)
 		return true
 	}
 	records.Put(s.lent)
@@ -182,7 +184,16 @@ func (s *socket) receiveLarge(fd uintptr) bool {
 	return !errors.Is(s.errno, syscall.EAGAIN)
 }
 
+// isRecord says that b is one record of TLS that fits a source's buffer. Where a
+// record does not begin with b it may say so by chance: then what is behind it
+// is read by itself.
+func isRecord(b []byte) bool {
+	const head = 5 // type, version, and the length of the rest (RFC 8446, 5.1)
+	return len(b) > head && len(b) <= bufferSize && int(b[3])<<8|int(b[4]) == len(b)-head
+}
+
 func (s *socket) readNow(p []byte) (int, error) {
+	s.lone = false
 	n, err := s.now(s.receive, p)
 	if n == 0 && err == nil {
 		err = io.EOF

@@ -34,6 +34,8 @@ type Answer struct {
 	Usage    bool  // OpenAI's streams: stream_options.include_usage
 	Parts    []Part
 	Stop     Stop
+	Media    []byte // sound, or a picture
+	Partial  int    // times that a stream shows the picture before it is done
 
 	events int // written so far: the sequence_number of a response
 }

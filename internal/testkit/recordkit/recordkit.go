@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"flag"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,6 +125,39 @@ func Entry(t testing.TB, e *registry.Entry) []byte {
 		t.Fatal(err)
 	}
 	return b
+}
+
+// Command is what a home's log commits for the changes: next makes the entry.
+func Command(t testing.TB, next interface {
+	Next(controlplane.Shard, []registry.Change) (*registry.Entry, error)
+}, shard controlplane.Shard, changes ...registry.Change,
+) *registry.Command {
+	t.Helper()
+	e, err := next.Next(shard, changes)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &registry.Command{Type: registry.CmdEntry, Entries: [][]byte{Entry(t, e)}}
+}
+
+// Snapshot is all that s writes.
+func Snapshot(t testing.TB, s interface{ Snapshot(io.Writer) error }) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	if err := s.Snapshot(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+// RuleError is err as the rule that was broken; nil if none was.
+func RuleError(t testing.TB, err error) *controlplane.RuleError {
+	t.Helper()
+	var rule *controlplane.RuleError
+	if err != nil && !errors.As(err, &rule) {
+		t.Fatalf("%v (%T) is not a rule error", err, err)
+	}
+	return rule
 }
 
 // Step is what one entry of World changes.

@@ -198,7 +198,7 @@ type Edge struct {
 	WrongDelay  time.Duration `yaml:"wrong_delay"`       // the longest that a refused key beyond that waits; 0 = 500ms, at most 10s
 	WrongHeld   uint32        `yaml:"wrong_held"`        // refused keys of a source that wait at once; 0 = 64. One more ends its connection
 	WrongHeldBy uint32        `yaml:"wrong_held_by_all"` // of all sources; 0 = 1024, at about 30 KiB each
-	WrongByAll  uint32        `yaml:"wrong_keys_by_all"` // refused keys of all sources a second that are answered without delay; 0 = 1000
+	WrongByAll  uint32        `yaml:"wrong_keys_by_all"` // refused keys of all sources a second; 0 = 1000. Beyond that strangers' connections are slowed down
 }
 
 // Own returns this node's region.

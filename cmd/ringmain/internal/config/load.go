@@ -1,6 +1,7 @@
 package config
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"os"
@@ -198,4 +199,17 @@ func locate(file []byte, err error) error {
 		}
 	}
 	return err
+}
+
+// ReadKey reads a file of 32 base64-encoded bytes, which a field names.
+func ReadKey(path string) ([]byte, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) != 32 {
+		return nil, fmt.Errorf("%s: want 32 bytes in base64", path)
+	}
+	return key, nil
 }

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/cmd/ringmain/internal/dev/door"
 	"ringmain/controlplane/identity"
 	"ringmain/drills/simmodel"
 	"ringmain/internal/clusterfile"
@@ -52,8 +53,8 @@ type cluster struct {
 	sup    *supervisor
 	file   clusterfile.Cluster
 
-	backends map[string]*backend // by node name
-	mu       sync.Mutex          // guards Stderr's lines
+	backends map[string]*door.Backend // by node name
+	mu       sync.Mutex               // guards Stderr's lines
 }
 
 // Run starts the cluster, writes cluster.json, prints what to copy, and stays
@@ -90,7 +91,7 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err := shape.portsFree(dir); err != nil {
 		return err
 	}
-	c := &cluster{opts: opts, shape: shape, dir: dir, nodes: shape.nodes(dir), backends: map[string]*backend{}}
+	c := &cluster{opts: opts, shape: shape, dir: dir, nodes: shape.nodes(dir), backends: map[string]*door.Backend{}}
 	return c.run(ctx)
 }
 
@@ -149,7 +150,7 @@ func (c *cluster) run(ctx context.Context) error {
 	if c.roots, err = c.readRoots(); err != nil {
 		return err
 	}
-	c.probes = probeClient(c.roots)
+	c.probes = door.Client(c.roots)
 	exe, err := os.Executable()
 	if err != nil {
 		return err
@@ -312,27 +313,27 @@ func (c *cluster) startModels(ctx context.Context, g *errgroup.Group) error {
 // a balancer per region and for its admin API, the front door, and the
 // supervisor's socket.
 func (c *cluster) startOutside(ctx context.Context, g *errgroup.Group) error {
-	apis, admins := make([][]*backend, len(c.shape.Regions)), make([][]*backend, len(c.shape.Regions))
-	var all []*backend
+	apis, admins := make([][]*door.Backend, len(c.shape.Regions)), make([][]*door.Backend, len(c.shape.Regions))
+	var all []*door.Backend
 	for _, n := range c.nodes {
-		b := &backend{addr: n.api, check: "https://" + n.api + "/readyz"}
+		b := &door.Backend{Addr: n.api, Check: "https://" + n.api + "/readyz"}
 		if n.role == config.Control {
-			b = &backend{addr: n.admin, check: "https://" + n.admin + "/livez"}
+			b = &door.Backend{Addr: n.admin, Check: "https://" + n.admin + "/livez"}
 			admins[n.region] = append(admins[n.region], b)
 		} else {
 			apis[n.region] = append(apis[n.region], b)
 			all = append(all, b)
 		}
 		c.backends[n.name] = b
-		g.Go(func() error { return b.watch(ctx, c.probes) })
+		g.Go(func() error { return b.Watch(ctx, c.probes) })
 	}
-	doors := []*passThrough{{addr: c.shape.addr(0), backends: all, always: true}}
+	doors := []*door.Balancer{{Addr: c.shape.addr(0), Backends: all, Always: true}}
 	for r := range c.shape.Regions {
-		doors = append(doors, &passThrough{addr: c.shape.api(r), backends: apis[r], spread: true},
-			&passThrough{addr: c.shape.admin(r), backends: admins[r], spread: true})
+		doors = append(doors, &door.Balancer{Addr: c.shape.api(r), Backends: apis[r], Spread: true},
+			&door.Balancer{Addr: c.shape.admin(r), Backends: admins[r], Spread: true})
 	}
 	for _, d := range doors {
-		g.Go(func() error { return d.run(ctx) })
+		g.Go(func() error { return d.Run(ctx) })
 	}
 	_ = os.Remove(c.file.Supervisor)                // of an earlier run; the directory is locked by us
 	l, err := net.Listen("unix", c.file.Supervisor) //nolint:noctx // binding a socket file does not wait

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
-	"golang.org/x/sync/errgroup"
 
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/internal/clusterfile"
@@ -119,85 +118,6 @@ func TestTwoOnOneDirectory(t *testing.T) {
 	unlock()
 }
 
-// echo answers every line with its name until closed.
-func echo(t *testing.T, name string) net.Listener {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	var g errgroup.Group
-	g.Go(func() error {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return nil
-			}
-			g.Go(func() error {
-				defer c.Close()
-				for lines := bufio.NewScanner(c); lines.Scan(); {
-					fmt.Fprintln(c, name)
-				}
-				return nil
-			})
-		}
-	})
-	t.Cleanup(func() { _ = l.Close(); _ = g.Wait() })
-	return l
-}
-
-func askLine(addr string) (string, error) {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(2 * time.Second))
-	fmt.Fprintln(c, "?")
-	line, err := bufio.NewReader(c).ReadString('\n')
-	return strings.TrimSpace(line), err
-}
-
-func TestPassThroughTakesTheFirstReady(t *testing.T) {
-	first, second := echo(t, "first"), echo(t, "second")
-	a, b := &backend{addr: first.Addr().String()}, &backend{addr: second.Addr().String()}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &passThrough{addr: free.Addr().String(), backends: []*backend{a, b}}
-	_ = free.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- p.run(ctx) }()
-	expect := func(want string) {
-		t.Helper()
-		for deadline := time.Now().Add(3 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-			got, err := askLine(p.addr)
-			if got == want && (want == "") == (err != nil) {
-				return
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("answered by %q (%v), want %q", got, err, want)
-			}
-		}
-	}
-	expect("") // nothing is ready: connections are refused
-	b.ready.Store(true)
-	expect("second")
-	a.ready.Store(true)
-	expect("first")
-	_ = first.Close() // dead, and not noticed yet: the next in line is dialled
-	expect("second")
-	a.ready.Store(false)
-	b.ready.Store(false)
-	expect("")
-	cancel()
-	if err := <-done; err != nil {
-		t.Fatal(err)
-	}
-}
-
 // A hold lasts as long as the connection that asked for it.
 func TestHoldEndsWithItsConnection(t *testing.T) {
 	s := newSupervisor("", nil, func(*node) string { return "eu-fra" }, t.Logf)
@@ -246,17 +166,6 @@ func TestHoldEndsWithItsConnection(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Fatal(err)
-	}
-}
-
-// A listener may be shut before the goroutine that accepts from it runs.
-func TestPassThroughEndsAtOnce(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	for range 100 {
-		if err := (&passThrough{addr: "127.0.0.1:0", always: true}).run(ctx); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

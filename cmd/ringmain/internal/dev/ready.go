@@ -145,7 +145,7 @@ func (c *cluster) keyServed(ctx context.Context) error {
 		if err := c.listModels(ctx, "https://"+n.api); err != nil {
 			return fmt.Errorf("%s: %w", n.name, err)
 		}
-		if !c.backends[n.name].ready.Load() { // the front door is open only then
+		if !c.backends[n.name].Ready() { // the front door is open only then
 			return fmt.Errorf("%s: the front door has not found it ready yet", n.name)
 		}
 	}

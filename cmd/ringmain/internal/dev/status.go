@@ -129,7 +129,7 @@ func (c *cluster) table(ctx context.Context) string {
 				}
 			default:
 				datas++
-				if c.backends[n.name].ready.Load() {
+				if c.backends[n.name].Ready() {
 					data++
 				}
 			}

@@ -19,6 +19,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/cmd/ringmain/internal/node/certs"
+	"ringmain/cmd/ringmain/internal/node/expelled"
+	"ringmain/cmd/ringmain/internal/node/neighbours"
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/admin/forward"
@@ -50,12 +53,12 @@ type control struct {
 	hub      *hub.Hub
 	quorum   *quorum.Quorum
 	homes    atomic.Pointer[homes.Homes] // nil until the log is open
-	gossip   *gossipRoom
+	gossip   *neighbours.Room
 	forward  *forward.Client
 	roster   *roster.Book
 	age      *age.Copy
 	importer atomic.Pointer[importer.Importer] // nil unless this node leads
-	expelled *expelled
+	expelled *expelled.Nodes
 	revoked  chan struct{} // receives after the safety set of the global shard may have changed
 }
 
@@ -66,20 +69,20 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if c.bundle, err = loadIdentity(cfg, identity.RoleControl); err != nil {
 		return err
 	}
-	c.expelled = newExpelled(c.bundle, env.Logger)
+	c.expelled = expelled.New(c.bundle, env.Logger)
 	holder, err := openSealKey(cfg)
 	if err != nil {
 		return err
 	}
-	secret, err := key32(cfg.ClusterSecretFile)
+	secret, err := config.ReadKey(cfg.ClusterSecretFile)
 	if err != nil {
 		return err
 	}
-	public, err := readAPICert(cfg)
+	public, err := certs.ReadAPI(cfg)
 	if err != nil {
 		return err
 	}
-	renew, err := openRenewal(env, nodeFiles(cfg, c.bundle, func(_, _, _ []byte) {}), apiFiles(cfg, public, func(_, _ []byte) {}))
+	renew, err := certs.Open(env.Logger, env.Registry, certs.OfNode(cfg, c.bundle, func(_, _, _ []byte) {}), certs.OfAPI(cfg, public, func(_, _ []byte) {}))
 	if err != nil {
 		return err
 	}
@@ -119,7 +122,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	c.hub, err = hub.Open(ctx, hub.Config{
 		Cluster: cfg.Cluster, Region: cfg.Region, Node: cfg.Node, Source: c, Contact: c.age.Contact,
 		Members: c.roster.Encoded,
-		Peers:   c.peers, HTTP: c.clientFor, Hinted: c.expelled.take, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
+		Peers:   c.peers, HTTP: c.clientFor, Hinted: c.expelled.Take, Logger: env.Logger.With("room", "feed"), Registerer: env.Registry,
 	})
 	if err != nil {
 		return errors.Join(err, demux.Close(), adminListener.Close(), metrics.Close())
@@ -128,10 +131,10 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return errors.Join(err, c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
-	if c.gossip, err = openGossip(ctx, env, bulletin.Digest{}); err != nil {
+	if c.gossip, err = neighbours.Open(ctx, cfg, env.Logger, env.Registry, bulletin.Digest{}); err != nil {
 		return errors.Join(err, c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
 	}
-	c.expelled.hush(c.gossip)
+	c.expelled.Hush(c.gossip)
 	owners, err := c.openHomes(ctx)
 	if err != nil {
 		return errors.Join(err, c.gossip.Close(), c.quorum.Close(ctx), c.hub.Close(), demux.Close(), adminListener.Close(), metrics.Close())
@@ -156,16 +159,16 @@ func RunControl(ctx context.Context, env Env) (err error) {
 	g.Go(func() error {
 		return serve(ctx, metrics, debugMux(promhttp.HandlerFor(env.Registry, promhttp.HandlerOpts{})), env.Logger)
 	})
-	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
+	g.Go(func() error { renew.Follow(ctx); return nil })
 	g.Go(func() error { return c.followRoster(ctx) })
 	g.Go(func() error { c.age.Run(ctx); return nil })
 	g.Go(func() error { return c.importWhileLeading(ctx) })
 	g.Go(func() error { return c.observe(ctx) })
-	g.Go(func() error { return c.gossip.alone(ctx) })
-	g.Go(func() error { c.gossip.remember(ctx, env); return nil })
-	g.Go(func() error { c.expelled.follow(ctx, c.View, c.revoked); return nil })
-	g.Go(func() error { return c.expelled.wait(ctx) })
-	g.Go(func() error { c.expelled.part(ctx); return nil })
+	g.Go(func() error { return c.gossip.Alone(ctx) })
+	g.Go(func() error { c.gossip.Remember(ctx); return nil })
+	g.Go(func() error { c.expelled.Follow(ctx, c.View, c.revoked); return nil })
+	g.Go(func() error { return c.expelled.Wait(ctx) })
+	g.Go(func() error { c.expelled.Part(ctx); return nil })
 	g.Go(func() error { c.publishHealth(ctx); return nil })
 	g.Go(func() error {
 		defer stopServing()
@@ -181,7 +184,7 @@ func RunControl(ctx context.Context, env Env) (err error) {
 		return errors.Join(failed, c.quorum.Close(wait))
 	})
 	err = g.Wait()
-	return errors.Join(err, owners.Close(), c.gossip.leave(context.WithoutCancel(ctx)), c.hub.Close(), demux.Close())
+	return errors.Join(err, owners.Close(), c.gossip.Leave(context.WithoutCancel(ctx)), c.hub.Close(), demux.Close())
 }
 
 func live(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }
@@ -236,7 +239,7 @@ func (c *control) lags() map[controlplane.Shard]admin.Lag {
 
 // observe probes the other regions and says in gossip which can be reached.
 func (c *control) observe(ctx context.Context) error {
-	targets, close, err := regionTargets(c.cfg, c.roster, c.calls)
+	targets, close, err := neighbours.Targets(c.cfg, c.roster, c.calls)
 	if err != nil {
 		return err
 	}
@@ -252,7 +255,7 @@ func (c *control) publishHealth(ctx context.Context) {
 		var position controlplane.Position
 		c.quorum.View(func(s *ledger.State) { position = s.Position() })
 		c.gossip.Publish(func(d *bulletin.Digest) {
-			d.Ready, d.Position = led, shortPosition(position)
+			d.Ready, d.Position = led, neighbours.ShortPosition(position)
 		})
 		select {
 		case <-ctx.Done():
@@ -327,7 +330,7 @@ func (c *control) openHomes(ctx context.Context) (*homes.Homes, error) {
 	h, err := homes.Open(ctx, homes.Config{
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Store: c.quorum, Since: c.quorum.Since, Snapshot: c.hub.ServeSnapshot,
 		Addresses: c.roster.Addresses, HTTP: c.clientFor,
-		Published: c.gossip.up, AutomaticAfter: c.cfg.Takeover.AutomaticAfter,
+		Published: c.gossip.Up, AutomaticAfter: c.cfg.Takeover.AutomaticAfter,
 		Retake: func(home string, shard controlplane.Shard) {
 			if im := c.importer.Load(); im != nil {
 				im.Retake(home, shard)
@@ -422,7 +425,7 @@ func (c *control) openAdmin(secret []byte) (*admin.API, error) {
 		Cluster: c.cfg.Cluster, Region: c.cfg.Region, Node: c.cfg.Node, Version: c.env.Version,
 		Store: c.quorum, Homes: c.homes.Load(), Forwarder: c.forward, Tokens: tokens, TokenAge: c.cfg.Tunables.KeyAge.Admin, ClusterSecret: secret,
 		Operations: operations, Verdicts: c.hub.Board(), Revocations: c.hub.Board(), Announced: c.hub.Board().Announced, Holders: c.hub.Board(),
-		Nodes: c.gossip.nodes, Published: c.gossip.published, Lags: c.lags,
+		Nodes: c.gossip.Nodes, Published: c.gossip.Published, Lags: c.lags,
 		Random: rand.Reader, Logger: c.env.Logger.With("room", "admin"), Registerer: c.env.Registry,
 	})
 }

@@ -20,6 +20,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"ringmain/cmd/ringmain/internal/config"
+	"ringmain/cmd/ringmain/internal/node/certs"
+	"ringmain/cmd/ringmain/internal/node/expelled"
+	"ringmain/cmd/ringmain/internal/node/neighbours"
 	"ringmain/controlplane"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
@@ -51,7 +54,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return err
 	}
-	api, err := readAPICert(cfg)
+	api, err := certs.ReadAPI(cfg)
 	if err != nil {
 		return err
 	}
@@ -72,12 +75,12 @@ func RunData(ctx context.Context, env Env) (err error) {
 	book := openRoster(env, calls, nil)
 	g, ctx := errgroup.WithContext(ctx)
 	// Gossip outlives ctx: a node that drains has to say so.
-	room, err := openGossip(context.WithoutCancel(ctx), env, bulletin.Digest{Peer: cfg.Listen.Peer, API: cfg.Listen.API, Pools: poolsOf(setup.Pools, link.Confinement{})})
+	room, err := neighbours.Open(context.WithoutCancel(ctx), cfg, env.Logger, env.Registry, bulletin.Digest{Peer: cfg.Listen.Peer, API: cfg.Listen.API, Pools: poolsOf(setup.Pools, link.Confinement{})})
 	if err != nil {
 		return errors.Join(err, metrics.Close())
 	}
-	expelled := newExpelled(bundle, env.Logger)
-	expelled.hush(room)
+	gone := expelled.New(bundle, env.Logger)
+	gone.Hush(room)
 	// Any control node will do: they are tried in turn.
 	var next atomic.Uint64
 	inTurn := func(ask func(addr string) error) error {
@@ -119,7 +122,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 				return feed.PostVerdicts(ctx, calls, cfg.Region, addr, cfg.Cluster, verdicts)
 			})
 		},
-		Revoked:      expelled.take,
+		Revoked:      gone.Take,
 		Peers:        func() link.Peers { return peersOf(room, cfg) },
 		PeersChanged: room.Changed(),
 		Health: func(h link.Health, up bool) {
@@ -130,8 +133,8 @@ func RunData(ctx context.Context, env Env) (err error) {
 				d.Pools = poolsOf(setup.Pools, h.Confinement)
 			})
 		},
-		Nodes:  func() []trial.Node { return trialNodes(room.Table().Nodes) },
-		Trials: func(r trial.Report) { room.Publish(func(d *bulletin.Digest) { publishTrials(d, r) }) },
+		Nodes:  func() []trial.Node { return neighbours.TrialNodes(room.Table().Nodes) },
+		Trials: func(r trial.Report) { room.Publish(func(d *bulletin.Digest) { neighbours.PublishTrials(d, r) }) },
 
 		Gatherer: env.Registry, Registerer: env.Registry,
 		Logger: env.Logger.With("room", "keeper"),
@@ -149,12 +152,12 @@ func RunData(ctx context.Context, env Env) (err error) {
 	if err != nil {
 		return errors.Join(err, room.Close(), metrics.Close())
 	}
-	renew, err := openRenewal(env,
-		nodeFiles(cfg, bundle, func(cert, key, roots []byte) {
+	renew, err := certs.Open(env.Logger, env.Registry,
+		certs.OfNode(cfg, bundle, func(cert, key, roots []byte) {
 			setup.NodeCert, setup.NodeKey, setup.Roots = cert, key, roots
 			k.Renew(setup)
 		}),
-		apiFiles(cfg, api, func(cert, key []byte) {
+		certs.OfAPI(cfg, api, func(cert, key []byte) {
 			setup.APICert, setup.APIKey = cert, key
 			k.Renew(setup)
 		}))
@@ -163,7 +166,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 		defer cancel()
 		return errors.Join(err, k.Close(stop), room.Close(), metrics.Close())
 	}
-	renew.also = func() error {
+	renew.Also = func() error {
 		again, err := cfg.Again()
 		if err != nil {
 			return err
@@ -175,18 +178,18 @@ func RunData(ctx context.Context, env Env) (err error) {
 		}
 		return nil
 	}
-	g.Go(func() error { renew.follow(ctx, lookEvery); return nil })
-	g.Go(func() error { publishPosition(ctx, room.Publish, k.Given); return nil })
+	g.Go(func() error { renew.Follow(ctx); return nil })
+	g.Go(func() error { neighbours.PublishPosition(ctx, room.Publish, k.Given); return nil })
 	mux := debugMux(k.MetricsHandler())
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		_ = json.NewEncoder(w).Encode(map[string]int{"worker_pid": k.WorkerPID()}) // the asker is gone: nothing to do
 	})
 	g.Go(func() error { return serve(ctx, metrics, mux, env.Logger) })
-	g.Go(func() error { return room.alone(ctx) })
-	g.Go(func() error { room.remember(ctx, env); return nil })
-	g.Go(func() error { return expelled.wait(ctx) })
-	g.Go(func() error { expelled.part(ctx); return nil })
+	g.Go(func() error { return room.Alone(ctx) })
+	g.Go(func() error { room.Remember(ctx); return nil })
+	g.Go(func() error { return gone.Wait(ctx) })
+	g.Go(func() error { gone.Part(ctx); return nil })
 	given := k.Given
 	teller.given.Store(&given)
 	g.Go(func() error { teller.run(ctx); return nil })
@@ -197,7 +200,7 @@ func RunData(ctx context.Context, env Env) (err error) {
 	}
 	stopCtx, cancel := context.WithTimeout(context.WithoutCancel(ctx), drain)
 	defer cancel()
-	return errors.Join(k.Close(stopCtx), room.leave(context.WithoutCancel(ctx)), g.Wait())
+	return errors.Join(k.Close(stopCtx), room.Leave(context.WithoutCancel(ctx)), g.Wait())
 }
 
 // poolsOf are the pools that a worker serves while it is confined so far: zero
@@ -235,7 +238,7 @@ func workerSetup(cfg *config.Config) (link.Setup, error) {
 		s.Pools = []string{policy.PoolStandard, policy.PoolZeroRetention}
 	}
 	var err error
-	if s.VerdictSecret, err = key32(cfg.ClusterSecretFile); err != nil {
+	if s.VerdictSecret, err = config.ReadKey(cfg.ClusterSecretFile); err != nil {
 		return s, err
 	}
 	for _, f := range []struct {
@@ -295,7 +298,7 @@ func ReadDocuments(cfg *config.Config, now time.Time) ([]link.Document, error) {
 }
 
 // peersOf is the gossip table as a worker needs it: the other data nodes.
-func peersOf(room *gossipRoom, cfg *config.Config) link.Peers {
+func peersOf(room *neighbours.Room, cfg *config.Config) link.Peers {
 	view := room.Table()
 	var p link.Peers
 	for _, n := range view.Nodes {

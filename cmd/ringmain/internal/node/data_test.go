@@ -1,8 +1,6 @@
 package node
 
 import (
-	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -38,23 +36,6 @@ func TestEdgeOfConfig(t *testing.T) {
 		if n := got.Field(i).Int(); n != int64(i)+1 {
 			t.Errorf("%s is %d, want %d", got.Type().Field(i).Name, n, i+1)
 		}
-	}
-}
-
-// TestConfigurationIsLookedAtAgain: what is wrong with it is logged once, and
-// again only after it was well.
-func TestConfigurationIsLookedAtAgain(t *testing.T) {
-	var log strings.Builder
-	wrong := errors.New("line 3: no")
-	r := &renewal{logger: slog.New(slog.NewTextHandler(&log, nil)), also: func() error { return wrong }}
-	r.lookElsewhere()
-	r.lookElsewhere()
-	wrong = nil
-	r.lookElsewhere()
-	wrong = errors.New("line 3: no")
-	r.lookElsewhere()
-	if n := strings.Count(log.String(), "line 3: no"); n != 2 {
-		t.Errorf("logged %d times: %s", n, log.String())
 	}
 }
 

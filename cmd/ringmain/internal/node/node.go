@@ -4,7 +4,6 @@ package node
 
 import (
 	"context"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -14,7 +13,6 @@ import (
 	"net/http/pprof"
 	"os"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -85,19 +83,6 @@ func onParentGone(lifeline *os.File, gone func()) {
 		_, _ = lifeline.Read(make([]byte, 1)) // any return means the same
 		gone()
 	}()
-}
-
-// key32 reads a file of 32 base64-encoded bytes.
-func key32(path string) ([]byte, error) {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return nil, err
-	}
-	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
-	if err != nil || len(key) != 32 {
-		return nil, fmt.Errorf("%s: want 32 bytes in base64", path)
-	}
-	return key, nil
 }
 
 // listen binds addr, with an error that says what to do.

@@ -4,12 +4,15 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"path/filepath"
+	"time"
 
 	"ringmain/cmd/ringmain/internal/config"
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/feed/push"
+	"ringmain/controlplane/identity"
 	"ringmain/controlplane/quorum"
 	"ringmain/controlplane/roster"
 )
@@ -99,4 +102,13 @@ func founders(cfg *config.Config) (peers []quorum.Peer, reader bool) {
 func (c *control) followRoster(ctx context.Context) error {
 	c.roster.Follow(ctx)
 	return nil
+}
+
+// client calls control nodes; what it has with one that is revoked ends.
+func client(b *identity.Bundle, allow func(identity.ID) error) *http.Client {
+	c := feed.NewHTTPClient(b.Client([]string{"h2"}, allow))
+	if t, ok := c.Transport.(*http.Transport); ok {
+		t.DialTLSContext = b.Dialer(&net.Dialer{Timeout: 3 * time.Second}, []string{"h2"}, allow)
+	}
+	return c
 }

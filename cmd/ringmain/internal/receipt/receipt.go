@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 	"unicode"
 
 	"github.com/spf13/cobra"
@@ -77,7 +78,13 @@ inline receipt carries no certificates, so it needs --jwks of the node that
 answered.
 
 Bodies are stated by a salted SHA-256, large ones by a salted BLAKE3. For each,
-a command is printed that checks it with standard tools: sha256sum, b3sum.
+a command is printed that checks it with standard tools: sha256sum, b3sum. Of an
+answer that was broken off, because its client left or took nothing for too
+long, the receipt states what had been sent by then: that much of the file given
+is checked.
+
+A WARNING says that retention is stated as zero, and that a worker which saw the
+request says it was not confined: the receipt is genuine, the promise was broken.
 
 A receipt proves who signed it, not what software ran: nothing attests that yet.
 Exit status: 0 verified, 1 refused or unreadable, 2 called wrongly.`,
@@ -231,6 +238,9 @@ func printWords(out io.Writer, v *proof.Verdict) error {
 	line := func(format string, args ...any) { _, _ = fmt.Fprintf(w, format+"\n", args...) }
 	f := v.Facts
 	line("VERIFIED: %s", clean(f.RequestID))
+	for _, s := range v.Warnings {
+		line("\nWARNING: %s", clean(s))
+	}
 	line("\nchecked:")
 	for _, s := range v.Checked {
 		line("  + %s", clean(s))
@@ -251,16 +261,10 @@ func printWords(out io.Writer, v *proof.Verdict) error {
 			line("  %s\t%s", name, clean(value))
 		}
 	}
-	ended := f.Ended
-	if f.Streamed {
-		ended += ", streamed"
-	}
-	if f.Refused {
-		ended += ", refused by the provider"
-	}
-	c := f.Confinement
+	fact("arrived", time.UnixMilli(f.At).UTC().Format("2006-01-02T15:04:05.000Z07:00"))
 	fact("endpoint", f.Endpoint)
-	fact("status", strings.TrimSuffix(strconv.Itoa(f.Status)+", "+ended, ", "))
+	fact("status", strconv.Itoa(f.Status))
+	fact("answer", answer(f))
 	fact("model", f.Model)
 	fact("served as", f.Served)
 	fact("org, project, key", strings.Join([]string{f.Org, f.Project, f.Key}, ", "))
@@ -274,13 +278,43 @@ func printWords(out io.Writer, v *proof.Verdict) error {
 		if a.Upstream != "" {
 			where += " > " + a.Upstream
 		}
-		fact("attempt "+strconv.Itoa(i+1), where+": "+a.Outcome)
+		attempt := "attempt " + strconv.Itoa(i+1)
+		fact(attempt, where+": "+a.Outcome)
+		if a.Confinement != nil {
+			fact(attempt+", confinement", a.Confinement.Words())
+		}
 	}
 	for _, h := range v.ByHand {
 		fact(h.Body+" body", "salted "+string(h.Algorithm)+" "+h.Prints)
 	}
-	fact("confinement", fmt.Sprintf("landlock ABI %d, no file write: %t, no dump: %t, no swap: %t", c.Landlock, c.NoFileWrite, c.NoDump, c.NoSwap))
+	fact("confinement at entry", f.Confinement.Words())
 	return w.Flush() //nolint:wrapcheck // verify wraps
+}
+
+// ends says in words how an answer ended.
+var ends = map[string]string{
+	"complete":    "complete: the node sent all of it",
+	"truncated":   "truncated: it began, and ended with an error",
+	"client_gone": "client_gone: the client left, or took nothing for too long",
+	"error":       "error: an error instead of an answer",
+}
+
+// answer says how the answer ended.
+func answer(f *proof.Facts) string {
+	s := ends[f.Ended]
+	if s == "" {
+		s = f.Ended
+	}
+	if f.Written > 0 {
+		s += fmt.Sprintf("; %d bytes had been sent", f.Written)
+	}
+	if f.Streamed {
+		s += "; asked for as a stream"
+	}
+	if f.Refused {
+		s += "; the provider's safety system refused"
+	}
+	return s
 }
 
 // clean keeps what a file says from steering the terminal or reordering its text.

@@ -95,6 +95,57 @@ func TestVerify(t *testing.T) {
 	}
 }
 
+// Of an answer that was broken off, it is said how, and what the check was of.
+func TestPartOfAnAnswer(t *testing.T) {
+	const part = kept + "part/" // its first 17 bytes had been written
+	whole := `{"choices":[{"message":{"content":"hi"}}]}`
+	out, err := run(t, whole, "verify", part+"receipt.json", "--ca", part+"roots.pem", "--response", "-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"the first 17 bytes of 42, is the one", "client_gone: the client left", "17 bytes had been sent", "head -c 17 RESPONSE"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+	if _, err := run(t, whole[:16], "verify", part+"receipt.json", "--ca", part+"roots.pem", "--response", "-"); err == nil || !strings.Contains(err.Error(), "has 16 bytes, and the receipt states the first 17") {
+		t.Error(err)
+	}
+}
+
+// What the worker that executed a request said of itself is shown with its
+// attempt, and loudly where zero retention was promised and it did not hold.
+func TestConfinementElsewhere(t *testing.T) {
+	const elsewhere = kept + "forwarded/" // its second attempt was made by a worker that could be swapped
+	for _, from := range [][]string{{"receipt.json", "--ca", elsewhere + "roots.pem"}, {"inline.jws", "--jwks", elsewhere + "jwks.json"}} {
+		args := append([]string{"verify", elsewhere + from[0]}, from[1:]...)
+		out, err := run(t, "", args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, want := range []string{
+			"\nWARNING: retention is stated as zero, but the worker of eu-ams/eu-ams-d2, which was sent the request, was not confined: landlock ABI 7, no file write: true, no dump: true, no swap: false\n",
+			"attempt 2, confinement", "confinement at entry",
+		} {
+			if !strings.Contains(out, want) {
+				t.Errorf("no %q in\n%s", want, out)
+			}
+		}
+		out, err = run(t, "", append(args, "-o", "json")...)
+		var v struct {
+			Verified bool
+			Warnings []string
+		}
+		if err != nil || json.Unmarshal([]byte(out), &v) != nil || !v.Verified || len(v.Warnings) != 1 {
+			t.Errorf("%v\n%s", err, out)
+		}
+	}
+	out, err := run(t, "", "verify", kept+"receipt.json", "--ca", kept+"roots.pem")
+	if err != nil || strings.Contains(out, "WARNING") || !strings.Contains(out, "what confined the worker of eu-ams/eu-ams-d2 in attempt 2: it did not say") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
 func TestBodyFromStandardInput(t *testing.T) {
 	out, err := run(t, `{"choices":[{"message":{"content":"hi"}}]}`, "verify", kept+"receipt.json", "--ca", kept+"roots.pem", "--response", "-")
 	if err != nil || !strings.Contains(out, "response body given") {

@@ -1,0 +1,26 @@
+package relay
+
+import (
+	"context"
+	"os"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// unheard has the kernel give a connection up on which what was sent goes
+// unheard for so long: no keep-alive asks after it as long as something is on its
+// way, and the kernel would send that again for a quarter of an hour (tcp(7)).
+func unheard(after time.Duration) func(context.Context, string, string, syscall.RawConn) error {
+	return func(_ context.Context, _, _ string, raw syscall.RawConn) error {
+		var failed error
+		err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(after.Milliseconds()))
+		})
+		if err != nil {
+			return err //nolint:wrapcheck // the dialer says what it did
+		}
+		return os.NewSyscallError("setsockopt", failed)
+	}
+}
