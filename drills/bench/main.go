@@ -3,6 +3,10 @@
 // pool: same bytes, same certificate and TLS settings, same provider, one
 // interleaved run. It gates nothing. Progress goes to standard error, tables as
 // Markdown to standard output. See BENCHMARKS.md for the method.
+//
+// It is longer than a package should be: each part is short, but all of them, the
+// soak too, share windows, outcomes and clients, which would have to be exported
+// to cut it. What has a seam is apart: rig (contenders, counters), storm, count.
 package main
 
 import (
