@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"maps"
 	"mime/multipart"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -62,13 +64,19 @@ func canaryTraffic(t *testing.T, d *devCluster) (heard int, ids []string) {
 		"/v1/images/generations":    `{"model":%q,"stream":%v,"prompt":"` + promptCanary + `"}`,
 		"/v1/images/edits":          `{"model":%q,"stream":%v,"prompt":"` + promptCanary + `","images":[{"image_url":"data:image/png;base64,` + promptCanary + `"}]}`,
 	}
+	paths := slices.Sorted(maps.Keys(bodies))
 	good := []string{modelEcho, "far-" + modelEcho, routeFallen, routeLonger, routeAcross}
+	resumed := []string{modelOnce, modelDiffer}
 	var bad []string
 	for _, m := range canaryModels[1:] {
-		bad = append(bad, m, "far-"+m)
+		if !slices.Contains(resumed, m) {
+			bad = append(bad, m)
+		}
+		bad = append(bad, "far-"+m)
 	}
 	jsons := func(models []string, answered bool) {
-		for path, format := range bodies {
+		for _, path := range paths {
+			format := bodies[path]
 			for _, model := range models {
 				for _, stream := range []bool{false, true} {
 					body := fmt.Sprintf(format, model, stream)
@@ -118,9 +126,12 @@ func canaryTraffic(t *testing.T, d *devCluster) (heard int, ids []string) {
 			}
 		}
 	}
-	// First what is answered: later, circuits are open.
+	// First what is answered, then what is continued elsewhere: later, circuits
+	// are open.
 	jsons(good, true)
 	forms(good, true)
+	jsons(resumed, false)
+	forms(resumed, false)
 	jsons(bad, false)
 	forms(bad, false)
 
