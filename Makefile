@@ -24,10 +24,10 @@ test: ## every test that needs nothing but Go
 
 verify: fmt vet lint layering race ## all that must hold before a change lands
 
-fmt:
+fmt: ## every file is as gofmt writes it
 	@out=$$(gofmt -l $$(git ls-files -co --exclude-standard '*.go')); if [ -n "$$out" ]; then echo "gofmt these files:"; echo "$$out"; exit 1; fi
 
-vet:
+vet: ## go vet, and go.mod is verified and tidy
 	$(GO) vet ./...
 	$(GO) mod verify
 	@cp go.mod .go.mod.before && cp go.sum .go.sum.before && $(GO) mod tidy && \
@@ -38,13 +38,13 @@ $(LINT): tools/go.mod
 	@mkdir -p $(BIN)
 	cd tools && $(GO) build -o ../$(LINT) github.com/golangci/golangci-lint/v2/cmd/golangci-lint
 
-lint: $(LINT)
+lint: $(LINT) ## golangci-lint, which tools/ builds
 	$(LINT) run ./...
 
-layering:
+layering: ## which room may import which
 	$(GO) test -count=1 ./internal/layering
 
-race:
+race: ## every test under the race detector (needs a C compiler)
 	$(GO) test -race -timeout 20m ./...
 
 bench: build ## one data node beside nginx, HAProxy and a plain reverse proxy; a region beside etcd, and with a million keys; what a cluster promises in time

@@ -1,7 +1,6 @@
 package dataplane_test
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/rand"
@@ -37,6 +36,7 @@ import (
 	"ringmain/dataplane/meter"
 	"ringmain/dataplane/view"
 	"ringmain/drills/simmodel"
+	"ringmain/internal/testkit/logkit"
 )
 
 const cluster = "test"
@@ -64,8 +64,12 @@ type ring struct {
 	documents []link.Document
 	// receiptHash is the only hash of bodies in receipts; empty = as it suits.
 	receiptHash string
+	// upstreamCA is of providers over TLS.
+	upstreamCA []byte
 	// standardHTTP1, standardHTTP2: clients are served by net/http's HTTP/1.1, or HTTP/2.
 	standardHTTP1, standardHTTP2 bool
+	// accepting is put before the listeners for clients; nil = nothing is.
+	accepting func(net.Listener) net.Listener
 }
 
 // cell is one region's worker.
@@ -77,8 +81,9 @@ type cell struct {
 	store        *view.Store
 	worker       *dataplane.Worker
 	api, peer    string
+	peerLine     line
 	registry     *prometheus.Registry
-	log          *lockedBuffer
+	log          *logkit.Buffer
 
 	mu       sync.Mutex
 	records  []*meter.Record
@@ -105,23 +110,6 @@ func (c *cell) confined() link.Confinement {
 type codeBook struct {
 	mu   sync.Mutex
 	seen map[dialect.Code]bool
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 var seenCodes = &codeBook{seen: map[dialect.Code]bool{}}
@@ -219,10 +207,14 @@ func (r *ring) startWith(region, jurisdiction string, capacity uint32, tunables 
 func (r *ring) startNode(region, jurisdiction, name string, pools []string, capacity uint32, tunables ...dataplane.Tunables) *cell {
 	r.t.Helper()
 	c := &cell{ring: r, region: region, node: name, pools: pools, jurisdiction: jurisdiction, store: view.New(view.Config{}),
-		registry: prometheus.NewRegistry(), log: &lockedBuffer{}}
+		registry: prometheus.NewRegistry(), log: &logkit.Buffer{}}
 	node, server := c.issue(cmp.Or(r.ttl, time.Hour))
 	api, peer := listen(r.t), listen(r.t)
 	c.api, c.peer = api.Addr().String(), peer.Addr().String()
+	c.peerLine.Listener = peer
+	if r.accepting != nil {
+		api = r.accepting(api)
+	}
 	tune := dataplane.Tunables{ProbeEvery: 50 * time.Millisecond, DrainGrace: 50 * time.Millisecond}
 	if len(tunables) > 0 {
 		tune = tunables[0]
@@ -232,11 +224,11 @@ func (r *ring) startNode(region, jurisdiction, name string, pools []string, capa
 	}
 	var err error
 	c.worker, err = dataplane.Open(context.Background(), dataplane.Config{
-		API: api, Peer: peer, Store: c.store, Tunables: tune,
+		API: api, Peer: &c.peerLine, Store: c.store, Tunables: tune,
 		Setup: link.Setup{
 			Cluster: cluster, Region: region, Jurisdiction: jurisdiction, Node: c.node,
 			APICert: server.Chain, APIKey: server.Key, NodeCert: node.Chain, NodeKey: node.Key, Roots: node.Roots,
-			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents, ReceiptHash: r.receiptHash, StandardHTTP1: r.standardHTTP1, StandardHTTP2: r.standardHTTP2,
+			VerdictSecret: []byte("a verdict secret of the test cluster"), Capacity: capacity, Pools: pools, Documents: r.documents, ReceiptHash: r.receiptHash, UpstreamCA: r.upstreamCA, StandardHTTP1: r.standardHTTP1, StandardHTTP2: r.standardHTTP2,
 		},
 		Room: func() bool { return !c.full.Load() }, Confined: c.confined,
 		Peers: c.peers, Emit: c.emit, Verdict: c.verdict, AskReceipt: r.askReceipt,
@@ -272,6 +264,12 @@ func (c *cell) issue(ttl time.Duration) (node, server *identity.Issued) {
 	return node, server
 }
 
+// lost is close for a worker whose listener failed.
+func (c *cell) lost() {
+	_ = c.worker.Close()
+	c.worker = nil
+}
+
 func (c *cell) close() {
 	if c.worker == nil {
 		return
@@ -280,6 +278,33 @@ func (c *cell) close() {
 		c.ring.t.Errorf("%s: Close: %v", c.region, err)
 	}
 	c.worker = nil
+}
+
+// line is a listener whose connections can be lost.
+type line struct {
+	net.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+}
+
+func (l *line) Accept() (net.Conn, error) {
+	nc, err := l.Listener.Accept()
+	if err == nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.conns = append(l.conns, nc)
+	}
+	return nc, err
+}
+
+// lose ends all of it without a word.
+func (l *line) lose() {
+	_ = l.Close()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, nc := range l.conns {
+		_ = nc.Close()
+	}
 }
 
 func listen(t testing.TB) net.Listener {

@@ -8,19 +8,15 @@ import (
 
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/meter"
+	"ringmain/internal/testkit/netkit"
 )
 
 // An attempt is a request of which an upstream may have seen something: who
 // could not be connected to was not asked.
 func TestNoConnectionIsNoAttempt(t *testing.T) {
-	gone := listen(t)
-	url := "http://" + gone.Addr().String()
-	if err := gone.Close(); err != nil {
-		t.Fatal(err)
-	}
 	good := newAnswering(answered)
 	r := newRing(t)
-	r.upstream("gone", "us-east", "openai", url, simulated)
+	r.upstream("gone", "us-east", "openai", "http://"+netkit.Address(), simulated)
 	r.upstream("good", "us-east", "openai", provider(t, good), simulated)
 	r.route("m", registry.Target{Upstream: "gone", Model: "m"}, registry.Target{Upstream: "good", Model: "m", Order: 1})
 	key, _ := r.org("acme", "any", "verified", "live")

@@ -2,11 +2,8 @@ package dataplane_test
 
 import (
 	"encoding/json"
-	"slices"
 	"strings"
 	"testing"
-
-	dto "github.com/prometheus/client_model/go"
 
 	"ringmain/controlplane/registry"
 	"ringmain/dataplane/dialect"
@@ -52,13 +49,7 @@ func TestDocuments(t *testing.T) {
 			reply.wantHeaders(t)
 		}
 	}
-	families, err := c.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !slices.ContainsFunc(families, func(f *dto.MetricFamily) bool {
-		return f.GetName() == "ringmain_security_txt_expires" && f.GetMetric()[0].GetGauge().GetValue() == 4070908800
-	}) {
+	if c.metric(t, "ringmain_security_txt_expires") != 4070908800 {
 		t.Error("no metric says when security.txt expires")
 	}
 	var data struct {

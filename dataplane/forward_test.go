@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/registry"
+	"ringmain/dataplane"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/meter"
 	"ringmain/drills/simmodel"
@@ -29,7 +30,8 @@ type threeRegions struct {
 	roaming    string
 }
 
-func newThreeRegions(t *testing.T) *threeRegions {
+// newThreeRegions starts them; tunables are those of us-east, if given.
+func newThreeRegions(t *testing.T, tunables ...dataplane.Tunables) *threeRegions {
 	t.Helper()
 	r := &threeRegions{ring: newRing(t), sims: map[string]*simmodel.Provider{}}
 	for _, region := range []string{"us-east", "eu-fra", "ap-sg"} {
@@ -57,7 +59,7 @@ func newThreeRegions(t *testing.T) *threeRegions {
 	}
 	r.key, _ = r.org("acme", "any", "verified", "live")
 	r.roaming, _ = r.org("nomad", "any", "verified", "live", func(o *registry.Org, _ *registry.Project, _ *registry.Key) { o.Roaming = true })
-	r.us, r.eu, r.ap = r.start("us-east", "us", patient), r.start("eu-fra", "eu", patient), r.start("ap-sg", "apac", patient)
+	r.us, r.eu, r.ap = r.start("us-east", "us", append(tunables, patient)[0]), r.start("eu-fra", "eu", patient), r.start("ap-sg", "apac", patient)
 	r.load()
 	return r
 }
@@ -102,7 +104,9 @@ func TestForwarding(t *testing.T) {
 }
 
 func TestForwardedFaults(t *testing.T) {
-	r := newThreeRegions(t)
+	quiet := patient
+	quiet.ProbeEvery = time.Hour // only requests shall be able to open the peer's circuit
+	r := newThreeRegions(t, quiet)
 	var all sync.WaitGroup
 	for _, c := range []struct {
 		model  string
@@ -189,12 +193,13 @@ func TestPeerLostInTheMiddle(t *testing.T) {
 				reply := r.us.receive(resp)
 				t.Fatalf("%s http2=%t: no stream: status %d: %s\n%s", d, http2, reply.status, reply.body, r.us.log)
 			}
-			r.eu.close() // the stream would run for ten seconds
+			r.eu.peerLine.lose() // the stream would run for ten seconds
 			reply := r.us.receive(resp)
 			wantBroken(t, "peer lost", d, reply, dialect.UpstreamError)
 			if rec := r.us.record(reply.header.Get("idc-request-id")); rec.Ended != meter.EndTruncated || rec.Source != meter.SourceEstimated || rec.Region != "eu-fra" {
 				t.Errorf("%+v", rec)
 			}
+			r.eu.lost()
 			// Bring it back for the next case. A probe sent while it was away may
 			// yet count against it, which opens its circuit if it is the second
 			// failure in a row: so there must be an answer in between.

@@ -205,27 +205,8 @@ func (c *cell) receiptText(t *testing.T, key, id string) ([]byte, *proof.Anchors
 }
 
 // answers is how many chat completions are counted under a status.
-func (c *cell) answers(t *testing.T, status string) (sum float64) {
-	t.Helper()
-	families, err := c.registry.Gather()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range families {
-		if f.GetName() != "ringmain_requests_total" {
-			continue
-		}
-		for _, m := range f.GetMetric() {
-			labels := map[string]string{}
-			for _, l := range m.GetLabel() {
-				labels[l.GetName()] = l.GetValue()
-			}
-			if labels["endpoint"] == chat && labels["status"] == status {
-				sum += m.GetCounter().GetValue()
-			}
-		}
-	}
-	return sum
+func (c *cell) answers(t *testing.T, status string) float64 {
+	return c.metric(t, "ringmain_requests_total", chat, status)
 }
 
 // TestInlineReceiptOfAnAnswerThatNobodyTook: what was signed as the answer began

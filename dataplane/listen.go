@@ -17,6 +17,7 @@ import (
 	"ringmain/dataplane/edge"
 	"ringmain/dataplane/h1"
 	"ringmain/dataplane/h2"
+	"ringmain/dataplane/sock"
 )
 
 // serverLog takes what net/http logs: about clients that break off mostly,
@@ -48,13 +49,19 @@ func (s standard) ServeTLS(l net.Listener) error {
 // strangers is what clients may ask over HTTP/2 before one of them has shown a
 // good key: at about 30 KiB each. What is asked then is not read until there is
 // room, which for a good key's first request is at once.
-var strangers = h2.Strangers{Each: 4, All: 512, Open: 32}
+var strangers = h2.Strangers{Each: 4, All: 512, Open: 32, OpenAll: 4096}
+
+// unheard is how long a client's host may be gone before its connection is: as long
+// as with nothing on its way to it, by keep-alive.
+const unheard = 150 * time.Second
 
 // serve starts both servers and the probes.
 func (w *Worker) serve(ctx context.Context) {
 	ctx, w.stop = context.WithCancel(ctx)
 	w.group, ctx = errgroup.WithContext(ctx)
-	base := func(net.Listener) context.Context { return ctx }
+	var requests context.Context
+	requests, w.end = context.WithCancel(ctx)
+	base := func(net.Listener) context.Context { return requests }
 	errorLog := log.New(serverLog{w.log}, "", 0)
 	api := &http.Server{
 		Handler: w.guard.Handler(http.HandlerFunc(w.node.ServeAPI)), BaseContext: base, ErrorLog: errorLog,
@@ -88,7 +95,7 @@ func (w *Worker) serve(ctx context.Context) {
 	if !w.setup.StandardHTTP1 {
 		w.api = h1.New(api, w.tunables.WriteStall)
 	}
-	for server, listener := range map[server]net.Listener{w.api: w.guard.Listen(w.cfg.API), standard{w.peer}: door.Listen(w.certs.node.Listen(w.cfg.Peer))} {
+	for server, listener := range map[server]net.Listener{w.api: w.guard.Listen(sock.Listen(w.cfg.API, unheard)), standard{w.peer}: door.Listen(w.certs.node.Listen(w.cfg.Peer))} {
 		w.group.Go(func() error {
 			if err := server.ServeTLS(listener); !errors.Is(err, http.ErrServerClosed) {
 				return fmt.Errorf("dataplane: serve on %s: %w", listener.Addr(), err)

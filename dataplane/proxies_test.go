@@ -24,6 +24,7 @@ import (
 	"ringmain/dataplane"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/edge"
+	"ringmain/internal/testkit/logkit"
 )
 
 // front is a proxy of somebody else's, as operators set it before nodes.
@@ -150,7 +151,7 @@ func putBefore(t *testing.T, f front, tune dataplane.Tunables) *fronted {
 			t.Fatal(err)
 		}
 	}
-	said := &lockedBuffer{}
+	said := &logkit.Buffer{}
 	cmd := exec.CommandContext(t.Context(), path, append(f.args, filepath.Join(dir, "conf"))...)
 	cmd.Stdout, cmd.Stderr = said, said
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }

@@ -322,9 +322,12 @@ func TestReceiptsOfWhatEndedEarly(t *testing.T) {
 	cancel()
 	_ = resp.Body.Close()
 	rec := c.record(resp.Header.Get("idc-request-id"))
-	doc := c.do(c.client(true), call{path: "/v1/receipts/" + rec.RequestID, key: key})
-	if rec.Ended != "client_gone" || doc.status != 200 || !strings.Contains(doc.body, `"ended":"client_gone"`) || !strings.Contains(doc.body, `"status":200`) {
-		t.Errorf("%+v: %d %s", rec, doc.status, doc.body)
+	poll(t, "the receipt, which comes after the record", func() bool {
+		reply = c.do(c.client(true), call{path: "/v1/receipts/" + rec.RequestID, key: key})
+		return reply.status == 200
+	})
+	if rec.Ended != "client_gone" || !strings.Contains(reply.body, `"ended":"client_gone"`) || !strings.Contains(reply.body, `"status":200`) {
+		t.Errorf("%+v: %s", rec, reply.body)
 	}
 }
 

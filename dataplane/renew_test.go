@@ -235,6 +235,31 @@ func TestStricterAtThePeer(t *testing.T) {
 	}
 }
 
+// TestPinnedAwayAtThePeer: an executing node that knows of a pin to another
+// jurisdiction takes nothing in, and the entry node asks one that may.
+func TestPinnedAwayAtThePeer(t *testing.T) {
+	r := newRing(t)
+	key, _ := r.org("acme", "any", "verified", "live")
+	far, near := newAnswering(answered), newAnswering(answered)
+	r.upstream("far", "ap-sg", "openai", provider(t, far), func(u *registry.Upstream) { u.Provider = "p" })
+	r.upstream("near", "us-west", "openai", provider(t, near), func(u *registry.Upstream) { u.Provider = "p" })
+	r.route("m", registry.Target{Upstream: "far", Model: "m"}, registry.Target{Upstream: "near", Model: "m", Order: 1})
+	us := r.start("us-east", "us", patient)
+	r.start("us-west", "us", patient)
+	ap := r.start("ap-sg", "apac", patient)
+	r.load()
+	in := call{path: chat, key: key, body: ask("m", false), header: map[string]string{"idc-region-hint": "ap-sg"}}
+	if us.do(us.client(true), in); far.count("m") != 1 {
+		t.Fatalf("without a policy the hinted region was asked %d times", far.count("m"))
+	}
+	r.policy("pol_1", &registry.Policy{Org: "org_acme", Residency: "us"})
+	ap.reload()
+	reply := us.do(us.client(true), in)
+	if reply.status != http.StatusOK || far.count("m") != 1 || near.count("m") != 1 || reply.header.Get("idc-residency") != "us" {
+		t.Errorf("%d %v %s", reply.status, reply.header, reply.body)
+	}
+}
+
 func (r *ring) orgOf(name string) *registry.Org {
 	for _, rec := range r.state {
 		if rec.Org != nil && rec.Org.Name == name {

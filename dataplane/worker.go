@@ -83,7 +83,7 @@ type Tunables struct {
 	Overload      time.Duration          // goroutines that could run wait longer than this: the least important requests are shed [20 ms]
 	Bodies        int64                  // bytes of large request bodies held at once; more are shed [1 GiB]
 	Events        int64                  // bytes of long events held at once; the streams of more are shed [1 GiB]
-	Upstreams     breaker.Rules          // per (upstream, model)
+	Upstreams     breaker.Rules          // per (upstream, model, endpoint)
 	Edge          edge.Limits            // of the listener for clients [Setup.Edge]
 	Limits        admission.LimitsConfig // of requests at once, per upstream
 	Retries       breaker.BudgetRules    // per upstream
@@ -105,6 +105,7 @@ func (t Tunables) withDefaults() Tunables {
 }
 
 const (
+	endWait        = time.Second // for requests under way to say that they end
 	closeWait      = 10 * time.Second
 	maxHeaderBytes = 32 << 10
 )
@@ -129,6 +130,7 @@ type Worker struct {
 	peer  *http.Server
 	group *errgroup.Group
 	stop  context.CancelFunc
+	end   context.CancelFunc // of the requests under way
 }
 
 // Open starts to serve on the listeners, which belong to the worker from here
@@ -277,7 +279,18 @@ func (w *Worker) Drain(ctx context.Context) error {
 }
 
 // Close ends what still runs, waits for it, and returns the first failure.
+// Requests under way have a moment to say so to their clients.
 func (w *Worker) Close() error {
+	if w.node.Busy() {
+		w.node.End()
+		w.end()
+		last, cancel := context.WithTimeout(context.Background(), endWait)
+		var both errgroup.Group
+		both.Go(func() error { return w.api.Shutdown(last) })
+		both.Go(func() error { return w.peer.Shutdown(last) })
+		_ = both.Wait() // who has not ended by then is ended
+		cancel()
+	}
 	w.stop()
 	err := w.group.Wait()
 	// Handlers end with their connections' contexts; none may outlive the worker.

@@ -137,7 +137,7 @@ func TestWaitingHoldsNoPlace(t *testing.T) {
 func TestTooManyWait(t *testing.T) {
 	for _, http2 := range []bool{false, true} {
 		t.Run(fmt.Sprintf("h2=%t", http2), func(t *testing.T) {
-			c, key, wrong := nat(t, edge.Limits{Wrong: 2, Late: 300 * time.Millisecond, Held: 4})
+			c, key, wrong := nat(t, edge.Limits{Wrong: 2, Late: 600 * time.Millisecond, Held: 4})
 			good := c.client(http2)
 			c.do(good, call{path: chat, key: key, body: ask("m", false)})
 			strangers := make([]*http.Client, 8) // one connection of HTTP/2 would be read no further

@@ -10,7 +10,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -28,6 +27,7 @@ import (
 	"ringmain/drills/fault"
 	"ringmain/drills/simmodel"
 	"ringmain/internal/clusterfile"
+	"ringmain/internal/testkit/netkit"
 )
 
 // This file is a whole cluster in miniature: each node a process of its own
@@ -118,7 +118,7 @@ func startCluster(t *testing.T, change func(*cluster)) *cluster {
 	cert, key := certificate(t, dir)
 	c := &cluster{t: t, file: filepath.Join(dir, "cluster.json"), held: map[string]int{}, lie: map[string]int{}}
 	regions := []string{"eu-fra", "us-east"}
-	addresses := freeAddresses(t, 5)
+	addresses := netkit.Addresses(5) // a node must come back under the address it had
 	data := map[string]string{"eu-fra": addresses[0], "us-east": addresses[2]}
 	file := clusterfile.Cluster{
 		Ready: true, CAFile: cert, Model: "sim-chat", MessagesModel: "sim-messages", RemoteModel: "sim-far", APIKey: "idc_live_any_x",
@@ -297,7 +297,7 @@ func certificate(t *testing.T, dir string) (cert, key string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true, IPAddresses: []net.IP{netkit.Host()}}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &private.PublicKey, private)
 	if err != nil {
 		t.Fatal(err)
@@ -318,20 +318,4 @@ func certificate(t *testing.T, dir string) (cert, key string) {
 		t.Fatal(err)
 	}
 	return cert, key
-}
-
-// freeAddresses are loopback ports that nothing held a moment ago: a node must
-// come back under the address it had.
-func freeAddresses(t *testing.T, n int) []string {
-	t.Helper()
-	var out []string
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer func() { _ = l.Close() }()
-		out = append(out, fmt.Sprint(l.Addr()))
-	}
-	return out
 }

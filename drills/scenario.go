@@ -38,8 +38,8 @@ type FaultSpec struct {
 	Kind string `yaml:"kind"` // kill
 }
 
-// FaultKill ends every process of the region with SIGKILL.
-const FaultKill = "kill"
+// faultKill ends every process of the region with SIGKILL.
+const faultKill = "kill"
 
 // LoadSpec is the load of load.Config that a scenario decides.
 type LoadSpec struct {
@@ -116,7 +116,7 @@ func (s *Scenario) check(complain func(path, format string, args ...any)) {
 	if s.Runbook == "" {
 		complain("runbook", "name the heading of RUNBOOK.md that this drill rehearses")
 	}
-	if s.Fault.Kind != FaultKill {
+	if s.Fault.Kind != faultKill {
 		complain("fault.kind", "want kill, got %q", s.Fault.Kind)
 	}
 	l := s.Load

@@ -127,6 +127,7 @@ func canaryRun(t *testing.T, bin string, port int) (found map[string]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	stopped := false
 	defer func() {
 		if !stopped {

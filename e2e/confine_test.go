@@ -19,6 +19,7 @@ func TestALoosenedWorkerServesNoZeroRetention(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	stopped := false
 	defer func() {
 		if !stopped {

@@ -213,7 +213,7 @@ func TestOperatorMistakes(t *testing.T) {
 	if _, stderr, code := d.cli(t, "backup", "create", file, "--server", victim.Admin, "--token-file", d.AdminTokenFile, "--ca-file", d.CAFile); code != 0 {
 		t.Fatal(stderr)
 	}
-	elsewhere := copied(t, victim.DataDir)
+	elsewhere := copied(t, d, victim)
 	apart := variant(t, victim, victim.DataDir, elsewhere)
 	self := listens(t, victim)
 	empty := filepath.Join(dir, "empty")

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"ringmain/internal/clusterfile"
+	"ringmain/internal/testkit/logkit"
 )
 
 var (
@@ -61,6 +62,9 @@ func TestMain(m *testing.M) {
 		}
 		code := m.Run()
 		if sharedRing.ring != nil {
+			if code != 0 {
+				fmt.Println("what the nodes of the shared cluster warned of:\n" + sharedRing.ring.warnings())
+			}
 			if err := sharedRing.ring.stop(); err != nil {
 				fmt.Fprintln(os.Stderr, "e2e: stop:", err)
 				return 1
@@ -77,25 +81,8 @@ type devCluster struct {
 	cmd   *exec.Cmd
 	pid   int // of ringmain itself, where cmd is a tracer
 	ended chan struct{}
-	out   *syncBuffer
+	out   *logkit.Buffer
 	roots *x509.CertPool
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }
 
 // startDev runs `ringmain dev` in dir and waits until it is ready.
@@ -105,7 +92,7 @@ func startDev(dir string, port int, args ...string) (*devCluster, error) {
 
 // startDevAs runs it as command says, whose last word is the binary.
 func startDevAs(command []string, dir string, port int, args ...string) (*devCluster, error) {
-	d := &devCluster{dir: filepath.Join(dir, "ring"), ended: make(chan struct{}), out: new(syncBuffer)}
+	d := &devCluster{dir: filepath.Join(dir, "ring"), ended: make(chan struct{}), out: new(logkit.Buffer)}
 	command = append(slices.Clip(command), "dev", "--dir", d.dir, "--port", strconv.Itoa(port))
 	d.cmd = exec.Command(command[0], append(command[1:], args...)...)
 	d.cmd.Stdout, d.cmd.Stderr = d.out, d.out
@@ -173,6 +160,32 @@ func (d *devCluster) stop() error {
 		return fmt.Errorf("exit: %s\n%s", d.cmd.ProcessState, d.out)
 	}
 	return nil
+}
+
+// tells has a failure of t show what the nodes warned of.
+func (d *devCluster) tells(t testing.TB) {
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log("what the nodes warned of:\n" + d.warnings())
+		}
+	})
+}
+
+// warnings are the last warnings and errors in each node's log.
+func (d *devCluster) warnings() string {
+	var all strings.Builder
+	logs, _ := filepath.Glob(filepath.Join(d.dir, "*", "*", "node.log"))
+	for _, path := range logs {
+		text, _ := os.ReadFile(path)
+		var found []string
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, `"level":"WARN"`) || strings.Contains(line, `"level":"ERROR"`) {
+				found = append(found, line)
+			}
+		}
+		all.WriteString(strings.Join(found[max(0, len(found)-20):], ""))
+	}
+	return all.String()
 }
 
 // processesUnder finds live processes of our binary that work on dir, by their

@@ -34,7 +34,10 @@ func faultRoutes(t *testing.T) string {
 	var b strings.Builder
 	b.WriteString("routes:\n")
 	route := func(model, upstream, served string) {
-		fmt.Fprintf(&b, "  - model: %s\n    targets: [{upstream: %s, model: %q}]\n    timeouts: {between_events_ms: 400, first_byte_ms: 2000}\n", model, upstream, served)
+		fmt.Fprintf(&b, "  - model: %s\n    targets: [{upstream: %s, model: %q}]\n", model, upstream, served)
+		if served == simmodel.FaultStall { // no other: what a provider has sent whole is to be read whole
+			fmt.Fprintln(&b, "    timeouts: {between_events_ms: 400}")
+		}
 	}
 	for _, fault := range []string{simmodel.Fault429, simmodel.Fault500Once, simmodel.Fault503, simmodel.FaultReset,
 		simmodel.FaultCut, simmodel.FaultCutClean, simmodel.FaultStall, simmodel.FaultRefusal, simmodel.FaultLateError} {

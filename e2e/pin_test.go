@@ -22,6 +22,7 @@ func TestAnOrgIsPinnedWhileItIsServed(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	stopped := false
 	defer func() {
 		if !stopped {

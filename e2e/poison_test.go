@@ -67,6 +67,7 @@ func TestPoison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	t.Cleanup(func() {
 		if err := d.stop(); err != nil {
 			t.Error(err)

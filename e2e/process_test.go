@@ -17,6 +17,7 @@ import (
 	"github.com/goccy/go-yaml"
 
 	"ringmain/internal/clusterfile"
+	"ringmain/internal/testkit/logkit"
 )
 
 // small starts a cluster of one control and one data node per region, which
@@ -27,6 +28,7 @@ func small(t *testing.T, port int, regions string, args ...string) *devCluster {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	t.Cleanup(func() {
 		if err := d.stop(); err != nil {
 			t.Error(err)
@@ -172,7 +174,7 @@ func variant(t testing.TB, n clusterfile.Node, pairs ...string) string {
 // process is a node that a test started itself.
 type process struct {
 	cmd   *exec.Cmd
-	out   *syncBuffer
+	out   *logkit.Buffer
 	ended chan struct{}
 }
 
@@ -184,7 +186,7 @@ func startNode(t testing.TB, role, file string, args ...string) *process {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &process{out: new(syncBuffer), ended: make(chan struct{})}
+	p := &process{out: new(logkit.Buffer), ended: make(chan struct{})}
 	p.cmd = exec.Command(binary, append([]string{role, "--config", file}, args...)...)
 	p.cmd.Dir = filepath.Dir(file)
 	p.cmd.Stdout, p.cmd.Stderr = p.out, p.out
@@ -235,6 +237,7 @@ func (p *process) kill(t testing.TB, n clusterfile.Node) {
 	}
 	end(t, syscall.SIGKILL, p.cmd.Process.Pid)
 	end(t, syscall.SIGKILL, st.WorkerPID)
+	p.exit(t, 15*time.Second) // what they said is read
 }
 
 // exit waits for the end and gives its code.

@@ -23,6 +23,7 @@ import (
 
 	"ringmain/controlplane/admin/api"
 	"ringmain/controlplane/identity"
+	"ringmain/internal/testkit/logkit"
 )
 
 // fleet is the nodes of a development cluster, each a process of this test's
@@ -31,11 +32,35 @@ type fleet struct {
 	*devCluster
 	t     *testing.T
 	token string
-	out   *syncBuffer
+	out   *logkit.Buffer
 
 	mu     sync.Mutex
-	nodes  map[string]*exec.Cmd
+	nodes  map[string]*member
 	admins map[string]string // URL by control node
+}
+
+// member is a node's process.
+type member struct {
+	cmd   *exec.Cmd
+	ended chan struct{}
+}
+
+// newFleet takes over the nodes of a cluster that has stopped. They end with the
+// test, which then shows what they said if it failed.
+func newFleet(t *testing.T, d *devCluster) *fleet {
+	t.Helper()
+	token, err := os.ReadFile(d.AdminTokenFile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fleet{devCluster: d, t: t, token: strings.TrimSpace(string(token)), out: new(logkit.Buffer), nodes: map[string]*member{}, admins: map[string]string{}}
+	t.Cleanup(func() {
+		f.stopAll()
+		if t.Failed() {
+			t.Log(f.out)
+		}
+	})
+	return f
 }
 
 // start runs `ringmain control` or `ringmain data` on a node's directory.
@@ -54,33 +79,41 @@ func (f *fleet) start(region, node string) {
 	if err := cmd.Start(); err != nil {
 		f.t.Fatal(err)
 	}
+	m := &member{cmd: cmd, ended: make(chan struct{})}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.nodes[node] = cmd
+	f.nodes[node] = m
 	if cfg.Listen.Admin != "" {
 		f.admins[node] = "https://" + cfg.Listen.Admin
 	}
+	go func() {
+		defer close(m.ended)
+		_ = cmd.Wait()
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.nodes[node] == m { // nobody stopped it
+			f.t.Errorf("%s ended by itself: %v", node, cmd.ProcessState)
+		}
+	}()
 }
 
 // stop ends a node's process, and waits.
 func (f *fleet) stop(node string) {
 	f.mu.Lock()
-	cmd := f.nodes[node]
+	m := f.nodes[node]
 	delete(f.nodes, node)
 	delete(f.admins, node)
 	f.mu.Unlock()
-	if cmd == nil {
+	if m == nil {
 		return
 	}
-	_ = cmd.Process.Signal(syscall.SIGTERM) // it may have ended
-	done := make(chan struct{})
-	go func() { _ = cmd.Wait(); close(done) }()
+	_ = m.cmd.Process.Signal(syscall.SIGTERM) // it may have ended
 	select {
-	case <-done:
+	case <-m.ended:
 	case <-time.After(30 * time.Second):
 		f.t.Errorf("%s does not stop", node)
-		_ = cmd.Process.Kill()
-		<-done
+		_ = m.cmd.Process.Kill()
+		<-m.ended
 	}
 }
 
@@ -122,12 +155,14 @@ func (f *fleet) admin(ctx context.Context, method, path, body string) (answer, e
 
 func (f *fleet) ringmain(args ...string) string {
 	f.t.Helper()
-	cmd := exec.CommandContext(f.t.Context(), binary, append(args, "--server", strings.Join(f.servers(), ","), "--ca-file", f.CAFile, "--token-file", f.AdminTokenFile, "-o", "json")...)
-	var stderr syncBuffer
+	ctx, cancel := context.WithTimeout(f.t.Context(), 3*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, append(args, "--server", strings.Join(f.servers(), ","), "--ca-file", f.CAFile, "--token-file", f.AdminTokenFile, "-o", "json")...)
+	var stderr logkit.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		f.t.Fatalf("ringmain %s: %v\n%s\n%s", strings.Join(args, " "), err, stderr.String(), f.out)
+		f.t.Fatalf("ringmain %s: %v\n%s", strings.Join(args, " "), err, stderr.String())
 	}
 	return string(out)
 }
@@ -144,19 +179,15 @@ func readYAML(t *testing.T, file string, v any) {
 }
 
 // install makes the directory of one more control node: its identity, and a
-// configuration that names itself and the nodes that were there first.
-func (f *fleet) install(ca *identity.CA, cluster, region, like, node string, reader bool) (internal string) {
+// configuration that names itself, at five addresses from port on, and the nodes
+// that were there first.
+func (f *fleet) install(ca *identity.CA, cluster, region, like, node string, port int, reader bool) (internal string) {
 	f.t.Helper()
 	var cfg map[string]any
 	readYAML(f.t, filepath.Join(f.dir, region, like, "node.yaml"), &cfg)
 	var free []string
-	for range 5 {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			f.t.Fatal(err)
-		}
-		defer l.Close()
-		free = append(free, l.Addr().String())
+	for i := range 5 {
+		free = append(free, fmt.Sprintf("127.0.0.1:%d", port+i))
 	}
 	dir := filepath.Join(f.dir, region, node)
 	id := filepath.Join(dir, "identity")
@@ -206,24 +237,15 @@ func (f *fleet) watchers(region, node string) (n int, err error) {
 // what is on disk.
 func TestReplaceEveryControlNode(t *testing.T) {
 	t.Parallel()
-	d, err := startDev(t.TempDir(), 24440, "--regions", "us-east:us,eu-fra:eu", "--data", "1")
+	const port = 24440
+	d, err := startDev(t.TempDir(), port, "--regions", "us-east:us,eu-fra:eu", "--data", "1")
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := d.stop(); err != nil {
 		t.Fatal(err)
 	}
-	token, err := os.ReadFile(d.AdminTokenFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fleet{devCluster: d, t: t, token: strings.TrimSpace(string(token)), out: new(syncBuffer), nodes: map[string]*exec.Cmd{}, admins: map[string]string{}}
-	defer func() {
-		f.stopAll()
-		if t.Failed() {
-			t.Log(f.out)
-		}
-	}()
+	f := newFleet(t, d)
 	var shape struct{ Cluster string }
 	text, err := os.ReadFile(filepath.Join(d.dir, "shape.json"))
 	if err == nil {
@@ -244,7 +266,7 @@ func TestReplaceEveryControlNode(t *testing.T) {
 
 	// A reader first: the data node goes over to it.
 	reader := us + "-r1"
-	addr := f.install(ca, shape.Cluster, us, us+"-c1", reader, true)
+	addr := f.install(ca, shape.Cluster, us, us+"-c1", reader, port+300, true) // behind the regions' blocks
 	f.start(us, reader)
 	eventually(t, 30*time.Second, func() error {
 		_, err := f.admin(t.Context(), "POST", "/members?region="+us, fmt.Sprintf(`{"node":%q,"address":%q,"reader":true}`, reader, addr))
@@ -254,7 +276,7 @@ func TestReplaceEveryControlNode(t *testing.T) {
 	writer := f.write()
 	for i := range 3 {
 		old, next := fmt.Sprintf("%s-c%d", us, i+1), fmt.Sprintf("%s-c%d", us, i+4)
-		addr := f.install(ca, shape.Cluster, us, us+"-c1", next, false)
+		addr := f.install(ca, shape.Cluster, us, us+"-c1", next, port+310+10*i, false)
 		f.start(us, next)
 		began := time.Now()
 		var l api.MemberList

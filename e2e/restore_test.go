@@ -27,17 +27,7 @@ func TestTheOnlyRegionBeginsAnew(t *testing.T) {
 	if err := d.stop(); err != nil {
 		t.Fatal(err)
 	}
-	token, err := os.ReadFile(d.AdminTokenFile)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fleet{devCluster: d, t: t, token: strings.TrimSpace(string(token)), out: new(syncBuffer), nodes: map[string]*exec.Cmd{}, admins: map[string]string{}}
-	defer func() {
-		f.stopAll()
-		if t.Failed() {
-			t.Log(f.out)
-		}
-	}()
+	f := newFleet(t, d)
 	region := "us-east"
 	control := []string{region + "-c1", region + "-c2", region + "-c3"}
 	config := func(node string) string { return filepath.Join(d.dir, region, node, "node.yaml") }

@@ -174,6 +174,7 @@ func scopeRun(t *testing.T, bin string, port int) *scoped {
 	if err != nil {
 		t.Fatal(err)
 	}
+	d.tells(t)
 	stopped := false
 	defer func() {
 		if !stopped {
@@ -220,30 +221,30 @@ func scopeRun(t *testing.T, bin string, port int) *scoped {
 	}
 	// One that may be anywhere: the scan must see it abroad, or it sees nothing.
 	const free = "freemark"
-	write("POST", "/orgs", `{"name":"`+free+`-org"}`)
+	freeOrg := field(t, write("POST", "/orgs", `{"name":"`+free+`-org","plan":"enterprise","state":"verified"}`).body, "id")
+	freeProject := field(t, write("POST", "/orgs/"+freeOrg+"/projects", `{"name":"`+free+`-project"}`).body, "id")
+	freeKey := field(t, write("POST", "/projects/"+freeProject+"/keys", `{"name":"`+free+`-key"}`).body, "key")
 
 	// Served at home; refused, and not looked up anywhere, at the wrong entry.
-	ask := func(region int) (answer, error) {
-		return d.tryAsk(t.Context(), d.client(false), "POST", d.node(t, region, "data").API+"/v1/chat/completions", chat(d.Model), "authorization", "Bearer "+whole)
+	ask := func(region int, key string) (answer, error) {
+		return d.tryAsk(t.Context(), d.client(false), "POST", d.node(t, region, "data").API+"/v1/chat/completions", chat(d.Model), "authorization", "Bearer "+key)
 	}
-	eventually(t, 15*time.Second, func() error {
-		a, err := ask(1)
-		if err == nil {
-			err = asked(a, 200, "eu")
-		}
-		return err
-	})
-	if a, err := ask(2); err != nil || a.status != http.StatusForbidden || a.header.Get("idc-error-code") != "wrong_jurisdiction" {
+	knows := func(region int, key, residency string) {
+		t.Helper()
+		eventually(t, 15*time.Second, func() error {
+			a, err := ask(region, key)
+			if err == nil {
+				err = asked(a, 200, residency)
+			}
+			return err
+		})
+	}
+	knows(1, whole, "eu")
+	if a, err := ask(2, whole); err != nil || a.status != http.StatusForbidden || a.header.Get("idc-error-code") != "wrong_jurisdiction" {
 		t.Fatalf("at a wrong entry: %v %d %s", err, a.status, a.body)
 	}
-	// What comes after must have arrived everywhere before the end.
-	eventually(t, 15*time.Second, func() error {
-		a := d.ask(t, "GET", d.Regions[2].Admin+"/admin/v1/orgs?limit=500", "", "authorization", "Bearer "+strings.TrimSpace(string(token)))
-		if !strings.Contains(a.body, free) {
-			return fmt.Errorf("us-east does not know the free org yet: %s", a.body)
-		}
-		return nil
-	})
+	// What came after has arrived abroad, too, where it may: also at the data node.
+	knows(2, freeKey, "unpinned")
 	stopped = true
 	if err := d.stop(); err != nil {
 		t.Fatal(err)

@@ -400,23 +400,9 @@ func TestClientsUnderstandErrors(t *testing.T) {
 // nowhere else.
 func TestClientsHonourRetryHeaders(t *testing.T) {
 	d := routed(t)
-	var mu sync.Mutex
-	var at []time.Time
-	var pauses []time.Duration
-	note := func(req *http.Request, next func(*http.Request) (*http.Response, error)) (*http.Response, error) {
-		began := time.Now()
-		resp, err := next(req)
-		mu.Lock()
-		defer mu.Unlock()
-		at = append(at, began)
-		if resp != nil {
-			ms, _ := strconv.Atoi(resp.Header.Get("retry-after-ms"))
-			pauses = append(pauses, time.Duration(ms)*time.Millisecond)
-		}
-		return resp, err
-	}
-	oc := openaiClient(d, d.Regions[0].API, d.APIKey, option.WithMaxRetries(1), option.WithMiddleware(note))
-	ac := anthropicClient(d, d.Regions[1].API, d.APIKey, anthropicoption.WithMaxRetries(1), anthropicoption.WithMiddleware(note))
+	var wire hearer
+	oc := openaiClient(d, d.Regions[0].API, d.APIKey, option.WithMaxRetries(1), option.WithMiddleware(wire.note))
+	ac := anthropicClient(d, d.Regions[1].API, d.APIKey, anthropicoption.WithMaxRetries(1), anthropicoption.WithMiddleware(wire.note))
 	for _, tc := range []struct {
 		name  string
 		call  func() error
@@ -433,14 +419,58 @@ func TestClientsHonourRetryHeaders(t *testing.T) {
 			return err
 		}, 1},
 	} {
-		at, pauses = nil, nil
 		if err := tc.call(); err == nil {
 			t.Errorf("%s: answered", tc.name)
 		}
-		if len(at) != tc.calls {
-			t.Errorf("%s: %d calls, want %d", tc.name, len(at), tc.calls)
-		} else if tc.calls == 2 && (pauses[0] <= 0 || at[1].Sub(at[0]) < pauses[0]) {
-			t.Errorf("%s: waited %v, asked for %v", tc.name, at[1].Sub(at[0]), pauses[0])
+		all := wire.take()
+		if len(all) != tc.calls {
+			t.Errorf("%s: %d calls, want %d: %v", tc.name, len(all), tc.calls, all)
+		} else if tc.calls == 2 && (all[0].pause <= 0 || all[1].at.Sub(all[0].at) < all[0].pause) {
+			t.Errorf("%s: waited %v: %v", tc.name, all[1].at.Sub(all[0].at), all)
 		}
 	}
+}
+
+// hearer notes what a client hears, request by request, as its middleware.
+type hearer struct {
+	mu  sync.Mutex
+	all []heard
+}
+
+// heard is one request of a client, and what it heard.
+type heard struct {
+	at     time.Time
+	status int
+	code   string
+	pause  time.Duration // that was asked for
+	err    error
+}
+
+func (h heard) String() string {
+	if h.err != nil {
+		return h.err.Error()
+	}
+	return fmt.Sprintf("%d %s, pause %v", h.status, h.code, h.pause)
+}
+
+func (h *hearer) note(req *http.Request, next func(*http.Request) (*http.Response, error)) (*http.Response, error) {
+	one := heard{at: time.Now()}
+	resp, err := next(req)
+	if one.err = err; resp != nil {
+		ms, _ := strconv.Atoi(resp.Header.Get("retry-after-ms"))
+		one.status, one.code, one.pause = resp.StatusCode, resp.Header.Get("idc-error-code"), time.Duration(ms)*time.Millisecond
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.all = append(h.all, one)
+	return resp, err
+}
+
+// take gives what was heard, and forgets it.
+func (h *hearer) take() []heard {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	all := h.all
+	h.all = nil
+	return all
 }

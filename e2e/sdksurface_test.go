@@ -250,6 +250,7 @@ func TestClientsLeavePlainRequests(t *testing.T) {
 		}
 		return c.Models[model].Requests, c.Models[model].ClientGone
 	}
+	const ownDeadline = 2 * time.Second // the provider is asked before, also where all is slow
 	for _, tc := range []struct {
 		name, model string
 		call        func(context.Context) error
@@ -260,7 +261,7 @@ func TestClientsLeavePlainRequests(t *testing.T) {
 			return err
 		}, true},
 		{"openai, deadline", "sim-abort", func(ctx context.Context) error {
-			_, err := oc.Chat.Completions.New(ctx, chatAsk("e2e-abort"), option.WithRequestTimeout(500*time.Millisecond))
+			_, err := oc.Chat.Completions.New(ctx, chatAsk("e2e-abort"), option.WithRequestTimeout(ownDeadline))
 			return err
 		}, false},
 		{"anthropic, context", "sim-abort-messages", func(ctx context.Context) error {
@@ -268,7 +269,7 @@ func TestClientsLeavePlainRequests(t *testing.T) {
 			return err
 		}, true},
 		{"anthropic, deadline", "sim-abort-messages", func(ctx context.Context) error {
-			_, err := ac.Messages.New(ctx, messageAsk("e2e-abort-messages"), anthropicoption.WithRequestTimeout(500*time.Millisecond))
+			_, err := ac.Messages.New(ctx, messageAsk("e2e-abort-messages"), anthropicoption.WithRequestTimeout(ownDeadline))
 			return err
 		}, false},
 	} {

@@ -100,25 +100,20 @@ func TestClientsOnTheWire(t *testing.T) {
 
 func pausesAreSeen(t *testing.T, d *devCluster, w *witness) {
 	base := d.Regions[0].API
-	oc, ac := openaiClient(d, base, d.APIKey, option.WithMaxRetries(1)), anthropicClient(d, base, d.APIKey, anthropicoption.WithMaxRetries(1))
-	if _, err := oc.Chat.Completions.New(t.Context(), chatAsk("own")); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := ac.Messages.New(t.Context(), messageAsk("own-messages")); err != nil {
-		t.Fatal(err)
-	}
+	var wire hearer
+	oc := openaiClient(d, base, d.APIKey, option.WithMaxRetries(1), option.WithMiddleware(wire.note))
+	ac := anthropicClient(d, base, d.APIKey, anthropicoption.WithMaxRetries(1), anthropicoption.WithMiddleware(wire.note))
 	for name, call := range map[string]func() error{
 		"openai":    func() error { _, err := oc.Chat.Completions.New(t.Context(), chatAsk("own-busy")); return err },
 		"anthropic": func() error { _, err := ac.Messages.New(t.Context(), messageAsk("own-busy-messages")); return err },
 	} {
 		w.take()
-		err := call()
-		if err == nil {
+		if err := call(); err == nil {
 			t.Fatalf("%s: answered", name)
 		}
-		all := w.take()
+		all, told := w.take(), wire.take()
 		if len(all) != 2 {
-			t.Errorf("%s: the provider was asked %d times, want 2; the client heard %v", name, len(all), err)
+			t.Errorf("%s: the provider was asked %d times, want 2; the client heard %v", name, len(all), told)
 		} else if pause := all[1].at.Sub(all[0].at); pause < ownPause {
 			t.Errorf("%s: the provider saw a pause of %v, after asking for %v", name, pause, ownPause)
 		}

@@ -7,9 +7,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	"ringmain/drills/fault"
 	"ringmain/internal/clusterfile"
 )
 
@@ -53,9 +55,9 @@ func TestStartMistakes(t *testing.T) {
 		code             int
 		says             []string
 	}{
-		{"data: directory of another cluster", "data", moved(t, data, base), []string{"--data-dir", copied(t, foreignData.DataDir)}, 1,
+		{"data: directory of another cluster", "data", moved(t, data, base), []string{"--data-dir", copied(t, ring, foreignData)}, 1,
 			[]string{"another cluster", readNodeYAML(t, foreignData).Cluster}},
-		{"control: directory of another cluster", "control", moved(t, control, base), []string{"--data-dir", copied(t, foreignControl.DataDir)}, 1,
+		{"control: directory of another cluster", "control", moved(t, control, base), []string{"--data-dir", copied(t, ring, foreignControl)}, 1,
 			[]string{"another cluster", readNodeYAML(t, foreignControl).Cluster}},
 		{"data: port of clients in use", "data", moved(t, data, base, "127.0.0.1:27600", port), []string{"--data-dir", t.TempDir()}, 1,
 			[]string{port, "address already in use", "listen.api"}},
@@ -76,9 +78,9 @@ func TestStartMistakes(t *testing.T) {
 		{"data: seal key missing", "data", moved(t, data, base, "seal.key", "no.key"), []string{"--data-dir", t.TempDir()}, 1, []string{"seal_key_file", "no.key", "no such file"}},
 		{"control: seal key missing", "control", moved(t, control, base, "seal.key", "no.key"), []string{"--data-dir", t.TempDir()}, 1, []string{"seal_key_file", "no.key", "no such file"}},
 		{"data: seal key of another region", "data", moved(t, data, base, readNodeYAML(t, data).SealKeyFile, readNodeYAML(t, foreignData).SealKeyFile),
-			[]string{"--data-dir", copied(t, data.DataDir)}, 1, []string{"restore that key"}},
+			[]string{"--data-dir", copied(t, d, data)}, 1, []string{"restore that key"}},
 		{"control: seal key of another region", "control", moved(t, control, base, readNodeYAML(t, control).SealKeyFile, readNodeYAML(t, foreignControl).SealKeyFile),
-			[]string{"--data-dir", copied(t, control.DataDir)}, 1, []string{"restore that key"}},
+			[]string{"--data-dir", copied(t, d, control)}, 1, []string{"restore that key"}},
 		{"unknown field", "data", variant(t, data, "role: data\n", "role: data\ncolour: red\n"), nil, 2, []string{"unknown field", "colour", ">"}},
 		{"field of the wrong kind", "data", variant(t, data, "role: data\n", "role: keeper\n"), nil, 2, []string{"line ", "role", "control or data"}},
 		{"no such configuration", "data", filepath.Join(t.TempDir(), "node.yaml"), nil, 2, []string{"node.yaml", "no such file"}},
@@ -110,15 +112,22 @@ func TestStartMistakes(t *testing.T) {
 	}
 }
 
-// copied is a copy of a running node's directory.
-func copied(t *testing.T, dir string) string {
+// copied is a copy of a node's directory, as it was at one moment: whoever
+// writes there stands still meanwhile.
+func copied(t *testing.T, d *devCluster, n clusterfile.Node) string {
 	t.Helper()
+	if p := d.now(t, n.Name); alive(p.PID) {
+		defer func() { _ = syscall.Kill(p.PID, syscall.SIGCONT) }()
+		if _, err := fault.Stop([]fault.Process{{Name: n.Name, PID: p.PID}}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	to := t.TempDir()
-	err := filepath.WalkDir(dir, func(path string, e os.DirEntry, err error) error {
+	err := filepath.WalkDir(n.DataDir, func(path string, e os.DirEntry, err error) error {
 		if err != nil {
 			return err
 		}
-		rel, err := filepath.Rel(dir, path)
+		rel, err := filepath.Rel(n.DataDir, path)
 		if err != nil {
 			return err
 		}

@@ -8,13 +8,13 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/memberlist"
 
 	"ringmain/gossip"
 	"ringmain/gossip/bulletin"
+	"ringmain/internal/testkit/synckit"
 )
 
 // fake is a cluster in fake time.
@@ -150,7 +150,7 @@ func all(gs []*gossip.Gossip, node string, want bool) bool {
 }
 
 func bubble(t *testing.T, f func(t *testing.T, c *fake)) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		c := newFake(t)
 		defer c.close()
 		f(t, c)
@@ -285,7 +285,7 @@ func TestObservers(t *testing.T) {
 		}
 		c.until(20*time.Second, "everybody agrees", c.agree)
 		ctx, cancel := context.WithCancel(context.Background())
-		defer func() { cancel(); synctest.Wait() }()
+		defer func() { cancel(); synckit.Wait() }()
 		var euDown, sick atomic.Bool
 		for name, g := range c.nodes {
 			own, _, _ := strings.Cut(name, "-")

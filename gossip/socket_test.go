@@ -18,6 +18,8 @@ import (
 
 	"ringmain/gossip"
 	"ringmain/gossip/bulletin"
+	"ringmain/internal/testkit/clockkit"
+	"ringmain/internal/testkit/netkit"
 )
 
 func TestMain(m *testing.M) {
@@ -139,25 +141,27 @@ func TestKilledNodeOverSockets(t *testing.T) {
 	all := append(append([]*gossip.Gossip(nil), home...), away)
 	waitFor(t, 15*time.Second, "everybody knows everybody", func() bool { return everybody(all, 6) })
 
+	since := clockkit.Watch(t)
 	if err := home[4].Kill(); err != nil {
 		t.Fatal(err)
 	}
-	atHome := waitFor(t, 10*time.Second, "death known at home", func() bool { return nobody(home[:4], "eu-5") })
-	elsewhere := waitFor(t, 5*time.Second, "death known elsewhere", func() bool { return !alive(away, "eu-5") })
+	waitFor(t, 20*time.Second, "death known at home", func() bool { return nobody(home[:4], "eu-5") })
+	atHome := since()
+	elsewhere := waitFor(t, 20*time.Second, "death known elsewhere", func() bool { return !alive(away, "eu-5") })
 	t.Logf("known at home after %s, elsewhere %s later", atHome, elsewhere)
 	if atHome > 2500*time.Millisecond {
 		t.Errorf("known at home after %s", atHome)
 	}
-	if !everybody(home[:4], 5) {
-		t.Error("others were declared dead with it")
-	}
+	// On a busy machine another may be suspected wrongly, and says that it lives:
+	// TestDetection has time in which nobody is late.
+	waitFor(t, 20*time.Second, "the others live", func() bool { return everybody(home[:4], 5) })
 }
 
 // A node that leaves is known to have left at once, and is not tried again.
 func TestLeave(t *testing.T) {
 	gs := region(t, "eu", 3, nil)
 	waitFor(t, 15*time.Second, "everybody knows everybody", func() bool { return everybody(gs, 3) })
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	if err := gs[2].Leave(ctx); err != nil {
 		t.Error(err)
@@ -168,9 +172,12 @@ func TestLeave(t *testing.T) {
 	if err := gs[2].Leave(ctx); err != nil {
 		t.Errorf("Leave after Close: %v", err)
 	}
-	took := waitFor(t, time.Second, "leave known", func() bool { return nobody(gs[:2], "eu-3") })
-	t.Logf("known after %s", took)
-	waitFor(t, 5*time.Second, "counted as left", func() bool {
+	since := clockkit.Watch(t)
+	waitFor(t, 20*time.Second, "leave known", func() bool { return nobody(gs[:2], "eu-3") })
+	if took := since(); took > time.Second {
+		t.Errorf("known after %s", took)
+	}
+	waitFor(t, 20*time.Second, "counted as left", func() bool {
 		l, w := gs[0].Members()
 		return l == (gossip.Counts{Alive: 2, Left: 1}) && w == (gossip.Counts{Alive: 2, Left: 1})
 	})
@@ -181,18 +188,19 @@ func TestLeave(t *testing.T) {
 func TestRestart(t *testing.T) {
 	for _, moved := range []bool{false, true} {
 		t.Run(fmt.Sprintf("moved=%v", moved), func(t *testing.T) {
-			gs := region(t, "eu", 3, nil)
+			gs := region(t, "eu", 2, nil)
+			lanSeed, wanSeed := gs[0].Addrs()
+			cfg := config("eu", "eu-3", []string{lanSeed}, []string{wanSeed})
+			cfg.LANBind, cfg.WANBind = netkit.Address(), netkit.Address()
+			gs = append(gs, open(t, cfg))
 			waitFor(t, 15*time.Second, "everybody knows everybody", func() bool { return everybody(gs, 3) })
-			lanAddr, wanAddr := gs[2].Addrs()
 			if err := gs[2].Kill(); err != nil {
 				t.Fatal(err)
 			}
-			lanSeed, wanSeed := gs[0].Addrs()
-			cfg := config("eu", "eu-3", []string{lanSeed}, []string{wanSeed})
 			cfg.Digest.Incarnation = 1
 			cfg.Digest.API = "the new one"
-			if !moved {
-				cfg.LANBind, cfg.WANBind = lanAddr, wanAddr
+			if moved {
+				cfg.LANBind, cfg.WANBind = netkit.Address(), netkit.Address()
 			}
 			again := open(t, cfg)
 			took := waitFor(t, 20*time.Second, "restarted node known", func() bool {
@@ -256,8 +264,15 @@ func TestForeignClusterNeverMerges(t *testing.T) {
 	others := []*gossip.Gossip{open(t, foreign), open(t, stranger)}
 	waitFor(t, 15*time.Second, "the two know each other", func() bool { return everybody(gs, 2) })
 	time.Sleep(2500 * time.Millisecond) // two rounds of joining
-	if !everybody(gs, 2) || !everybody(others, 1) {
-		t.Error("nodes of different clusters or keys merged")
+	for _, node := range []string{"eu-8", "eu-9"} {
+		if alive(gs[0], node) || alive(gs[1], node) {
+			t.Errorf("%s, of another cluster or with other keys, was let in", node)
+		}
+	}
+	for _, node := range []string{"eu-1", "eu-2"} {
+		if alive(others[0], node) || alive(others[1], node) {
+			t.Errorf("%s let in nodes of another cluster or with other keys", node)
+		}
 	}
 }
 

@@ -8,10 +8,10 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/gossip"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMemberlistLogLevels(t *testing.T) {
@@ -63,7 +63,7 @@ func TestObserveVerdicts(t *testing.T) {
 		{"one path", "+112211", "UUUUUUU"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				ctx, cancel := context.WithCancel(context.Background())
 				got := make([]byte, 0, len(c.rounds))
 				round := -1

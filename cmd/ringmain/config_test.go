@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -50,6 +51,27 @@ func TestValidateReadsDocuments(t *testing.T) {
 		if want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%v, want %q", err, want)
 		}
+	}
+}
+
+func TestValidateAsJSON(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "node \a.yaml")
+	if err := os.WriteFile(file, []byte(strings.ReplaceAll(dataNode, "documents: {security_txt: DIR/security.txt}\n", "")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var stdout, stderr bytes.Buffer
+	if code := run(t.Context(), []string{"config", "validate", file, "-o", "json"}, &stdout, &stderr); code != 0 {
+		t.Fatalf("exit %d, %s", code, &stderr)
+	}
+	var got map[string]any
+	if err := json.Unmarshal(stdout.Bytes(), &got); err != nil || got["file"] != file || got["node"] != "us-east-d1" || got["valid"] != true {
+		t.Errorf("%v, %s", err, &stdout)
+	}
+	for _, args := range [][]string{{"config", "validate", file, "-o", "csv"}, {"version", "-o", "csv"}} {
+		if code := run(t.Context(), args, &stdout, &stderr); code != 2 || !strings.Contains(stderr.String(), "use table or json") {
+			t.Errorf("%v: exit %d, %s", args, code, &stderr)
+		}
+		stderr.Reset()
 	}
 }
 

@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -198,7 +199,8 @@ func configCommand(stdout io.Writer) *cobra.Command {
 			return usageError{fmt.Errorf("%q needs one of: validate", "ringmain config")}
 		},
 	}
-	cmd.AddCommand(&cobra.Command{
+	var output string
+	validate := &cobra.Command{
 		Use:   "validate FILE",
 		Short: "check a node's configuration file, and the documents it names; mistakes are named with their line",
 		Args: func(_ *cobra.Command, args []string) error {
@@ -208,6 +210,10 @@ func configCommand(stdout io.Writer) *cobra.Command {
 			return nil
 		},
 		RunE: func(_ *cobra.Command, args []string) error {
+			asJSON, err := isJSON(output)
+			if err != nil {
+				return err
+			}
 			cfg, err := config.Load(args[0], os.Environ())
 			if err != nil {
 				return err
@@ -215,11 +221,29 @@ func configCommand(stdout io.Writer) *cobra.Command {
 			if _, err := node.ReadDocuments(cfg, time.Now()); err != nil {
 				return fmt.Errorf("configuration %s: %w", args[0], config.Locate(args[0], err))
 			}
+			if asJSON {
+				return json.NewEncoder(stdout).Encode(map[string]any{
+					"file": args[0], "valid": true, "role": cfg.Role, "node": cfg.Node, "region": cfg.Region, "cluster": cfg.Cluster,
+				})
+			}
 			_, err = fmt.Fprintf(stdout, "%s: valid: %s node %s of region %s in cluster %s\n", args[0], cfg.Role, cfg.Node, cfg.Region, cfg.Cluster)
 			return err
 		},
-	})
+	}
+	outputFlag(validate, &output)
+	cmd.AddCommand(validate)
 	return cmd
+}
+
+func outputFlag(cmd *cobra.Command, output *string) {
+	cmd.Flags().StringVarP(output, "output", "o", "table", "table or json")
+}
+
+func isJSON(output string) (bool, error) {
+	if output != "json" && output != "table" {
+		return false, usageError{fmt.Errorf("--output %q: use table or json", output)}
+	}
+	return output == "json", nil
 }
 
 func versionCommand(stdout io.Writer) *cobra.Command {
@@ -229,19 +253,19 @@ func versionCommand(stdout io.Writer) *cobra.Command {
 		Short: "print the version",
 		Args:  noArgs,
 		RunE: func(*cobra.Command, []string) error {
-			format := "ringmain %s (%s, %s/%s)\n"
-			switch output {
-			case "json":
-				format = `{"version":%q,"go":%q,"os":%q,"arch":%q}` + "\n"
-			case "table":
-			default:
-				return usageError{fmt.Errorf("-o: want table or json, got %q", output)}
+			asJSON, err := isJSON(output)
+			if err != nil {
+				return err
 			}
-			_, err := fmt.Fprintf(stdout, format, version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			format := "ringmain %s (%s, %s/%s)\n"
+			if asJSON {
+				format = `{"version":%q,"go":%q,"os":%q,"arch":%q}` + "\n"
+			}
+			_, err = fmt.Fprintf(stdout, format, version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return err
 		},
 	}
-	cmd.Flags().StringVarP(&output, "output", "o", "table", "table or json")
+	outputFlag(cmd, &output)
 	return cmd
 }
 

@@ -186,3 +186,23 @@ func (a *API) remove(ctx context.Context, kind registry.Kind, ref string, cond r
 	}
 	return gate.Deleted(w), nil
 }
+
+// read answers with the record that ref names.
+func read[T any](a *API, kind registry.Kind, ref string, show func(*registry.Record) T) (*gate.Answer[T], error) {
+	rec, err := a.records.Get(kind, ref)
+	if err != nil {
+		return nil, err
+	}
+	return gate.Read(rec, show(rec)), nil
+}
+
+// wrote answers with what was written; a new record has a path of its own below another.
+func wrote[T any](w records.Written, err error, below string, show func(*registry.Record) T) (*gate.Answer[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	if below != "" {
+		below += w.Record.Meta.ID
+	}
+	return gate.Wrote(w, below, show(w.Record)), nil
+}

@@ -30,15 +30,16 @@ type UpstreamPath struct {
 	Upstream string `path:"upstream" doc:"Id or name of the upstream"`
 }
 
-func (a *API) showUpstream(m api.Meta, u *registry.Upstream) api.Upstream {
-	out := api.Upstream{Meta: m, CredentialSet: len(u.Credential) > 0, UpstreamInput: api.UpstreamInput{
+func (a *API) showUpstream(rec *registry.Record) api.Upstream {
+	u := rec.Upstream
+	out := api.Upstream{Meta: records.Meta(rec), CredentialSet: len(u.Credential) > 0, UpstreamInput: api.UpstreamInput{
 		Name: u.Name, Provider: u.Provider, Region: u.Region, Dialect: u.Dialect, BaseURL: u.BaseURL, Auth: u.Auth,
 		Terms: api.Terms(u.Terms), Simulated: u.Simulated, Disabled: u.Disabled,
 		Endpoints: u.Endpoints, Headers: converted(u.Headers, func(h registry.Header) api.Header { return api.Header(h) }),
 		Query: u.Query, Concurrency: u.Concurrency, Dedicated: u.Dedicated,
 	}}
 	if out.CredentialSet {
-		out.CredentialPrint = api.CredentialPrint(m.ID, string(u.Credential))
+		out.CredentialPrint = api.CredentialPrint(out.ID, string(u.Credential))
 		a.records.View(func(s *ledger.State) {
 			if v, ok := s.Revoked(registry.KindCredential, registry.CredentialID(u.Credential)); ok {
 				out.CredentialEnded = records.Millis(v.At)
@@ -87,7 +88,7 @@ func (a *API) upstreams() {
 	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.UpstreamList], error) {
 		var list api.UpstreamList
 		var err error
-		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindUpstream), func(r *registry.Record) api.Upstream { return a.showUpstream(records.Meta(r), r.Upstream) })
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindUpstream), a.showUpstream)
 		return &gate.Answer[api.UpstreamList]{Body: list}, err
 	})
 	gate.Add(a.gate, gate.Operation{
@@ -95,19 +96,12 @@ func (a *API) upstreams() {
 		Description: "The credential can be written and never read: answers say only whether there is one, and its fingerprint.",
 	}, func(ctx context.Context, in *struct{ Body api.UpstreamInput }) (*gate.Answer[api.Upstream], error) {
 		w, err := a.records.Create(ctx, &registry.Record{Kind: registry.KindUpstream, Meta: a.global(ctx, registry.KindUpstream), Upstream: upstreamOf(in.Body, nil)})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "/admin/v1/upstreams/"+w.Record.Meta.ID, a.showUpstream(records.Meta(w.Record), w.Record.Upstream)), nil
+		return wrote(w, err, "/admin/v1/upstreams/", a.showUpstream)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-upstream", Method: http.MethodGet, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Read an upstream, without its credential", Place: gate.InGlobal,
 	}, func(_ context.Context, in *UpstreamPath) (*gate.Answer[api.Upstream], error) {
-		rec, err := a.records.Get(registry.KindUpstream, in.Upstream)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, a.showUpstream(records.Meta(rec), rec.Upstream)), nil
+		return read(a, registry.KindUpstream, in.Upstream, a.showUpstream)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-upstream", Method: http.MethodPut, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Replace an upstream", Place: gate.InGlobal,
@@ -121,10 +115,7 @@ func (a *API) upstreams() {
 			r.Upstream = upstreamOf(in.Body, r.Upstream.Credential)
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "", a.showUpstream(records.Meta(w.Record), w.Record.Upstream)), nil
+		return wrote(w, err, "", a.showUpstream)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "delete-upstream", Method: http.MethodDelete, Path: "/upstreams/{upstream}", Tag: tag, Summary: "Delete an upstream that no route uses", Place: gate.InGlobal,
@@ -141,8 +132,9 @@ type RoutePath struct {
 	Route string `path:"route" doc:"Id of the route, or its model's public name (percent-encoded)"`
 }
 
-func showRoute(m api.Meta, r *registry.Route) api.Route {
-	out := api.Route{Meta: m, RouteInput: api.RouteInput{
+func showRoute(rec *registry.Record) api.Route {
+	r := rec.Route
+	out := api.Route{Meta: records.Meta(rec), RouteInput: api.RouteInput{
 		Model: r.Model, Timeouts: api.Timeouts(r.Timeouts), Targets: make([]api.Target, len(r.Targets)),
 		Fallbacks: r.Fallbacks, ContextFallback: r.ContextFallback, Deterministic: r.Deterministic,
 	}}
@@ -171,26 +163,19 @@ func (a *API) catalog() {
 	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.RouteList], error) {
 		var list api.RouteList
 		var err error
-		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRoute), func(r *registry.Record) api.Route { return showRoute(records.Meta(r), r.Route) })
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRoute), showRoute)
 		return &gate.Answer[api.RouteList]{Body: list}, err
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "create-route", Method: http.MethodPost, Path: "/routes", Tag: tag, Summary: "Create the route of a model", Status: http.StatusCreated, Makes: true, Place: gate.InGlobal,
 	}, func(ctx context.Context, in *struct{ Body api.RouteInput }) (*gate.Answer[api.Route], error) {
 		w, err := a.records.Create(ctx, &registry.Record{Kind: registry.KindRoute, Meta: a.global(ctx, registry.KindRoute), Route: routeOf(in.Body)})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "/admin/v1/routes/"+w.Record.Meta.ID, showRoute(records.Meta(w.Record), w.Record.Route)), nil
+		return wrote(w, err, "/admin/v1/routes/", showRoute)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-route", Method: http.MethodGet, Path: "/routes/{route}", Tag: tag, Summary: "Read a route", Place: gate.InGlobal,
 	}, func(_ context.Context, in *RoutePath) (*gate.Answer[api.Route], error) {
-		rec, err := a.records.Get(registry.KindRoute, in.Route)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, showRoute(records.Meta(rec), rec.Route)), nil
+		return read(a, registry.KindRoute, in.Route, showRoute)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-route", Method: http.MethodPut, Path: "/routes/{route}", Tag: tag, Summary: "Replace a route", Place: gate.InGlobal,
@@ -203,10 +188,7 @@ func (a *API) catalog() {
 			r.Route = routeOf(in.Body)
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "", showRoute(records.Meta(w.Record), w.Record.Route)), nil
+		return wrote(w, err, "", showRoute)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "delete-route", Method: http.MethodDelete, Path: "/routes/{route}", Tag: tag, Summary: "Delete a route: its model is unknown then", Place: gate.InGlobal,
@@ -224,8 +206,9 @@ type RegionPath struct {
 	Region string `path:"region" doc:"Name of the region" maxLength:"32"`
 }
 
-func (a *API) showRegion(m api.Meta, r *registry.Region) api.Region {
-	out := api.Region{Meta: m, Name: r.Name, RegionInput: api.RegionInput{Jurisdiction: r.Jurisdiction, Endpoint: r.Endpoint, State: r.State, Brownout: r.Brownout}}
+func (a *API) showRegion(rec *registry.Record) api.Region {
+	r := rec.Region
+	out := api.Region{Meta: records.Meta(rec), Name: r.Name, RegionInput: api.RegionInput{Jurisdiction: r.Jurisdiction, Endpoint: r.Endpoint, State: r.State, Brownout: r.Brownout}}
 	if a.cfg.Published != nil {
 		if up, known := a.cfg.Published()[r.Name]; known {
 			out.Published = map[bool]string{true: "up", false: "down"}[up]
@@ -241,17 +224,13 @@ func (a *API) regions() {
 	}, func(_ context.Context, in *records.Paging) (*gate.Answer[api.RegionList], error) {
 		var list api.RegionList
 		var err error
-		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRegion), func(r *registry.Record) api.Region { return a.showRegion(records.Meta(r), r.Region) })
+		list.Items, list.Page, err = records.List(a.records, *in, all(registry.KindRegion), a.showRegion)
 		return &gate.Answer[api.RegionList]{Body: list}, err
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-region", Method: http.MethodGet, Path: "/regions/{region}", Tag: tag, Summary: "Read a region", Place: gate.InGlobal,
 	}, func(_ context.Context, in *RegionPath) (*gate.Answer[api.Region], error) {
-		rec, err := a.records.Get(registry.KindRegion, in.Region)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, a.showRegion(records.Meta(rec), rec.Region)), nil
+		return read(a, registry.KindRegion, in.Region, a.showRegion)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "put-region", Method: http.MethodPut, Path: "/regions/{region}", Tag: tag, Summary: "Create or replace a region", Place: gate.InGlobal,
@@ -277,8 +256,5 @@ func (a *API) putRegion(ctx context.Context, in *struct {
 			return nil
 		})
 	}
-	if err != nil {
-		return nil, err
-	}
-	return gate.Wrote(w, "", a.showRegion(records.Meta(w.Record), w.Record.Region)), nil
+	return wrote(w, err, "", a.showRegion)
 }

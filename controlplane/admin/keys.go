@@ -34,11 +34,7 @@ func (a *API) keys() {
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-key", Method: http.MethodGet, Path: "/keys/{key}", Tag: tag, Summary: "Read a key, without its secret", Place: byPath,
 	}, func(_ context.Context, in *gate.KeyPath) (*gate.Answer[api.Key], error) {
-		rec, err := a.records.Get(registry.KindKey, in.Key)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, records.ShowKey(rec)), nil
+		return read(a, registry.KindKey, in.Key, records.ShowKey)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-key", Method: http.MethodPut, Path: "/keys/{key}", Tag: tag, Summary: "Change a key's name and end", Safe: true, Place: byPath,
@@ -178,10 +174,7 @@ func (a *API) updateKey(ctx context.Context, in *struct {
 		r.Key.Name, r.Key.Class, r.Key.Expires = in.Body.Name, cmp.Or(in.Body.Class, r.Key.Class), expires
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return gate.Wrote(w, "", records.ShowKey(w.Record)), nil
+	return wrote(w, err, "", records.ShowKey)
 }
 
 func (a *API) rotateKey(ctx context.Context, in *struct {

@@ -1,39 +1,20 @@
 package admin_test
 
 import (
-	"bytes"
 	"encoding/json"
 	"io"
 	"net/http"
 	"strings"
-	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
 
 	"ringmain/controlplane/admin/api"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
-
-// logBuffer collects logs of several nodes.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
 
 // caller makes requests as the operator who has the test token.
 type caller struct {
@@ -113,9 +94,9 @@ func (c caller) want(status int, method, url, body string, headers ...string) re
 }
 
 // one is a single region with a single node.
-func one(t *testing.T, options ...controlkit.Option) (caller, string, *controlkit.Cluster, *logBuffer) {
+func one(t *testing.T, options ...controlkit.Option) (caller, string, *controlkit.Cluster, *logkit.Buffer) {
 	t.Helper()
-	logs := &logBuffer{}
+	logs := &logkit.Buffer{}
 	c := controlkit.Start(t, logs, []string{"us-east:us"}, options...)
 	return caller{t, c.Client()}, c.Regions[0].Nodes[0].URL + "/admin/v1", c, logs
 }

@@ -11,6 +11,7 @@ import (
 	"ringmain/controlplane/admin"
 	"ringmain/controlplane/homes"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 // otherRegions is what the other regions do: they confirm at once, or never.
@@ -56,7 +57,7 @@ func withOthers(o *otherRegions) controlkit.Option {
 
 func TestAcknowledgementLevels(t *testing.T) {
 	others := &otherRegions{}
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu", "ap-sg:apac"}, withOthers(others))
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu", "ap-sg:apac"}, withOthers(others))
 	call := caller{t, c.Client()}
 	base := c.Regions[0].Nodes[0].URL + "/admin/v1"
 	_, project := call.account(base, "any")
@@ -148,7 +149,7 @@ func TestOneRegionSaysWhatItCannotPromise(t *testing.T) {
 
 func TestShards(t *testing.T) {
 	others := &otherRegions{}
-	logs := &logBuffer{}
+	logs := &logkit.Buffer{}
 	c := controlkit.Start(t, logs, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
 	call := caller{t, c.Client()}
 	us, eu := c.Regions[0].Nodes[0].URL+"/admin/v1", c.Regions[1].Nodes[0].URL+"/admin/v1"

@@ -8,6 +8,7 @@ import (
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/registry"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 // A repeated rotation must not undo a later one.
@@ -30,7 +31,7 @@ func TestLateRepetitionOfARotation(t *testing.T) {
 // of ten minutes.
 func TestRotationRepeatedByAClockBehind(t *testing.T) {
 	edge := time.Now().Truncate(10 * time.Minute).Add(time.Hour)
-	cluster := controlkit.Start(t, &logBuffer{}, []string{"us-east:us:2"}, func(cfg *admin.Config) {
+	cluster := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us:2"}, func(cfg *admin.Config) {
 		clock := edge.Add(5 * time.Second)
 		if cfg.Node == "us-east-c2" {
 			clock = edge.Add(-5 * time.Second)

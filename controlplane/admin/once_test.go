@@ -9,6 +9,7 @@ import (
 	"ringmain/controlplane/apikey"
 	"ringmain/controlplane/registry"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 const again = "Idempotency-Key: 6f1ee9e0-8d83-4c4e-9f43-0d1d4f6f3a11"
@@ -75,7 +76,7 @@ func TestRepetitionHasTheSameOutcome(t *testing.T) {
 func TestRepetitionAfterAChangeOfLeader(t *testing.T) {
 	now := time.Now()
 	for _, drift := range []time.Duration{-20 * time.Second, 0, 9 * time.Minute} {
-		logs := &logBuffer{}
+		logs := &logkit.Buffer{}
 		cluster := controlkit.Start(t, logs, []string{"us-east:us:2"}, func(cfg *admin.Config) {
 			clock := now
 			if cfg.Node == "us-east-c2" {

@@ -15,8 +15,9 @@ import (
 	"ringmain/controlplane/registry/ledger"
 )
 
-func showOrg(m api.Meta, o *registry.Org) api.Org {
-	return api.Org{Meta: m, OrgInput: api.OrgInput{
+func showOrg(rec *registry.Record) api.Org {
+	o := rec.Org
+	return api.Org{Meta: records.Meta(rec), OrgInput: api.OrgInput{
 		Name: o.Name, Plan: o.Plan, State: o.State, Jurisdiction: o.Jurisdiction, Roaming: o.Roaming,
 	}}
 }
@@ -42,11 +43,7 @@ func (a *API) orgs() {
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-org", Method: http.MethodGet, Path: "/orgs/{org}", Tag: tag, Summary: "Read an org", Place: byPath,
 	}, func(_ context.Context, in *gate.OrgPath) (*gate.Answer[api.Org], error) {
-		rec, err := a.records.Get(registry.KindOrg, in.Org)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, showOrg(records.Meta(rec), rec.Org)), nil
+		return read(a, registry.KindOrg, in.Org, showOrg)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-org", Method: http.MethodPut, Path: "/orgs/{org}", Tag: tag, Summary: "Replace an org", Place: byPath,
@@ -59,10 +56,7 @@ func (a *API) orgs() {
 			r.Org = orgOf(in.Body, r.Org.Jurisdiction)
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "", showOrg(records.Meta(w.Record), w.Record.Org)), nil
+		return wrote(w, err, "", showOrg)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "delete-org", Method: http.MethodDelete, Path: "/orgs/{org}", Tag: tag, Summary: "Delete an org without projects and policies", Place: byPath,
@@ -111,7 +105,7 @@ func (a *API) listOrgs(_ context.Context, in *listOrgsInput) (*gate.Answer[api.O
 	}
 	list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 		return s.List(registry.KindOrg, after, limit, keep)
-	}, func(r *registry.Record) api.Org { return showOrg(records.Meta(r), r.Org) })
+	}, showOrg)
 	if err != nil {
 		return nil, err
 	}
@@ -144,14 +138,12 @@ func (a *API) createOrg(ctx context.Context, in *struct{ Body api.OrgInput }) (*
 		Meta: registry.Meta{ID: a.records.NewID(ctx, registry.KindOrg, org.Jurisdiction, shard), Shard: shard},
 		Org:  org,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return gate.Wrote(w, "/admin/v1/orgs/"+w.Record.Meta.ID, showOrg(records.Meta(w.Record), w.Record.Org)), nil
+	return wrote(w, err, "/admin/v1/orgs/", showOrg)
 }
 
-func showProject(m api.Meta, p *registry.Project) api.Project {
-	return api.Project{Meta: m, Org: p.Org, ProjectInput: api.ProjectInput{Name: p.Name, CrossProvider: p.CrossProvider, Class: p.Class}}
+func showProject(rec *registry.Record) api.Project {
+	p := rec.Project
+	return api.Project{Meta: records.Meta(rec), Org: p.Org, ProjectInput: api.ProjectInput{Name: p.Name, CrossProvider: p.CrossProvider, Class: p.Class}}
 }
 
 func (a *API) projects() {
@@ -170,7 +162,7 @@ func (a *API) projects() {
 		var err error
 		list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 			return s.ProjectsOf(in.Org, after, limit)
-		}, func(r *registry.Record) api.Project { return showProject(records.Meta(r), r.Project) })
+		}, showProject)
 		return &gate.Answer[api.ProjectList]{Body: list}, err
 	})
 	gate.Add(a.gate, gate.Operation{
@@ -188,19 +180,12 @@ func (a *API) projects() {
 			Meta:    a.below(ctx, org, org.Org.Jurisdiction, registry.KindProject),
 			Project: &registry.Project{Org: org.Meta.ID, Name: in.Body.Name, CrossProvider: in.Body.CrossProvider, Class: in.Body.Class},
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "/admin/v1/projects/"+w.Record.Meta.ID, showProject(records.Meta(w.Record), w.Record.Project)), nil
+		return wrote(w, err, "/admin/v1/projects/", showProject)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-project", Method: http.MethodGet, Path: "/projects/{project}", Tag: tag, Summary: "Read a project", Place: byPath,
 	}, func(_ context.Context, in *gate.ProjectPath) (*gate.Answer[api.Project], error) {
-		rec, err := a.records.Get(registry.KindProject, in.Project)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, showProject(records.Meta(rec), rec.Project)), nil
+		return read(a, registry.KindProject, in.Project, showProject)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-project", Method: http.MethodPut, Path: "/projects/{project}", Tag: tag, Summary: "Replace a project", Place: byPath,
@@ -213,10 +198,7 @@ func (a *API) projects() {
 			r.Project.Name, r.Project.CrossProvider, r.Project.Class = in.Body.Name, in.Body.CrossProvider, in.Body.Class
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "", showProject(records.Meta(w.Record), w.Record.Project)), nil
+		return wrote(w, err, "", showProject)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "delete-project", Method: http.MethodDelete, Path: "/projects/{project}", Tag: tag, Summary: "Delete a project without keys and policy", Place: byPath,
@@ -241,8 +223,9 @@ type PolicyPath struct {
 	Policy string `path:"policy" doc:"Id of the policy"`
 }
 
-func showPolicy(m api.Meta, p *registry.Policy) api.Policy {
-	return api.Policy{Meta: m, Org: p.Org, PolicyInput: api.PolicyInput{
+func showPolicy(rec *registry.Record) api.Policy {
+	p := rec.Policy
+	return api.Policy{Meta: records.Meta(rec), Org: p.Org, PolicyInput: api.PolicyInput{
 		Project: p.Project, Residency: p.Residency, NoRetention: p.NoRetention, Models: p.Models, Dedicated: p.Dedicated,
 	}}
 }
@@ -267,7 +250,7 @@ func (a *API) policies() {
 		var err error
 		list.Items, list.Page, err = records.List(a.records, in.Paging, func(s *ledger.State, after string, limit int) []*registry.Record {
 			return s.PoliciesOf(in.Org, after, limit)
-		}, func(r *registry.Record) api.Policy { return showPolicy(records.Meta(r), r.Policy) })
+		}, showPolicy)
 		return &gate.Answer[api.PolicyList]{Body: list}, err
 	})
 	gate.Add(a.gate, gate.Operation{
@@ -283,19 +266,12 @@ func (a *API) policies() {
 		w, err := a.records.Create(ctx, &registry.Record{
 			Kind: registry.KindPolicy, Meta: a.below(ctx, org, org.Org.Jurisdiction, registry.KindPolicy), Policy: policyOf(in.Body, org.Meta.ID),
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "/admin/v1/policies/"+w.Record.Meta.ID, showPolicy(records.Meta(w.Record), w.Record.Policy)), nil
+		return wrote(w, err, "/admin/v1/policies/", showPolicy)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "get-policy", Method: http.MethodGet, Path: "/policies/{policy}", Tag: tag, Summary: "Read a policy", Place: byPath,
 	}, func(_ context.Context, in *PolicyPath) (*gate.Answer[api.Policy], error) {
-		rec, err := a.records.Get(registry.KindPolicy, in.Policy)
-		if err != nil {
-			return nil, err
-		}
-		return gate.Read(rec, showPolicy(records.Meta(rec), rec.Policy)), nil
+		return read(a, registry.KindPolicy, in.Policy, showPolicy)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "update-policy", Method: http.MethodPut, Path: "/policies/{policy}", Tag: tag, Summary: "Replace a policy", Safe: true, Place: byPath,
@@ -309,10 +285,7 @@ func (a *API) policies() {
 			r.Policy = policyOf(in.Body, r.Policy.Org)
 			return nil
 		})
-		if err != nil {
-			return nil, err
-		}
-		return gate.Wrote(w, "", showPolicy(records.Meta(w.Record), w.Record.Policy)), nil
+		return wrote(w, err, "", showPolicy)
 	})
 	gate.Add(a.gate, gate.Operation{
 		ID: "delete-policy", Method: http.MethodDelete, Path: "/policies/{policy}", Tag: tag, Summary: "Delete a policy: what it narrowed is wide again", Safe: true, Place: byPath,

@@ -19,6 +19,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 // pinWorld is what homes and gossip say in a controlkit cluster: each region
@@ -90,10 +91,10 @@ func (w *pinWorld) say(f func()) {
 }
 
 // pinCluster has a region in the US and two in the EU, at the newest version.
-func pinCluster(t *testing.T) (caller, *controlkit.Cluster, *pinWorld, *logBuffer) {
+func pinCluster(t *testing.T) (caller, *controlkit.Cluster, *pinWorld, *logkit.Buffer) {
 	t.Helper()
 	w := &pinWorld{stuck: map[string]controlplane.Position{}, dead: map[string]bool{}, absent: map[string]bool{}}
-	logs := &logBuffer{}
+	logs := &logkit.Buffer{}
 	kit := controlkit.Start(t, logs, []string{"us-east:us", "eu-fra:eu", "eu-ams:eu"}, func(cfg *admin.Config) {
 		cfg.Homes, cfg.Nodes, cfg.HeldIn, cfg.ConfirmIn = w, w.nodes, time.Millisecond, 300*time.Millisecond
 	})
@@ -476,7 +477,7 @@ func TestOneChangeAfterTheOther(t *testing.T) {
 
 // A region that is not upgraded begins no change, and nothing is tightened.
 func TestNoChangeOfPinBeforeTheClusterVersion(t *testing.T) {
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"})
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"})
 	call := caller{t, c.Client()}
 	us := call.base(c, "us-east")
 	org, _ := call.account(us, "any")

@@ -13,6 +13,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 // replayer is a control node of another region with entries in quarantine.
@@ -55,7 +56,7 @@ func (q *replayer) replay(seen []map[string]any, changes ...registry.Change) rep
 
 func TestReplayOverwritesNothing(t *testing.T) {
 	others := &otherRegions{}
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
 	call, node := caller{t, c.Client()}, c.Regions[0].Nodes[0]
 	base := node.URL + "/admin/v1"
 	var names = []string{"kept", "changed", "gone", "fresh"}
@@ -112,7 +113,7 @@ func TestReplayOverwritesNothing(t *testing.T) {
 // the home leaves.
 func TestReplayIsDoneOnceItIsConfirmed(t *testing.T) {
 	others := &otherRegions{}
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, withOthers(others))
 	node := c.Regions[0].Nodes[0]
 	q := replays(t, c, "eu-fra", node, "any-us-east")
 	id := registry.NewID(registry.KindOrg.Prefix(), "any", time.Now(), strings.NewReader(strings.Repeat("0123456789abcdef", 8)))

@@ -14,6 +14,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 // copies is a home that has heard from some regions, each so far behind the
@@ -80,7 +81,7 @@ func names(list any) string {
 // A revocation's answer says who holds it, who does not, and of whom nothing is known.
 func TestRevocationSaysWhoHoldsIt(t *testing.T) {
 	c := &copies{}
-	kit := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu", "ap-sg:apac"}, func(cfg *admin.Config) {
+	kit := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu", "ap-sg:apac"}, func(cfg *admin.Config) {
 		cfg.Homes, cfg.ConfirmIn, cfg.HeldIn, cfg.Nodes = c, 50*time.Millisecond, 300*time.Millisecond, c.list
 	})
 	c.cluster = kit
@@ -124,7 +125,7 @@ func TestRevocationSaysWhoHoldsIt(t *testing.T) {
 // All keys of a project or org are revoked at once. Above 100 somebody must
 // have counted, and repeating the request goes on with what is left.
 func TestRevokeAll(t *testing.T) {
-	kit := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) { cfg.HeldIn = time.Millisecond })
+	kit := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) { cfg.HeldIn = time.Millisecond })
 	node := kit.Regions[0].Nodes[0]
 	call := caller{t, kit.Client()}
 	base := node.URL + "/admin/v1"

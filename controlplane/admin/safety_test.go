@@ -15,6 +15,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/controlkit"
+	"ringmain/internal/testkit/logkit"
 )
 
 const second = "token of the second operator"
@@ -37,7 +38,7 @@ func held(n *controlkit.Node, kind registry.Kind, id string) (v registry.Revocat
 // A revocation is announced where the request arrives, before it is on its way,
 // and committed at the global shard's home; the answer says who holds it.
 func TestRevokeBeyondKeys(t *testing.T) {
-	logs := &logBuffer{}
+	logs := &logkit.Buffer{}
 	c := controlkit.Start(t, logs, []string{"us-east:us", "eu-fra:eu"}, withSecond)
 	call := caller{t, c.Client()}
 	home, far := c.Regions[0].Nodes[0], c.Regions[1].Nodes[0]
@@ -179,7 +180,7 @@ func TestANodeThatNobodyKnowsIsNotRevokedByMistake(t *testing.T) {
 // A name means the token that the asked node has by it, whatever the home's are.
 func TestATokenIsRevokedByTheNameThatTheAskedNodeKnows(t *testing.T) {
 	sum := sha256.Sum256([]byte("only here"))
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
 		cfg.HeldIn = time.Millisecond
 		own, mine := admin.Token{Name: "ci", SHA256: sha256.Sum256([]byte("another")), Expires: time.Now().Add(time.Hour)}, "tester"
 		if cfg.Region == "eu-fra" {
@@ -214,7 +215,7 @@ func TestATokenIsRevokedByTheNameThatTheAskedNodeKnows(t *testing.T) {
 // its hash, and no name revokes whichever comes first.
 func TestATokenIsRevokedByItsSuccessorOfTheSameName(t *testing.T) {
 	old := sha256.Sum256([]byte("leaked"))
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, func(cfg *admin.Config) {
 		cfg.HeldIn = time.Millisecond
 		cfg.Tokens = append(cfg.Tokens, admin.Token{Name: "tester", SHA256: old, Expires: time.Now().Add(time.Hour)})
 	})
@@ -339,7 +340,7 @@ func (p pushing) PushRevocations(all []registry.Revocation) { p(all) }
 func TestANodeThatIsAnnouncedIsRevokedByRepeating(t *testing.T) {
 	d1 := api.Node{Region: "us-east", Role: "data", Name: "us-east-d1", Alive: true}
 	for _, asked := range []int{0, 1} {
-		c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"us-east": {d1}, "eu-fra": {d1}}))
+		c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"us-east": {d1}, "eu-fra": {d1}}))
 		for _, r := range c.Regions {
 			r.Raise()
 		}
@@ -357,7 +358,7 @@ func TestANodeThatIsAnnouncedIsRevokedByRepeating(t *testing.T) {
 // is revoked, though the home never heard of the node.
 func TestANodeThatTheHomeNeverSawIsRevoked(t *testing.T) {
 	d1 := api.Node{Region: "eu-fra", Role: "data", Name: "eu-fra-d1", Alive: true}
-	c := controlkit.Start(t, &logBuffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"eu-fra": {d1}}))
+	c := controlkit.Start(t, &logkit.Buffer{}, []string{"us-east:us", "eu-fra:eu"}, gossiping(map[string][]api.Node{"eu-fra": {d1}}))
 	for _, r := range c.Regions {
 		r.Raise()
 	}

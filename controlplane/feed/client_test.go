@@ -5,10 +5,10 @@ import (
 	"errors"
 	"net/http"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/internal/testkit/synckit"
 )
 
 type roundTrip func(*http.Request) (*http.Response, error)
@@ -19,7 +19,7 @@ func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f
 // seconds of its return, and meanwhile not so often that a thousand watchers
 // would keep its nodes from starting.
 func TestComesBackSoon(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		const down = time.Hour

@@ -3,15 +3,15 @@ package homes
 import (
 	"context"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
+	"ringmain/internal/testkit/synckit"
 )
 
 // A deposed home that nobody has told yet must not vouch for its copy.
 func TestCurrent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		p := &player{t: t}
 		p.begin([]string{"us", "eu", "ap"})
 		w := p.w

@@ -11,12 +11,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/retry"
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestScenarios plays testdata/scenarios/*.txt: commands, and after each what
@@ -32,7 +32,7 @@ func TestScenarios(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				p := &player{t: t}
 				defer func() {
 					if p.w != nil {

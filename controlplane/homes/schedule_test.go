@@ -9,12 +9,12 @@ import (
 	"strconv"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/retry"
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestSchedules plays seeded random faults against writers that keep book, and
@@ -36,7 +36,7 @@ func TestSchedules(t *testing.T) {
 		for seed := first; seed < first+uint64(count); seed++ {
 			t.Run(strconv.FormatUint(seed, 10), func(t *testing.T) {
 				t.Parallel()
-				synctest.Test(t, func(t *testing.T) { playSchedule(t, seed, &total) })
+				synckit.Test(t, func(t *testing.T) { playSchedule(t, seed, &total) })
 			})
 		}
 	})

@@ -8,7 +8,6 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
@@ -16,13 +15,14 @@ import (
 	"ringmain/controlplane/ownership"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/strict"
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestWhoseWords: only a control node of this cluster is heard, it speaks for
 // its own region, and only about shards that are that region's too. Whatever
 // is refused changes nothing.
 func TestWhoseWords(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1, false, "us", "eu", "ap")
 		w.startAll()
 		defer w.stopAll()
@@ -95,7 +95,7 @@ func TestWhoseWords(t *testing.T) {
 // TestFormerLifeSealsNothing: once a region's later life is a member, peers of
 // its former one cannot have the shard sealed; the later life can.
 func TestFormerLifeSealsNothing(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		p := &player{t: t}
 		defer func() { p.w.stopAll() }()
 		p.play(`

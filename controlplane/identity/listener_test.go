@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"ringmain/controlplane/identity"
+	"ringmain/internal/testkit/clockkit"
 )
 
 const raftProto = "ringmain-raft/1"
@@ -183,7 +184,7 @@ func TestDemuxRefuses(t *testing.T) {
 // Peers that say nothing hold up nobody, and are cut off after five seconds.
 func TestDemuxSilentPeers(t *testing.T) {
 	d := newDemux(t)
-	start := time.Now()
+	start, since := time.Now(), clockkit.Watch(t)
 	var silent []net.Conn
 	for range 20 {
 		c, err := net.Dial("tcp", d.Addr().String())
@@ -203,7 +204,7 @@ func TestDemuxSilentPeers(t *testing.T) {
 	} else {
 		_ = c.Close()
 	}
-	if took := time.Since(start); took > 3*time.Second {
+	if took := since(); took > 3*time.Second {
 		t.Errorf("a good peer waited %s", took)
 	}
 	for _, c := range silent {
@@ -212,7 +213,7 @@ func TestDemuxSilentPeers(t *testing.T) {
 			t.Fatalf("silent peer: %v", err)
 		}
 	}
-	if took := time.Since(start); took < 4*time.Second || took > 9*time.Second {
+	if took := time.Since(start); took < 4*time.Second || since() > 9*time.Second {
 		t.Errorf("silent peers were cut off after %s", took)
 	}
 }
@@ -240,11 +241,11 @@ func TestDemuxBoundsWhatWaits(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = silent.Close() }()
-	start := time.Now()
+	since := clockkit.Watch(t)
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
-	if took := time.Since(start); took > 2*time.Second {
+	if took := since(); took > 2*time.Second {
 		t.Errorf("Close took %s", took)
 	}
 	wg.Wait()

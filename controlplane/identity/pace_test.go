@@ -5,8 +5,9 @@ import (
 	"net"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // pipes is a listener in memory.
@@ -31,7 +32,7 @@ func (p *pipes) Addr() net.Addr { return &net.TCPAddr{} }
 // whoever waits.
 func TestDemuxPacesACrowd(t *testing.T) {
 	dir := t.TempDir()
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		ca, err := CreateCA(dir, "prod")
 		if err != nil {
 			t.Fatal(err)
@@ -81,7 +82,7 @@ func TestDemuxPacesACrowd(t *testing.T) {
 				last = max(last, took)
 			})
 		}
-		synctest.Wait()
+		synckit.Wait()
 		if took := dial("raft"); took > 0 {
 			t.Errorf("the first protocol waited %v", took)
 		}

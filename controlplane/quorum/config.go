@@ -23,9 +23,9 @@ import (
 	"ringmain/controlplane/seal"
 )
 
-// MaxCommand bounds an encoded command, in bytes: a follower that lags gets up
+// maxCommand bounds an encoded command, in bytes: a follower that lags gets up
 // to 64 of them in one message. Stage a shard snapshot in smaller chunks.
-const MaxCommand = 4 << 20
+const maxCommand = 4 << 20
 
 // Peer is one control node of the region.
 type Peer struct {

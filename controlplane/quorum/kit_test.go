@@ -12,7 +12,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -23,6 +22,7 @@ import (
 	"ringmain/controlplane/seal"
 	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -110,7 +110,7 @@ func newCluster(t testing.TB, dir string, n int) *cluster {
 func inFakeTime(t *testing.T, n int, test func(t *testing.T, c *cluster)) {
 	t.Helper()
 	dir := diskkit.Fast(t)
-	synctest.Test(t, func(t *testing.T) { test(t, newCluster(t, dir, n)) })
+	synckit.Test(t, func(t *testing.T) { test(t, newCluster(t, dir, n)) })
 }
 
 func (c *cluster) config(nd *node) Config {
@@ -173,9 +173,15 @@ func (c *cluster) tryStart(nd *node) error {
 	return nil
 }
 
+// startAll starts all nodes, in fake time one after the other: founders that find
+// each other at the same moment all ask for votes, and then it is the dice's to
+// say how long an election takes.
 func (c *cluster) startAll() {
 	c.t.Helper()
-	for _, nd := range c.nodes {
+	for i, nd := range c.nodes {
+		if i > 0 && c.net != nil {
+			time.Sleep(10 * time.Millisecond)
+		}
 		c.start(nd)
 	}
 }

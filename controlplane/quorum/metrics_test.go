@@ -3,18 +3,18 @@ package quorum
 import (
 	"slices"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMetrics(t *testing.T) {
 	dir := diskkit.Fast(t)
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		registry := prometheus.NewRegistry()
 		c := newCluster(t, dir, 1)
 		c.adjust = func(cfg *Config) { cfg.Registerer = registry }
@@ -25,7 +25,7 @@ func TestMetrics(t *testing.T) {
 		}
 		// The image follows within 100 ms.
 		time.Sleep(100 * time.Millisecond)
-		synctest.Wait()
+		synckit.Wait()
 		if image, applied := nd.q.machine.Saved().Applied, nd.q.Stats().Applied; image != applied {
 			t.Errorf("100 ms after the last write the image is at %d of %d", image, applied)
 		}

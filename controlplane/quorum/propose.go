@@ -209,8 +209,8 @@ func (q *Quorum) launch(p *proposer, next *proposal) error {
 	if err != nil {
 		return err
 	}
-	if len(data) > MaxCommand {
-		return controlplane.Refuse(controlplane.RuleInvalid, "", "the change has %d bytes, at most %d fit: split it", len(data), MaxCommand)
+	if len(data) > maxCommand {
+		return controlplane.Refuse(controlplane.RuleInvalid, "", "the change has %d bytes, at most %d fit: split it", len(data), maxCommand)
 	}
 	f := flight{proposal: next, start: time.Now(), future: q.raft.ApplyLog(raft.Log{Data: data}, 0)}
 	if next.command == nil {

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -18,6 +17,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 // Entries that raft turns away were numbered already; those after them must
@@ -195,7 +195,7 @@ func TestWait(t *testing.T) {
 		}
 		done := make(chan error, 2)
 		go func() { done <- lead.q.Wait(context.Background(), testShard, point) }()
-		synctest.Wait()
+		synckit.Wait()
 		c.mustPropose(lead, put(orgID(1), "b"))
 		c.mustPropose(lead, put(orgID(1), "c"))
 		if err := <-done; err != nil {
@@ -203,7 +203,7 @@ func TestWait(t *testing.T) {
 		}
 		point.Seq++
 		go func() { done <- lead.q.Wait(context.Background(), testShard, point) }()
-		synctest.Wait()
+		synckit.Wait()
 		c.stopAll()
 		if err := <-done; !errors.Is(err, controlplane.ErrNoLeader) {
 			t.Errorf("when the node stops: %v", err)

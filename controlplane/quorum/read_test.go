@@ -8,12 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
 	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestRead(t *testing.T) {
@@ -90,7 +90,7 @@ func TestReadSchedules(t *testing.T) {
 	}
 	for seed := range seeds {
 		dir := diskkit.Fast(t)
-		synctest.Test(t, func(t *testing.T) { reads += readSchedule(t, dir, seed) })
+		synckit.Test(t, func(t *testing.T) { reads += readSchedule(t, dir, seed) })
 	}
 	t.Logf("%d reads in %d schedules", reads, seeds)
 	if reads < int(seeds)*20 {

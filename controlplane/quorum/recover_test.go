@@ -1,7 +1,6 @@
 package quorum
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -11,9 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft-wal/metadb"
@@ -21,6 +18,8 @@ import (
 	"ringmain/controlplane"
 	"ringmain/controlplane/quorum/store"
 	"ringmain/internal/testkit/diskkit"
+	"ringmain/internal/testkit/logkit"
+	"ringmain/internal/testkit/synckit"
 )
 
 // tree sums up all files below dir but those that every start touches.
@@ -64,24 +63,6 @@ func bereft(t *testing.T, dir string, tune func(*Tunables)) (c *cluster, left *n
 	return c, left, want
 }
 
-// sink takes what a node logs.
-type sink struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (s *sink) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.Write(p)
-}
-
-func (s *sink) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.text.String()
-}
-
 func TestRecover(t *testing.T) {
 	for name, tune := range map[string]func(*Tunables){
 		"all in the log": nil,
@@ -89,9 +70,9 @@ func TestRecover(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := diskkit.Fast(t)
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				c, left, want := bereft(t, dir, tune)
-				said := new(sink)
+				said := new(logkit.Buffer)
 				c.adjust = func(cfg *Config) { cfg.Logger = slog.New(slog.NewTextHandler(said, nil)) }
 				if err := RecoverWith(left.dir, "test", testRegion, []Peer{{"c1", left.addr}}); err != nil {
 					t.Fatal(err)
@@ -164,7 +145,7 @@ func TestRecoverTwoOfFive(t *testing.T) {
 
 func TestRecoverRefuses(t *testing.T) {
 	dir := diskkit.Fast(t)
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		c, left, want := bereft(t, dir, nil)
 		self := Peer{"c1", left.addr}
 		before := tree(t, left.dir)
@@ -253,7 +234,7 @@ func TestRecoverRefuses(t *testing.T) {
 // The moments in which a crash can part the steps of a recovery.
 func TestRecoverCrashWindows(t *testing.T) {
 	dir := diskkit.Fast(t)
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		c, left, want := bereft(t, dir, func(t *Tunables) { t.TrailingLogs, t.SnapshotEntries, t.SnapshotEvery = 5, 10, time.Second })
 		ask := func() {
 			t.Helper()

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
@@ -19,6 +18,7 @@ import (
 	"ringmain/controlplane/seal"
 	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/recordkit"
+	"ringmain/internal/testkit/synckit"
 )
 
 // A release is what a node of some version left on disk, stopped cleanly or
@@ -44,7 +44,7 @@ func TestReleases(t *testing.T) {
 		for _, state := range []string{stoppedCleanly, wasKilled} {
 			t.Run(filepath.Base(release)+"/"+state, func(t *testing.T) {
 				dir := diskkit.Fast(t)
-				synctest.Test(t, func(t *testing.T) { openRelease(t, dir, release, state) })
+				synckit.Test(t, func(t *testing.T) { openRelease(t, dir, release, state) })
 			})
 		}
 	}

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
@@ -16,6 +15,7 @@ import (
 	"ringmain/controlplane/registry/ledger"
 	"ringmain/internal/testkit/diskkit"
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 // history is the naive twin: every effective entry that any node applied, by
@@ -142,7 +142,7 @@ func TestSchedules(t *testing.T) {
 	total, ran := 0, uint64(0)
 	for ran = 0; ran < seeds && time.Since(start) < budget && !t.Failed(); ran++ {
 		dir := diskkit.Fast(t)
-		synctest.Test(t, func(t *testing.T) { total += runSchedule(t, dir, ran) })
+		synckit.Test(t, func(t *testing.T) { total += runSchedule(t, dir, ran) })
 	}
 	t.Logf("%d schedules, %d acknowledged writes, %s", ran, total, time.Since(start).Round(time.Millisecond))
 }

@@ -2,7 +2,6 @@ package quorum
 
 import (
 	"context"
-	"net"
 	"os"
 	"os/exec"
 	"runtime"
@@ -10,6 +9,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"ringmain/internal/testkit/clockkit"
+	"ringmain/internal/testkit/netkit"
 )
 
 // newTCPCluster has real files and loopback sockets.
@@ -18,16 +20,8 @@ func newTCPCluster(t testing.TB, n int) *cluster {
 	c := newCluster(t, t.TempDir(), n)
 	c.net, c.tune = nil, Tunables{}
 	for i, nd := range c.nodes {
-		var lc net.ListenConfig
-		l, err := lc.Listen(context.Background(), "tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		nd.addr = l.Addr().String()
+		nd.addr = netkit.Address()
 		c.peers[i].Addr = nd.addr
-		if err := l.Close(); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return c
 }
@@ -44,12 +38,12 @@ func TestLeaderKillOverTCP(t *testing.T) {
 	for i := range rounds {
 		victim := c.leader()
 		c.writeAgain(put(orgID(i), "before"))
-		start := time.Now()
+		since := clockkit.Watch(t)
 		victim.q.trans.Cut() // as a process that is gone
 		gone := victim.q
 		victim.q = nil
 		c.writeAgain(put(orgID(i), "after"))
-		took = append(took, time.Since(start))
+		took = append(took, since())
 		victim.cancel()
 		<-gone.stopped
 		c.start(victim)

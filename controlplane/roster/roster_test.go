@@ -13,12 +13,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
 
 	"ringmain/controlplane/identity"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -129,7 +129,7 @@ func TestExchange(t *testing.T) {
 // A list stands for itself while it is heard; after that whoever is configured
 // is asked as well.
 func TestFirstContactsComeBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		b := Open(Config{Cluster: cluster, Region: "eu", First: map[string][]Node{"eu": {{Node: "c1", Addr: "a:1"}}}})
 		b.Learn(&List{Region: "eu", Nodes: []Node{{Node: "c2", Addr: "b:1"}}})
 		if got := b.Addresses("eu"); !slices.Equal(got, []string{"b:1"}) {

@@ -15,23 +15,11 @@ import (
 	"testing"
 
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
-func newSealer(t testing.TB) *seal.Sealer {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "region.key")
-	if err := seal.CreateKeyFile(path); err != nil {
-		t.Fatal(err)
-	}
-	holder, err := seal.OpenFileHolder(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seal.New(holder)
-}
-
 func TestBlobFailsUnderAnyChange(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	plain, aad := []byte("provider credential"), []byte("ups_any_1")
 	blob, err := s.SealBlob("registry/value", plain, aad)
 	if err != nil {
@@ -59,7 +47,7 @@ func TestBlobFailsUnderAnyChange(t *testing.T) {
 	if _, err := s.OpenBlob("registry/value", blob, []byte("ups_any_2")); !errors.Is(err, seal.ErrTampered) {
 		t.Errorf("wrong aad: %v", err)
 	}
-	if _, err := newSealer(t).OpenBlob("registry/value", blob, aad); !errors.Is(err, seal.ErrUnknownKey) {
+	if _, err := diskkit.Sealer(t).OpenBlob("registry/value", blob, aad); !errors.Is(err, seal.ErrUnknownKey) {
 		t.Errorf("wrong key: %v", err)
 	}
 	if _, err := s.OpenBlob("registry/value", []byte("{\"plain\":true}"), aad); !errors.Is(err, seal.ErrNotSealed) {
@@ -73,7 +61,7 @@ func TestBlobFailsUnderAnyChange(t *testing.T) {
 }
 
 func TestBoxReopensFromItsHeader(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	box, header, err := s.NewBox("quorum/log")
 	if err != nil {
 		t.Fatal(err)
@@ -142,7 +130,7 @@ func readAll(s *seal.Sealer, context string, data []byte) (frames []string, offs
 }
 
 func TestStream(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	want := []string{"one", "", strings.Repeat("three", 40_000)}
 	whole := stream(t, s, true, want...)
 
@@ -171,7 +159,7 @@ func TestStream(t *testing.T) {
 // Whatever the cut, the reader gives whole frames from the start and then
 // ErrTruncated, never io.EOF.
 func TestStreamCutAnywhere(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	whole := stream(t, s, true, "first", "second", "third")
 	seen := map[int]bool{}
 	for cut := range whole {
@@ -193,7 +181,7 @@ func TestStreamCutAnywhere(t *testing.T) {
 }
 
 func TestStreamFramesCannotBeChanged(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	whole := stream(t, s, true, "aaaa", "bbbb")
 	const frame = 4 + 4 + 16
 	start := len(whole) - (4 + 16) - 2*frame
@@ -217,7 +205,7 @@ func TestStreamFramesCannotBeChanged(t *testing.T) {
 }
 
 func TestWriterStopsAfterAFailedWrite(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	disk := &fullDisk{room: 200}
 	w, err := s.NewWriter(disk, "keeper/state")
 	if err != nil {
@@ -331,7 +319,7 @@ func unbase64(t *testing.T, text string) []byte {
 }
 
 func TestConcurrentUse(t *testing.T) {
-	s := newSealer(t)
+	s := diskkit.Sealer(t)
 	box, _, err := s.NewBox("shared")
 	if err != nil {
 		t.Fatal(err)
@@ -363,7 +351,7 @@ func TestConcurrentUse(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	s := newSealer(f)
+	s := diskkit.Sealer(f)
 	blob, err := s.SealBlob("fuzz", []byte("x"), nil)
 	if err != nil {
 		f.Fatal(err)

@@ -16,8 +16,8 @@ const (
 // than perTick requests. It gives how many of each priority it served.
 func worker(g *Gate, r *rand.Rand, offered map[Priority]int) (served [priorities]int) {
 	total := 0
-	for p, n := range offered {
-		for range n {
+	for p := range priorities {
+		for range offered[p] {
 			if !g.Arrive() {
 				continue
 			}

@@ -26,11 +26,15 @@ const (
 // much at a time: a full house of them would be 128 GiB. They are used again,
 // too: clearing and collecting them costs more than scanning what they hold.
 type Pool struct {
-	pool  sync.Pool
+	rooms sync.Pool
 	most  int64
 	large atomic.Int64     // bytes lent in large buffers
+	kept  atomic.Int64     // of them, see Body.Keep
 	spare [kinds]sync.Pool // large buffers, by size
 }
+
+// room is memory that is not large.
+type room struct{ content dialect.Content }
 
 // kinds of large buffers: 512 KiB to 32 MiB, four sizes from each to its double.
 const kinds = 25
@@ -50,42 +54,95 @@ func kindOf(n int64) (kind int) {
 // NewPool lends at most that many bytes in large buffers at once.
 func NewPool(most int64) *Pool { return &Pool{most: most} }
 
-// keep takes a large buffer back that nobody reads any more.
-func (p *Pool) keep(buf []byte) {
+// again takes a large buffer back that nobody reads any more.
+func (p *Pool) again(buf []byte) {
 	if kind := kindOf(int64(cap(buf))); sizeOf(kind) == int64(cap(buf)) {
 		p.spare[kind].Put(&buf)
 	}
 }
 
-// Body is one borrowed request body. It goes back when nobody reads it any more.
+// Body is one request's body, in borrowed memory. That goes back when the borrower
+// has released the body and nobody else reads it any more; the Body is not used
+// again, so that whoever has it still finds nothing in it.
 type Body struct {
-	content dialect.Content
-	large   int64         // its share of the pool's
-	Hold    *dialect.Hold // keeps it lent
+	hold     dialect.Hold
+	pool     *Pool
+	room     *room // nil = it went back
+	size     int64
+	large    int64 // its share of the pool's
+	kept     bool  // see Keep
+	released bool
 }
 
-// Bytes gives what was read. Nobody prints it.
-func (b *Body) Bytes() []byte { return b.content.Bytes() }
-
-// Get lends a body. Its Hold is the borrower's to release.
+// Get lends a body to a borrower, who releases it.
 func (p *Pool) Get() *Body {
-	b, ok := p.pool.Get().(*Body)
-	if !ok {
-		b = &Body{content: dialect.Conceal(make([]byte, 0, smallBody))}
+	b := &Body{pool: p}
+	var ok bool
+	if b.room, ok = p.rooms.Get().(*room); !ok {
+		b.room = &room{dialect.Conceal(make([]byte, 0, smallBody))}
 	}
-	b.Hold = dialect.NewHold(func() { p.put(b) })
+	b.hold.Begin((*lender)(b))
 	return b
 }
 
-func (p *Pool) put(b *Body) {
-	p.large.Add(-b.large)
-	buf := b.Bytes()
-	if cap(buf) > keepBody {
-		p.keep(buf)
+// Bytes gives what was read. Nobody prints it. Only the borrower asks, until he
+// releases it: it is another request's memory then.
+func (b *Body) Bytes() []byte {
+	if b.released {
+		panic("body: read after it was given back")
+	}
+	return b.room.content.Bytes()
+}
+
+// Len is how many bytes were read. It is known after Release, too.
+func (b *Body) Len() int64 { return b.size }
+
+// Whole is all of b, to be sent, for as long as somebody uses it.
+func (b *Body) Whole() dialect.Body { return b.Lend(dialect.WholeBody(b.Bytes())) }
+
+// Lend says that parts are of b: whoever reads them keeps it lent.
+func (b *Body) Lend(parts dialect.Body) dialect.Body { return parts.Held(&b.hold) }
+
+// Keep reports whether b may stay lent for what is useful and not needed. Large
+// bodies that are kept take half of what may be lent at most. It is asked once.
+func (b *Body) Keep() bool {
+	if b.pool.kept.Add(b.large) > b.pool.most/2 {
+		b.pool.kept.Add(-b.large)
+		return false
+	}
+	b.kept = true
+	return true
+}
+
+// Release says that the borrower will not ask for the bytes again. It may be
+// called more than once.
+func (b *Body) Release() {
+	if b.released {
 		return
 	}
-	b.content, b.Hold = dialect.Conceal(buf[:0]), nil
-	p.pool.Put(b)
+	b.released = true
+	if b.kept {
+		b.pool.kept.Add(-b.large)
+	}
+	b.hold.Release()
+}
+
+// lender is a Body, to its Hold.
+type lender Body
+
+// TakeBack gives the memory back.
+func (b *lender) TakeBack() {
+	p, r := b.pool, b.room
+	b.room = nil
+	buf := r.content.Bytes()
+	spoil(buf[:cap(buf)])
+	if b.large > 0 {
+		p.large.Add(-b.large)
+		p.again(buf)
+		return
+	}
+	r.content = dialect.Conceal(buf[:0])
+	p.rooms.Put(r)
 }
 
 // Why a body was not read.
@@ -108,14 +165,14 @@ func (p *Pool) grow(b *Body, buf []byte, want int64) ([]byte, *dialect.Error) {
 		return nil, ErrNoRoom
 	}
 	b.large = want
-	room, ok := p.spare[kind].Get().(*[]byte)
+	spare, ok := p.spare[kind].Get().(*[]byte)
 	if !ok {
 		fresh := make([]byte, 0, want)
-		room = &fresh
+		spare = &fresh
 	}
-	more := append((*room)[:0], buf...)
+	more := append((*spare)[:0], buf...)
 	if cap(buf) > keepBody {
-		p.keep(buf)
+		p.again(buf)
 	}
 	return more, nil
 }
@@ -128,7 +185,7 @@ func (p *Pool) Read(b *Body, r *http.Request, seen io.Writer) *dialect.Error {
 		return ErrTooLarge
 	}
 	buf := b.Bytes()[:0]
-	defer func() { b.content = dialect.Conceal(buf) }()
+	defer func() { b.room.content, b.size = dialect.Conceal(buf), int64(len(buf)) }()
 	length := r.ContentLength + 1 // one more, to see the end without growing
 	if length <= keepBody && length > int64(cap(buf)) {
 		buf = make([]byte, 0, length)

@@ -1,5 +1,5 @@
-// Package breaker keeps a circuit per (upstream, model) and per peer node, on
-// sony/gobreaker, which no other room imports. What counts as a failure is a
+// Package breaker keeps a circuit per (upstream, model, endpoint) and per peer node,
+// on sony/gobreaker, which no other room imports. What counts as a failure is a
 // pure function of the outcome. It knows nothing of HTTP.
 package breaker
 
@@ -69,14 +69,16 @@ func Classify(o Outcome) Verdict {
 	return Ignored
 }
 
-// Key names a circuit: (upstream, model), or ("peer", node).
-type Key struct{ Owner, Part string }
+// Key names a circuit: (upstream, model, path of the endpoint), or ("peer", node).
+// A model that does not answer at one endpoint, which a provider tells as if it were
+// not there, does at others.
+type Key struct{ Owner, Part, Path string }
 
-// String is "owner/part".
-func (k Key) String() string { return k.Owner + "/" + k.Part }
+// String is "owner/part/path".
+func (k Key) String() string { return k.Owner + "/" + k.Part + k.Path }
 
 // Peer is the circuit of a peer node.
-func Peer(node string) Key { return Key{"peer", node} }
+func Peer(node string) Key { return Key{Owner: "peer", Part: node} }
 
 // Rules say when a circuit opens. Zero values take the defaults in brackets.
 type Rules struct {
@@ -134,6 +136,56 @@ type circuit struct {
 	closed  atomic.Int64  // when it closed after a rest, Unix nanoseconds; 0 = it never did
 	later   atomic.Int64  // asked to be left alone until then, Unix nanoseconds
 	trial   atomic.Pointer[trial]
+	by      atomic.Pointer[string] // while it is not closed, the caller whose requests alone opened it; nil = it was more than one
+	well    atomic.Bool            // since then, others were answered
+
+	mu      sync.Mutex
+	failing string    // caller whose request failed last
+	several time.Time // when requests of two callers had failed in turn
+}
+
+// failed notes whose request failed. It comes before the failure counts.
+func (c *circuit) failed(who string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if who == "" || c.failing != "" && c.failing != who {
+		c.several = time.Now()
+	}
+	c.failing = who
+}
+
+// changed notes by whose requests the state changed.
+func (c *circuit) changed(from, to gobreaker.State, window time.Duration) {
+	c.changes.Add(1)
+	c.run.Store(0)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case to == gobreaker.StateClosed:
+		if !c.well.Load() {
+			c.closed.Store(time.Now().UnixNano())
+		}
+		c.shared()
+		c.failing, c.several = "", time.Time{}
+	case to == gobreaker.StateOpen && from == gobreaker.StateClosed && time.Since(c.several) > window:
+		who := c.failing
+		c.by.Store(&who)
+	case to == gobreaker.StateOpen && c.others(c.failing):
+		c.shared()
+	}
+}
+
+// shared notes that it is nobody's alone.
+func (c *circuit) shared() {
+	c.by.Store(nil)
+	c.well.Store(false)
+}
+
+// others reports whether who may be let through though the circuit is not closed,
+// since another caller's requests alone opened it.
+func (c *circuit) others(who string) bool {
+	by := c.by.Load()
+	return by != nil && *by != who
 }
 
 // trial is the one that a half-open circuit let through last. Another takes its
@@ -176,12 +228,8 @@ func (s *Set) circuit(key Key) *circuit {
 			return c.run.Load() >= s.rules.Run ||
 				known >= s.rules.Least && float64(n.TotalFailures) >= s.rules.Share*float64(known)
 		},
-		OnStateChange: func(_ string, _, to gobreaker.State) {
-			c.changes.Add(1)
-			c.run.Store(0)
-			if to == gobreaker.StateClosed {
-				c.closed.Store(time.Now().UnixNano())
-			}
+		OnStateChange: func(_ string, from, to gobreaker.State) {
+			c.changed(from, to, s.rules.Window)
 			s.onChange(key, to.String())
 		},
 		IsExcluded: func(err error) bool { return errors.Is(err, errExcluded) },
@@ -190,20 +238,32 @@ func (s *Set) circuit(key Key) *circuit {
 	return actual.(*circuit) //nolint:forcetypeassert // only circuits are stored
 }
 
-// Open reports whether key would be refused right now.
-func (s *Set) Open(key Key) bool {
-	c, ok := s.circuits.Load(key)
-	return ok && c.(*circuit).cb.State() == gobreaker.StateOpen //nolint:forcetypeassert // only circuits are stored
+// Open reports whether key would be refused right now, to nobody in particular.
+func (s *Set) Open(key Key) bool { return s.OpenTo(key, "") }
+
+// OpenTo reports whether key would be refused to who right now.
+func (s *Set) OpenTo(key Key, who string) bool {
+	v, ok := s.circuits.Load(key)
+	if !ok {
+		return false
+	}
+	c := v.(*circuit) //nolint:forcetypeassert // only circuits are stored
+	return c.cb.State() == gobreaker.StateOpen && !c.others(who)
 }
 
-// Allow asks whether key may be tried. If so, Done must be called once with how
+// Allow is AllowTo for nobody in particular.
+func (s *Set) Allow(key Key) (Ticket, bool) { return s.AllowTo(key, "") }
+
+// AllowTo asks whether who may try key. If so, Done must be called once with how
 // it ended; a half-open circuit lets a single trial through until then, or until
-// that was silent for long.
-func (s *Set) Allow(key Key) (Ticket, bool) {
+// that was silent for long. One that the requests of a single caller opened is open
+// to that one alone, until another's fails too: what makes a server fail may be in
+// the request, and is nobody else's loss.
+func (s *Set) AllowTo(key Key, who string) (Ticket, bool) {
 	c := s.circuit(key)
 	changes := c.changes.Load()
 	if c.cb.State() == gobreaker.StateClosed {
-		return Ticket{circuit: c, changes: changes}, true
+		return Ticket{circuit: c, changes: changes, who: who}, true
 	}
 	now := time.Now()
 	if before := c.trial.Load(); before != nil && now.Sub(before.began) > patience*s.rules.Rest {
@@ -211,16 +271,19 @@ func (s *Set) Allow(key Key) (Ticket, bool) {
 	}
 	done, err := c.cb.Allow()
 	if err != nil {
+		if c.others(who) {
+			return Ticket{circuit: c, who: who, beside: true}, true
+		}
 		return Ticket{}, false
 	}
 	changes = c.changes.Load()
 	if c.cb.State() == gobreaker.StateClosed { // since then
 		done(errExcluded)
-		return Ticket{circuit: c, changes: changes}, true
+		return Ticket{circuit: c, changes: changes, who: who}, true
 	}
 	one := &trial{done: done, began: now}
 	c.trial.Store(one)
-	return Ticket{circuit: c, changes: changes, trial: one}, true
+	return Ticket{circuit: c, changes: changes, who: who, trial: one}, true
 }
 
 // Pause notes that whoever is behind key asked to be left alone until then.
@@ -242,15 +305,15 @@ func (s *Set) Share(key Key, now time.Time) float64 {
 	if closed == 0 {
 		return 1
 	}
-	return Ramped(now.Sub(time.Unix(0, closed)), s.rules.Ramp)
+	return ramped(now.Sub(time.Unix(0, closed)), s.rules.Ramp)
 }
 
 // slowest is the share that a circuit starts with.
 const slowest = 0.1
 
-// Ramped is the share of traffic at since after a circuit closed, if slow start
+// ramped is the share of traffic at since after a circuit closed, if slow start
 // takes ramp.
-func Ramped(since, ramp time.Duration) float64 {
+func ramped(since, ramp time.Duration) float64 {
 	if since >= ramp {
 		return 1
 	}
@@ -261,7 +324,9 @@ func Ramped(since, ramp time.Duration) float64 {
 type Ticket struct {
 	circuit *circuit
 	changes uint64
+	who     string
 	trial   *trial
+	beside  bool // of a circuit that is open to another caller alone
 }
 
 // Done reports how the attempt ended.
@@ -274,13 +339,21 @@ func (t Ticket) Done(o Outcome) {
 	case Success:
 	case Failure:
 		err = errFailed
+		t.circuit.failed(t.who)
 	case Ignored:
 		if t.trial != nil {
 			t.trial.end(errExcluded)
 		}
 		return
 	}
-	if t.trial != nil {
+	switch {
+	case t.beside && err == nil:
+		t.circuit.well.Store(true)
+		return
+	case t.beside:
+		t.circuit.shared()
+		return
+	case t.trial != nil:
 		t.trial.end(err)
 		return
 	}
@@ -299,12 +372,13 @@ func (t Ticket) Done(o Outcome) {
 	done(err)
 }
 
-// Snapshot gives the circuits that are not closed: name -> "open" or
-// "half-open".
+// Snapshot gives the circuits that are not closed: name -> "open" or "half-open".
+// One whose upstream answers all but one caller is not among them.
 func (s *Set) Snapshot() map[string]string {
 	out := make(map[string]string)
 	s.circuits.Range(func(k, v any) bool {
-		if state := v.(*circuit).cb.State(); state != gobreaker.StateClosed { //nolint:forcetypeassert // only circuits are stored
+		c := v.(*circuit) //nolint:forcetypeassert // only circuits are stored
+		if state := c.cb.State(); state != gobreaker.StateClosed && !c.well.Load() {
 			out[k.(Key).String()] = state.String() //nolint:forcetypeassert // only Keys are stored
 		}
 		return true

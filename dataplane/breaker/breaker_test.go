@@ -5,8 +5,9 @@ import (
 	"math/rand/v2"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestClassify(t *testing.T) {
@@ -82,9 +83,9 @@ func TestNaiveTwin(t *testing.T) {
 	if testing.Short() {
 		sequences = 5_000
 	}
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		rng := rand.New(rand.NewPCG(7, 9))
-		key := Key{"up", "model"}
+		key := Key{Owner: "up", Part: "model"}
 		opened := 0
 		for seq := range sequences {
 			rules := Rules{Run: uint32(2 + rng.IntN(4)), Share: 0.5, Least: uint32(4 + rng.IntN(6)), Window: 10 * time.Second, Rest: 5 * time.Second}
@@ -135,7 +136,7 @@ func TestNaiveTwin(t *testing.T) {
 }
 
 func TestSlowFailuresCount(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		s := New(Rules{Run: 3}, nil)
 		for range 3 {
 			ticket, ok := s.Allow(Peer("n"))
@@ -152,7 +153,7 @@ func TestSlowFailuresCount(t *testing.T) {
 }
 
 func TestLateOutcomesOfAnEarlierStateDoNotCount(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var mu sync.Mutex
 		var changes []string
 		s := New(Rules{Run: 2, Rest: time.Second}, func(k Key, state string) {
@@ -198,7 +199,7 @@ func TestConcurrent(t *testing.T) {
 	for i := range 8 {
 		wg.Go(func() {
 			for j := range 500 {
-				k := Key{"u", fmt.Sprint(j % 3)}
+				k := Key{Owner: "u", Part: fmt.Sprint(j % 3)}
 				if ticket, ok := s.Allow(k); ok {
 					ticket.Done(Outcome((i + j) % len(outcomeNames)))
 				}
@@ -212,7 +213,7 @@ func TestConcurrent(t *testing.T) {
 
 func BenchmarkAllow(b *testing.B) {
 	s := New(Rules{}, nil)
-	k := Key{"u", "m"}
+	k := Key{Owner: "u", Part: "m"}
 	b.ReportAllocs()
 	for b.Loop() {
 		t, _ := s.Allow(k)
@@ -223,9 +224,9 @@ func BenchmarkAllow(b *testing.B) {
 // TestSlowStart: after a rest and a good trial, the share of the traffic grows
 // from a tenth to all of it, evenly; another failure starts it anew.
 func TestSlowStart(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		s := New(Rules{Run: 2, Rest: 5 * time.Second, Ramp: 10 * time.Second}, nil)
-		key := Key{"up", "m"}
+		key := Key{Owner: "up", Part: "m"}
 		share := func(want float64) {
 			t.Helper()
 			if got := s.Share(key, time.Now()); got < want-1e-9 || got > want+1e-9 {
@@ -268,7 +269,7 @@ func TestSlowStart(t *testing.T) {
 // TestSilentTrials: a trial that is silent, as a model that thinks is for
 // minutes, keeps others away no longer than half a minute, and counts when it ends.
 func TestSilentTrials(t *testing.T) {
-	key := Key{"up", "model"}
+	key := Key{Owner: "up", Part: "model"}
 	for name, c := range map[string]struct {
 		first, second Outcome // of the two, in the order in which they end
 		then          string
@@ -278,7 +279,7 @@ func TestSilentTrials(t *testing.T) {
 		"the first fails":                   {Timeout, OK, "open"},
 		"nobody knows, then the second one": {Refused, Timeout, "open"},
 	} {
-		synctest.Test(t, func(t *testing.T) {
+		synckit.Test(t, func(t *testing.T) {
 			s := New(Rules{Run: 1}, nil)
 			ticket, _ := s.Allow(key)
 			ticket.Done(Timeout)

@@ -315,6 +315,12 @@ func (c *Checker) secret(ref *view.KeyRef, key, remote string, now time.Time) *R
 	return c.hash(ref, key, remote, mac, inGrace, now)
 }
 
+// remembers reports whether a verdict of ref's revision is known of mac.
+func (c *Checker) remembers(ref *view.KeyRef, mac [32]byte) bool {
+	set, ok := c.cfg.Store.Verdicts().Get(ref.ID)
+	return ok && set.Revision == ref.Revision && holds(&set, &mac)
+}
+
 func holds(set *view.VerdictSet, mac *[32]byte) bool {
 	found := 0
 	for i := range set.Count {

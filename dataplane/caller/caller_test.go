@@ -218,7 +218,24 @@ func TestOneHashForAllWhoWait(t *testing.T) {
 		})
 	}
 	all.Wait()
-	if good, _ := b.hashes(); good > 2 { // one flight, or a second that began as the first ended
+	if good, _ := b.hashes(); good != 1 {
+		t.Errorf("%d hashes", good)
+	}
+}
+
+// TestOneHashForWhoLookedTooSoon: who found no verdict, and comes to the hash
+// when that of another is over, does not hash again.
+func TestOneHashForWhoLookedTooSoon(t *testing.T) {
+	b := newBench(t)
+	ref, _ := b.store.View().Key(b.parsed.RecordID())
+	now := time.UnixMilli(b.now.Load())
+	mac := b.checker.verdictKeys(now).verdict(b.whole)
+	for range 2 {
+		if refused := b.checker.hash(&ref, b.whole, "192.0.2.1:999", mac, false, now); refused != nil {
+			t.Errorf("%+v", refused)
+		}
+	}
+	if good, _ := b.hashes(); good != 1 {
 		t.Errorf("%d hashes", good)
 	}
 }

@@ -76,6 +76,9 @@ func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGra
 	flight := strconv.AppendUint(append([]byte(ref.ID), mac[:]...), ref.Revision, 10)
 	flight = strconv.AppendBool(flight, inGrace)
 	got, err, _ := c.slow.flights.Do(string(flight), func() (any, error) {
+		if c.remembers(ref, mac) { // a flight ended since we looked
+			return matchCurrent, nil
+		}
 		paid, err := c.slow.pay(wrong, by, now)
 		if err != nil {
 			return matchNone, err
@@ -85,6 +88,9 @@ func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGra
 		if !errors.Is(err, errQueueFull) {
 			c.cfg.Counted(resultName(m, err))
 		}
+		if m == matchCurrent {
+			c.remember(ref, mac)
+		}
 		return m, err
 	})
 	switch {
@@ -93,7 +99,6 @@ func (c *Checker) hash(ref *view.KeyRef, key, remote string, mac [32]byte, inGra
 	case err != nil:
 		return errBusy
 	case got == matchCurrent:
-		c.remember(ref, mac)
 		return nil
 	case got == matchFormer:
 		c.former.put(ref, mac)

@@ -41,6 +41,7 @@ func EstimateTokens(n int64) int64 { return (n + 3) / 4 }
 type Answer struct {
 	Usage   Usage
 	Refused bool // the provider's safety system declined
+	Deep    bool // it is none that can be read, for it nests too deep: as its model was asked to, perhaps
 }
 
 // ReadAnswer reads a plain 200 body of the given content type. ok is false
@@ -58,7 +59,7 @@ func ReadAnswer(ep *Endpoint, contentType string, body []byte) (a Answer, ok boo
 	r := answerReader{Cursor: c, ep: ep}
 	r.Object(r.member)
 	if !r.End() || r.failed && !r.declined {
-		return Answer{}, false
+		return Answer{Deep: r.Cursor.Deep}, false
 	}
 	r.answer.Refused = r.answer.Refused || r.declined
 	r.answer.Usage.Final = r.told.Closes(ep.Streams && !ep.Media) && r.answer.Usage.Costs()
@@ -230,6 +231,7 @@ const maxTokens = 1 << 32
 // keep what u has.
 func ReadUsage(d Dialect, c *jsontext.Cursor, u *Usage) Told {
 	var t Told
+	var total, thought int64
 	u.add(u.beside, -1)
 	c.ObjectOr(func(key []byte) {
 		switch string(key) {
@@ -269,10 +271,25 @@ func ReadUsage(d Dialect, c *jsontext.Cursor, u *Usage) Told {
 					c.Value()
 				}
 			})
+		case "completion_tokens_details", "output_tokens_details":
+			c.ObjectOr(func(key []byte) {
+				if string(key) == "reasoning_tokens" {
+					thought = c.Count()
+				} else {
+					c.Value()
+				}
+			})
+		case "total_tokens":
+			total = c.Count()
 		default:
 			c.Value()
 		}
 	})
+	// xAI counts what thinking cost beside the completion, and not in it
+	// (https://docs.x.ai/docs/key-information/consumption-and-rate-limits): its total says so.
+	if t == toldInput|toldOutput && thought > 0 && total <= maxTokens && total == u.Input+u.Output+thought {
+		u.Output += thought
+	}
 	u.add(u.beside, 1)
 	return t
 }

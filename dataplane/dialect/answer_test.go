@@ -106,6 +106,14 @@ func TestReadAnswer(t *testing.T) {
 		{responses, "", `{"status":"failed","error":{"code":"server_error","message":"x"}}`, Answer{}, false},
 		{responses, "", `{"status":"failed","error":{"code":"image_content_policy_violation","message":"x"}}`, Answer{Refused: true}, true},
 		{responses, "", `{"status":"failed","error":null}`, Answer{}, false},
+		// What thinking cost is beside the completion at xAI; the total has it.
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135,"completion_tokens_details":{"reasoning_tokens":94}}}`, Answer{Usage: Usage{Input: 32, Output: 103, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"total_tokens":81,"completion_tokens":0,"prompt_tokens":21,"completion_tokens_details":{"reasoning_tokens":60}}}`, Answer{Usage: Usage{Input: 21, Output: 60, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":103,"total_tokens":135,"completion_tokens_details":{"reasoning_tokens":94}}}`, Answer{Usage: Usage{Input: 32, Output: 103, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":9,"total_tokens":900,"completion_tokens_details":{"reasoning_tokens":94}}}`, Answer{Usage: Usage{Input: 32, Output: 9, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135}}`, Answer{Usage: Usage{Input: 32, Output: 9, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":9,"total_tokens":135,"completion_tokens_details":{"reasoning_tokens":-94}}}`, Answer{Usage: Usage{Input: 32, Output: 9, Final: true}}, true},
+		{chat, "", `{"choices":[],"usage":{"prompt_tokens":32,"completion_tokens":9,"total_tokens":"135","completion_tokens_details":null}}`, Answer{Usage: Usage{Input: 32, Output: 9, Final: true}}, true},
 		{"/v1/embeddings", "", `{"data":[{"embedding":[0.1,-2e-3]}],"usage":{"prompt_tokens":8,"total_tokens":8}}`, Answer{Usage: Usage{Input: 8, Final: true}}, true},
 		{"/v1/messages/count_tokens", "", `{"input_tokens":12}`, Answer{}, true},
 		{images, "", `{"data":[{"b64_json":"AA=="}],"usage":{"input_tokens":3,"output_tokens":9,"input_tokens_details":{"text_tokens":3}}}`, Answer{Usage: Usage{Input: 3, Output: 9, Final: true}}, true},
@@ -124,6 +132,27 @@ func TestReadAnswer(t *testing.T) {
 		got, ok := ReadAnswer(endpoint(t, c.path), c.kind, []byte(c.body))
 		if ok != c.ok || ok && got != c.want {
 			t.Errorf("%s %s: %+v %t", c.path, c.body, got, ok)
+		}
+	}
+}
+
+// TestDeepAnswers: what a model was asked to nest is not taken for what its
+// provider got wrong.
+func TestDeepAnswers(t *testing.T) {
+	for _, c := range []struct {
+		input string
+		deep  bool
+	}{
+		{strings.Repeat("[", 100) + strings.Repeat("]", 100), false},
+		{strings.Repeat("[", 126) + strings.Repeat("]", 126), true},
+		{strings.Repeat("[", 100_000) + strings.Repeat("]", 100_000), true},
+		{strings.Repeat("[", 126), true},
+		{strings.Repeat("[", 100), false},
+	} {
+		body := `{"type":"message","content":[{"type":"tool_use","input":` + c.input + `}],"stop_reason":"tool_use"}`
+		a, ok := ReadAnswer(endpoint(t, "/v1/messages"), "application/json", []byte(body))
+		if a.Deep != c.deep || ok != (!c.deep && strings.HasSuffix(c.input, "]")) {
+			t.Errorf("%d deep: %+v %t", strings.Count(c.input, "["), a, ok)
 		}
 	}
 }
@@ -158,6 +187,16 @@ func TestReadProblem(t *testing.T) {
 		`{"error":{"message":"x: This organization has been disabled."}}`:                                   {},
 		`{"error":{"code":"invalid_value"}}`:                                                                {},
 		`{"type":"error","error":{"type":"api_error"}}`:                                                     {},
+		// xAI, with status 403; its envelope is flat, and names our account behind the text.
+		`{"code":"The caller does not have permission to execute the specified operation","error":"Content violates usage guidelines. Team: t, API key ID: k, Model: grok-4, Failed check: SAFETY_CHECK_TYPE_BIO"}`: {Refused: true},
+		`{"error":{"message":"Content Exists Risk","type":"invalid_request_error","param":null,"code":"invalid_request_error"}}`:                                                                                    {Refused: true, Status: 400},
+		`{"error":{"message":"<400> InternalError.Algo.DataInspectionFailed: Input text data may contain inappropriate content.","code":"data_inspection_failed"}}`:                                                 {Refused: true},
+		`{"code":"permission-denied","error":"Access to the chat endpoint is denied"}`:                                                                                                                              {},
+		// OpenRouter, with status 403.
+		`{"error":{"code":403,"message":"Input was flagged","metadata":{"reasons":["violence"],"flagged_input":"x","provider_name":"p","model_slug":"m"}}}`: {Refused: true, Status: 403},
+		`{"error":{"code":403,"message":"Key limit exceeded","metadata":{"reasons":[],"flagged_input":null}}}`:                                              {Status: 403},
+		`{"error":{"code":502,"message":"Provider returned error","metadata":{"provider_name":"p","raw":"x"}}}`:                                             {Status: 502},
+		`{"error":"the prompt is too long for the context"}`:                                                                                                {ContextLength: true},
 		`{"error":"text"}`:                   {},
 		`[]`:                                 {},
 		`not json`:                           {},

@@ -23,28 +23,52 @@ type Body struct {
 }
 
 // Hold keeps memory that Bodies point into from being used again while a
-// transport may still read it: transports close a body on their own time, even
-// after the attempt is over.
+// transport may still read it: transports read a body on their own time, even
+// when its answer has begun or the attempt is over.
 type Hold struct {
-	users atomic.Int64
-	free  func()
+	users  atomic.Int64
+	lender Lender
 }
 
-// NewHold starts with one user, whose Release ends it.
-func NewHold(free func()) *Hold {
-	h := &Hold{free: free}
+// Lender takes memory back that nobody uses any more.
+type Lender interface{ TakeBack() }
+
+// Begin starts h with one user, whose Release ends it.
+func (h *Hold) Begin(l Lender) {
+	h.lender = l
 	h.users.Store(1)
-	return h
 }
 
-// Release drops one user; the last one frees the memory.
-func (h *Hold) Release() {
-	if h != nil && h.users.Add(-1) == 0 {
-		h.free()
+// take adds a user. There must be one already.
+func (h *Hold) take() {
+	h.check()
+	if h != nil {
+		h.users.Add(1)
 	}
 }
 
-// Held says that b's memory is kept by h; each Reader of b is a user of it.
+// check panics if the memory was given back: it is another request's by now.
+func (h *Hold) check() {
+	if h != nil && h.users.Load() < 1 {
+		panic("dialect: memory is used that was given back")
+	}
+}
+
+// Release drops one user; the last one gives the memory back.
+func (h *Hold) Release() {
+	if h == nil {
+		return
+	}
+	switch left := h.users.Add(-1); {
+	case left == 0:
+		h.lender.TakeBack()
+	case left < 0:
+		panic("dialect: memory is given back twice")
+	}
+}
+
+// Held says that b's memory is kept by h; each Reader of b is a user of it, and
+// whoever else reads b must know one.
 func (b Body) Held(h *Hold) Body {
 	b.hold = h
 	return b
@@ -71,6 +95,7 @@ func (b *Body) Len() int64 { return b.size }
 
 // Append appends all bytes.
 func (b *Body) Append(dst []byte) []byte {
+	b.hold.check()
 	dst = slices.Grow(dst, int(b.size))
 	for _, p := range b.parts[:b.n] {
 		dst = append(dst, p.Bytes()...)
@@ -78,8 +103,10 @@ func (b *Body) Append(dst []byte) []byte {
 	return dst
 }
 
-// AppendParts appends the pieces, which share the body's memory.
+// AppendParts appends the pieces, which share the body's memory. They may be
+// read for as long as the caller knows a user of it.
 func (b *Body) AppendParts(dst [][]byte) [][]byte {
+	b.hold.check()
 	for _, p := range b.parts[:b.n] {
 		dst = append(dst, p.Bytes())
 	}
@@ -107,29 +134,28 @@ func (Body) LogValue() slog.Value { return slog.StringValue(contentText) }
 // MarshalText returns "[content]".
 func (Body) MarshalText() ([]byte, error) { return []byte(contentText), nil }
 
-// Reader reads a Body from its start. It does not copy the pieces. Close may
-// be called while Read runs: after Close nothing is read any more.
+// Reader reads a Body from its start. It does not copy the pieces. It is a user
+// of their memory until it has read all of it, or is closed, which may be while
+// Read runs: http.Transport closes a request's body when the answer ends.
 type Reader struct {
-	mu    sync.Mutex
-	parts [MaxParts]Content
-	n, i  int
-	off   int
-	hold  *Hold
-	over  bool
+	mu     sync.Mutex
+	parts  [MaxParts]Content
+	n, i   int
+	off    int
+	hold   *Hold
+	closed bool
 }
 
 // NewReader returns a Reader of b. It must be closed.
 func (b *Body) NewReader() *Reader {
-	if b.hold != nil {
-		b.hold.users.Add(1)
-	}
+	b.hold.take()
 	return &Reader{parts: b.parts, n: b.n, hold: b.hold}
 }
 
 func (r *Reader) Read(p []byte) (int, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.over {
+	if r.closed {
 		return 0, fs.ErrClosed
 	}
 	total := 0
@@ -141,20 +167,27 @@ func (r *Reader) Read(p []byte) (int, error) {
 			r.i, r.off = r.i+1, 0
 		}
 	}
+	if r.i == r.n {
+		r.end()
+	}
 	if total == 0 && len(p) > 0 {
 		return 0, io.EOF
 	}
 	return total, nil
 }
 
+// end ends the use of the memory. It may be called more than once.
+func (r *Reader) end() {
+	r.hold.Release()
+	r.hold, r.parts = nil, [MaxParts]Content{}
+}
+
 // Close ends the use of the memory. It may be called more than once.
 func (r *Reader) Close() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if !r.over {
-		r.over = true
-		r.hold.Release()
-	}
+	r.closed = true
+	r.end()
 	return nil
 }
 

@@ -122,6 +122,17 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 			u.CacheWrite += count(object(usage[name])["cache_write_tokens"])
 		}
 	}
+	if ep.Dialect != Anthropic && sum == toldInput|toldOutput {
+		whole := func(v any) int64 { // of what does not spoil an account
+			before := sum
+			defer func() { sum = before }()
+			return count(v)
+		}
+		thought := whole(object(usage["completion_tokens_details"])["reasoning_tokens"]) + whole(object(usage["output_tokens_details"])["reasoning_tokens"])
+		if total := whole(usage["total_tokens"]); thought > 0 && total == u.Input+u.Output+thought {
+			u.Output += thought
+		}
+	}
 	u.Final = sum.Closes(ep.Streams && !ep.Media) && u.Costs()
 	a.Usage = u
 	return a, true
@@ -131,7 +142,7 @@ func naiveAnswer(ep *Endpoint, m map[string]any) (a Answer, ok bool) {
 // later one holds, which the twin cannot know.
 func twoForms(v any) bool {
 	u, _ := v.(map[string]any)
-	for a, b := range map[string]string{"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens", "input_tokens_details": "prompt_tokens_details"} {
+	for a, b := range map[string]string{"input_tokens": "prompt_tokens", "output_tokens": "completion_tokens", "input_tokens_details": "prompt_tokens_details", "output_tokens_details": "completion_tokens_details"} {
 		if u[a] != nil && u[b] != nil {
 			return true
 		}

@@ -14,14 +14,20 @@ import (
 var refusalCodes = []string{
 	"content_filter", "content_policy_violation", "image_content_policy_violation", "ResponsibleAIPolicyViolation",
 	"invalid_prompt", "moderation_blocked", "safety_violation", "cyber_policy_violation", "bio_policy",
-	"misalignment_policy_violation", "refusal",
+	"misalignment_policy_violation", "refusal", "data_inspection_failed",
 }
 
-// What providers write where they give no such code.
+// What providers write where they give no such code: DeepSeek, Alibaba, and xAI with
+// status 403, which elsewhere says that it is the account which may not ask
+// (https://github.com/666ghj/BettaFish/issues/108, QwenLM/qwen-code/issues/3145,
+// UKGovernmentBEIS/inspect_ai/pull/2267).
 var refusalTexts = [][]byte{
 	[]byte("blocked by content filtering policy"),
 	[]byte("rejected as a result of our safety system"),
 	[]byte("triggering Azure OpenAI's content management policy"),
+	[]byte("Content Exists Risk"),
+	[]byte("Algo.DataInspectionFailed"),
+	[]byte("Content violates usage guidelines"),
 }
 
 // Codes and texts that say that the prompt is too long for the model.
@@ -116,10 +122,13 @@ type Problem struct {
 func ReadProblem(body []byte) Problem {
 	r := problemReader{Cursor: jsontext.Cursor{Data: body}}
 	r.ObjectOr(func(key []byte) {
-		if string(key) == "error" {
-			r.ObjectOr(r.member)
-		} else {
+		switch {
+		case string(key) != "error":
 			r.member(key) // vLLM and others have no envelope
+		case r.Peek() == '"': // nor has xAI
+			r.message()
+		default:
+			r.ObjectOr(r.member)
 		}
 	})
 	if !r.End() {
@@ -136,6 +145,30 @@ func (r *problemReader) name() []byte {
 	r.p.ContextLength = r.p.ContextLength || oneOf(s, lengthCodes)
 	r.p.Account = r.p.Account || oneOf(s, accountCodes)
 	return s
+}
+
+// message takes what is said to people and notes what it says.
+func (r *problemReader) message() {
+	s, _ := r.Text()
+	r.p.Refused = r.p.Refused || contains(s, refusalTexts)
+	r.p.ContextLength = r.p.ContextLength || contains(s, lengthTexts)
+	r.p.Account = r.p.Account || framed(s, accountMessages)
+}
+
+// flagged takes OpenRouter's metadata of an error, and notes if they say why a
+// moderator held the prompt back: with status 403, and no code of its own
+// (https://openrouter.ai/docs/api/reference/errors-and-debugging).
+func (r *problemReader) flagged() {
+	r.ObjectOr(func(key []byte) {
+		v := r.Span()
+		if string(key) == "flagged_input" || string(key) == "reasons" {
+			switch string(v.Of(r.Data)) {
+			case "null", `""`, "[]":
+			default:
+				r.p.Refused = true
+			}
+		}
+	})
 }
 
 // status gives the status of an error that a number is, in quotes (LiteLLM) or not.
@@ -176,10 +209,9 @@ func (r *problemReader) member(key []byte) {
 	case "type":
 		r.byType = cmp.Or(standsFor(r.name()), r.byType)
 	case "message":
-		s, _ := r.Text()
-		r.p.Refused = r.p.Refused || contains(s, refusalTexts)
-		r.p.ContextLength = r.p.ContextLength || contains(s, lengthTexts)
-		r.p.Account = r.p.Account || framed(s, accountMessages)
+		r.message()
+	case "metadata":
+		r.flagged()
 	case "innererror", "inner_error":
 		r.ObjectOr(func(key []byte) {
 			if string(key) != "code" {

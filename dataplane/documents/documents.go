@@ -23,8 +23,8 @@ const (
 	Compliance = "compliance"
 )
 
-// MaxSize bounds one document, in bytes.
-const MaxSize = 1 << 20
+// maxSize bounds one document, in bytes.
+const maxSize = 1 << 20
 
 // types of files that can be published, by their ending.
 var types = map[string]string{
@@ -48,8 +48,8 @@ func Check(name, contentType string, b []byte, now time.Time) error {
 	switch {
 	case len(b) == 0:
 		return errors.New("the document is empty")
-	case len(b) > MaxSize:
-		return fmt.Errorf("the document has %d bytes, at most %d are published", len(b), MaxSize)
+	case len(b) > maxSize:
+		return fmt.Errorf("the document has %d bytes, at most %d are published", len(b), maxSize)
 	case strings.HasPrefix(contentType, "text/") && !utf8.Valid(b):
 		return errors.New("the document is not UTF-8")
 	case name == Security:

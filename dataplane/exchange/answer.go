@@ -17,9 +17,15 @@ import (
 // statusGone stands for "the client left first" in records and metrics.
 const statusGone = 499
 
+// clientLeft reports whether the client did, and not this node.
+func (x *exchange) clientLeft() bool { return x.r.Context().Err() != nil && !x.node.ending.Load() }
+
 // run asks for an answer and passes it on.
 func (x *exchange) run() {
 	res, fail := x.walk.Ask(x.r.Context())
+	if fail.Gone && x.node.ending.Load() {
+		res, fail = nil, walk.Failure{Err: walk.ErrEnding}
+	}
 	switch {
 	case fail.Gone:
 		x.gone(dialect.Answer{}, 0)
@@ -40,6 +46,10 @@ func (x *exchange) run() {
 	defer res.Release()
 	x.answered = true
 	x.firstToken = time.Since(x.arrived)
+	if res.Stream == nil { // a whole answer is final, and its upstream is free, whenever the client takes it
+		x.body.Release()
+		x.walk.Leave()
+	}
 	switch {
 	case res.Stream != nil:
 		x.stream(res)
@@ -134,7 +144,7 @@ func (x *exchange) deliver(res *relay.Result, rec *recording, b []byte) error {
 	lead, end := parted(b)
 	status, good := rec.Status, rec.Ended == meter.EndComplete
 	x.concluded(&rec.Record)
-	taken := x.r.Context().Err() == nil
+	taken := !x.clientLeft()
 	if taken && len(lead) > 0 {
 		x.begin(res, status, b)
 		if taken = x.put(lead) == nil; !taken {

@@ -61,7 +61,7 @@ func (n *Node) forwarded(rw http.ResponseWriter, r *http.Request) {
 		return
 	}
 	x.body = n.bodies.Get()
-	defer x.body.Hold.Release()
+	defer x.body.Release()
 	defer x.walk.Leave()
 	if e := n.bodies.Read(x.body, r, nil); e != nil {
 		outcome := relay.OutcomeFinal
@@ -165,6 +165,9 @@ func (x *exchange) recheck() (outcome string, e *dialect.Error) {
 		return outcomeOf(dialect.Code(bad.Code)), dialect.Fail(dialect.Code(bad.Code), bad.Message)
 	}
 	x.decision, x.decided = decision, true
+	if !decision.MayRun(x.node.Setup.Jurisdiction) { // the entry node does not know of the pin
+		return relay.OutcomeFailed, walk.ErrPinned
+	}
 	if !x.node.Room() {
 		return relay.OutcomeFailed, walk.ErrMetering
 	}

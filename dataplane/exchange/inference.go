@@ -18,7 +18,7 @@ func (x *exchange) inference() {
 		return
 	}
 	x.body = x.node.bodies.Get()
-	defer x.body.Hold.Release()
+	defer x.body.Release()
 	defer x.walk.Leave()
 	defer x.account()
 	if e := x.node.bodies.Read(x.body, x.r, x.hashBody()); e != nil {

@@ -55,6 +55,7 @@ type Node struct {
 	pages    *documents.Pages
 	meeting  atomic.Int64 // requests whose key is being checked
 	draining atomic.Bool
+	ending   atomic.Bool
 }
 
 // New makes a Node.
@@ -82,6 +83,10 @@ func (n *Node) Drain() { n.draining.Store(true) }
 
 // Draining reports whether Drain was called.
 func (n *Node) Draining() bool { return n.draining.Load() }
+
+// End has requests that are under way end with an error that says why, as soon as
+// their contexts end.
+func (n *Node) End() { n.ending.Store(true) }
 
 // Busy reports whether a request is under way.
 func (n *Node) Busy() bool { return n.Gate.InFlight() > 0 || n.meeting.Load() > 0 }

@@ -11,16 +11,24 @@ import (
 var (
 	errEncoded   = dialect.Fail(dialect.InvalidRequest, "The request body is compressed (`content-encoding`): send it as it is.")
 	errTypes     = dialect.Fail(dialect.InvalidRequest, "The header `content-type` is given more than once: give it once.")
+	errPassed    = dialect.Fail(dialect.InvalidHeader, "The headers `anthropic-version`, `anthropic-beta` and `openai-beta` are longer than 4 KiB together: send less.")
+	errLongType  = dialect.Fail(dialect.InvalidHeader, "The header `content-type` is longer than 256 bytes: send the type, and of a form its boundary.")
 	errJSONOnly  = dialect.Fail(dialect.InvalidRequest, "This endpoint takes JSON: send `content-type: application/json`.")
 	errEither    = dialect.Fail(dialect.InvalidRequest, "This endpoint takes JSON, or a form with files: send `content-type: application/json`, or `multipart/form-data` with its boundary.")
 	errMultipart = dialect.Fail(dialect.InvalidRequest, "This endpoint takes a form with files: send `content-type: multipart/form-data` with its boundary.")
 )
 
-// form checks how the body is declared, before any of it is read. The official
+// maxRequestType bounds what a client may call its body: it goes on to other nodes.
+const maxRequestType = 256
+
+// form checks how the body is declared, and what headers go on, before any of it is read. The official
 // clients always declare it; where nothing is declared, JSON is meant.
 func form(ep *dialect.Endpoint, h http.Header) *dialect.Error {
 	if enc := h["Content-Encoding"]; len(enc) > 1 || len(enc) == 1 && !strings.EqualFold(enc[0], "identity") {
 		return errEncoded
+	}
+	if relay.Passed(h) > relay.MaxPassed {
+		return errPassed
 	}
 	types := h[hContentType]
 	if len(types) > 1 {
@@ -28,6 +36,9 @@ func form(ep *dialect.Endpoint, h http.Header) *dialect.Error {
 	}
 	kind := ""
 	if len(types) == 1 {
+		if len(types[0]) > maxRequestType {
+			return errLongType
+		}
 		kind, _, _ = strings.Cut(types[0], ";")
 		kind = strings.TrimSpace(kind)
 	}

@@ -5,14 +5,15 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestPulse: a client that waits for a replay hears a comment now and then, and
 // none once it goes on.
 func TestPulse(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		rec := httptest.NewRecorder()
 		x := &exchange{rw: rec}
 		quiet := x.pulse(http.NewResponseController(rec), pulseEvery, time.Minute)

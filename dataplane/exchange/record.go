@@ -86,7 +86,7 @@ func (x *exchange) settle(rec *recording, u dialect.Usage, textOut int64) {
 	}
 	rec.Source = meter.SourceEstimated
 	if u.Input == 0 {
-		rec.TokensIn = dialect.EstimateTokens(int64(len(x.body.Bytes())))
+		rec.TokensIn = dialect.EstimateTokens(x.body.Len())
 	}
 	rec.TokensOut = max(u.Output, dialect.EstimateTokens(textOut))
 }

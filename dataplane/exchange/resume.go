@@ -36,9 +36,10 @@ func (x *exchange) splices() bool {
 		q.Choices == 1 && !q.Logprobs && !q.ProviderTools && q.Stores == "" && (!q.KeepsAnswer || x.decision.ZeroRetention)
 }
 
-// keep notes from now on what the client is given, if that may be of use.
+// keep notes from now on what the client is given, if that may be of use. Where
+// many large requests wait for what may never happen, this one does not.
 func (f *flow) keep() {
-	if f.x.splices() {
+	if f.x.splices() && f.x.body.Keep() {
 		f.have = stream.NewTranscript(splice.Limit)
 		f.res.Stream.Keep(f.have)
 	}
@@ -49,13 +50,18 @@ var (
 	errDeclined = errors.New("the replay was declined")
 )
 
+// resumable reports whether the answer may be continued elsewhere should its stream
+// break. Once it may not, it never may again, and its request is not needed.
+func (f *flow) resumable() bool {
+	return !f.have.Off() && !f.refused && !f.res.Stream.State.Refused && !f.x.walk.Spent()
+}
+
 // resume continues the answer elsewhere after its stream broke, and reports
 // whether it does. The other's stream must have said all that the client has
 // before the route's time between two events is over.
 func (f *flow) resume(b *relay.Batch) bool {
 	x, o := f.x, b.Broken.Outcome
-	if f.have.Off() || f.refused || f.res.Stream.State.Refused || x.walk.Spent() || errors.Is(b.Broken.Cause, errDiverged) ||
-		breaker.Classify(o) != breaker.Failure {
+	if !f.resumable() || errors.Is(b.Broken.Cause, errDiverged) || breaker.Classify(o) != breaker.Failure {
 		return false
 	}
 	f.give(b.Forward)
@@ -80,7 +86,7 @@ func (f *flow) resume(b *relay.Batch) bool {
 		cancel()
 		x.drop(next)
 		x.walk.By = before
-		if x.r.Context().Err() != nil {
+		if x.clientLeft() {
 			f.gone()
 		}
 		return false
@@ -137,7 +143,7 @@ func (x *exchange) spent(s *relay.Stream) {
 	u := s.State.Usage
 	in, out := u.Input, u.Output
 	if in == 0 {
-		in = dialect.EstimateTokens(int64(len(x.body.Bytes())))
+		in = dialect.EstimateTokens(x.body.Len())
 	}
 	if !u.Final {
 		out = max(out, dialect.EstimateTokens(s.State.Text))

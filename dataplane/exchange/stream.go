@@ -44,6 +44,9 @@ func (x *exchange) stream(res *relay.Result) {
 	f.keep()
 	defer f.release()
 	for {
+		if !f.resumable() {
+			x.body.Release()
+		}
 		b := f.from.Next()
 		switch {
 		case b.Last != nil:
@@ -117,7 +120,7 @@ func (f *flow) last(b relay.Batch) {
 	x, s := f.x, f.res.Stream
 	f.repaired()
 	switch {
-	case x.r.Context().Err() != nil:
+	case x.clientLeft():
 		f.gone()
 	case len(b.Forward)+len(b.Last) > quickWrite:
 		if !x.written && !x.node.Room() { // the last moment to say so
@@ -167,14 +170,20 @@ func (f *flow) repaired() {
 // and a broken connection, so that nobody takes what came for a whole answer.
 func (f *flow) broken(b relay.Batch) {
 	x, s := f.x, f.res.Stream
-	if b.Broken.Outcome == breaker.ClientGone {
+	ends := b.Broken.Outcome == breaker.ClientGone
+	if ends && !x.node.ending.Load() {
 		f.gone()
 	}
 	f.repaired()
-	f.blame(b.Broken.Outcome)
 	e := walk.ErrorOf(b.Broken.Outcome)
-	if errors.Is(b.Broken.Cause, relay.ErrNoRoom) {
+	switch {
+	case ends:
+		e = walk.ErrEnding
+	case errors.Is(b.Broken.Cause, relay.ErrNoRoom):
 		e = walk.ErrEvents
+	}
+	if !ends {
+		f.blame(b.Broken.Outcome)
 	}
 	x.node.Log.Info("a stream broke", "request", x.id, "outcome", b.Broken.Outcome.String(), "error", b.Broken.Cause)
 	f.give(b.Forward)

@@ -1,7 +1,6 @@
 package h1
 
 import (
-	"bytes"
 	"errors"
 	"io"
 	"sync"
@@ -11,11 +10,6 @@ import (
 )
 
 const (
-	maxTrailer = 4 << 10 // in bytes
-	// waste is how many bytes of chunk framing a body may have beyond what its
-	// content accounts for: without a bound a client could send next to nothing
-	// for ever.
-	waste = 16 << 10
 	// direct is how much must be left of a body, or of a chunk, to be read past
 	// the buffer into the reader's own memory.
 	direct = bufferSize
@@ -32,16 +26,15 @@ var (
 // body is the body of a request. A goroutine that its handler started may read
 // it, and may do so still when the handler is over.
 type body struct {
-	c       *conn
-	chunked bool
+	c *conn
 
 	mu      sync.Mutex
-	expects bool  // 100-continue is to be sent before it is read
-	edge    bool  // the CRLF after a chunk's content is due
-	left    int64 // of the content, or of the chunk
-	excess  int   // framing beyond what is reasonable, in bytes
+	left    int64 // of the content, if its length was declared
+	framing syntax.Chunks
 	err     error // io.EOF: all has come
 	shut    bool
+	expects bool // 100-continue is to be sent before it is read
+	chunked bool // never changes
 }
 
 // whole reports whether all of it has come. Nobody reads it from then on: what is
@@ -80,15 +73,12 @@ func (b *body) read(p []byte) (n int, err error) {
 	if b.chunked {
 		n, err = b.chunks(p)
 	} else {
-		n, err = b.content(p)
-		if b.left == 0 {
+		n, err = b.content(p, &b.left)
+		if err == nil && b.left == 0 {
 			err = io.EOF
 		}
 	}
 	if err != nil {
-		if errors.Is(err, io.EOF) && b.left > 0 {
-			err = io.ErrUnexpectedEOF
-		}
 		if b.err = err; b.ended() {
 			b.c.allRead()
 		}
@@ -106,10 +96,10 @@ func (b *body) Close() error {
 	return nil
 }
 
-// content reads into p what is known to be content, and is still to come.
-func (b *body) content(p []byte) (n int, err error) {
-	if int64(len(p)) > b.left {
-		p = p[:b.left]
+// content reads into p what is known to be content: left bytes are to come.
+func (b *body) content(p []byte, left *int64) (n int, err error) {
+	if int64(len(p)) > *left {
+		p = p[:*left]
 	}
 	s := &b.c.in
 	if s.r == s.w && len(p) >= direct && !b.c.early {
@@ -117,105 +107,56 @@ func (b *body) content(p []byte) (n int, err error) {
 	} else {
 		if s.r == s.w {
 			if err := s.fill(0); err != nil {
-				return 0, err
+				return 0, cut(err)
 			}
 		}
 		n = copy(p, s.pending())
 		s.r += n
 	}
-	b.left -= int64(n)
-	return n, err
+	*left -= int64(n)
+	return n, cut(err)
 }
 
 // chunks reads as many chunks as have come and fit.
 func (b *body) chunks(p []byte) (n int, err error) {
+	s := &b.c.in
 	for n < len(p) {
-		if b.left == 0 {
-			if n > 0 && !b.framed() {
-				break
-			}
-			if err := b.next(); err != nil {
-				return n, cut(err)
+		if b.framing.Left == 0 {
+			used, ok := b.framing.Next(s.pending())
+			s.r += used
+			switch {
+			case !ok:
+				return n, errChunk
+			case b.framing.Over:
+				return n, io.EOF
+			case b.framing.Left == 0:
+				if n > 0 {
+					return n, nil
+				}
+				if err := s.fill(0); err != nil {
+					return 0, cut(err)
+				}
+				continue
 			}
 		}
-		if n > 0 && b.c.in.r == b.c.in.w {
+		if n > 0 && s.r == s.w {
 			break
 		}
-		m, err := b.content(p[n:])
+		m, err := b.content(p[n:], &b.framing.Left)
 		n += m
-		b.edge = b.left == 0
 		if err != nil {
-			return n, cut(err)
+			return n, err
 		}
 	}
 	return n, nil
 }
 
-// cut turns an end that comes too early into what it is; errOver is the true one.
+// cut turns an end that comes too early into what it is.
 func cut(err error) error {
-	switch {
-	case err == errOver: //nolint:errorlint // never wrapped
-		return io.EOF
-	case errors.Is(err, io.EOF):
+	if errors.Is(err, io.EOF) {
 		return io.ErrUnexpectedEOF
 	}
 	return err
-}
-
-var errOver = errors.New("h1: the body is over")
-
-// framed reports whether the framing of the next chunk has come already.
-func (b *body) framed() bool {
-	have := b.c.in.pending()
-	if b.edge {
-		if len(have) < 2 {
-			return false
-		}
-		have = have[2:]
-	}
-	return bytes.IndexByte(have, '\n') >= 0
-}
-
-// next reads the framing up to the next chunk's content, or to the end: errOver.
-func (b *body) next() error {
-	s := &b.c.in
-	if b.edge {
-		if _, err := s.line(len("\r\n")); err != nil {
-			return err
-		}
-		b.edge = false
-	}
-	line, err := s.line(maxLine)
-	if err != nil {
-		return err
-	}
-	size, ok := syntax.ChunkSize(line)
-	if at := bytes.IndexByte(line, ';'); !ok || at > 0 && line[at-1] <= ' ' { // net/http refuses such space
-		return errChunk
-	}
-	// A chunk of n bytes accounts for 16 + 2 n bytes of framing.
-	b.excess = max(0, b.excess+len(line)+2-16-int(min(2*size, waste)))
-	if b.excess > waste {
-		return errChunk
-	}
-	if b.left = size; size > 0 {
-		return nil
-	}
-	for trailer := 0; ; {
-		line, err := s.line(maxLine)
-		if err != nil {
-			return err
-		}
-		if len(line) == 0 {
-			return errOver
-		}
-		if trailer += len(line) + 2; trailer > maxTrailer {
-			return errTooLong
-		}
-		if _, _, ok := syntax.Field(line); !ok {
-			return errChunk
-		}
-	}
 }
 
 // unasked reports whether a client that waits for 100-continue got none. It gets

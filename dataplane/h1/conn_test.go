@@ -15,8 +15,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // until waits for something that is about to be.
@@ -250,7 +251,7 @@ func TestPanicInHandshake(t *testing.T) {
 // of any that declared its length waits for the handler.
 func TestOneRecord(t *testing.T) {
 	for size, before := range map[int]int{0: 0, 1: 0, 2 << 10: 0, holdBack: 0, 10 << 10: 6 << 10, 100 << 10: 96 << 10} {
-		synctest.Test(t, func(t *testing.T) { oneRecord(t, size, before) })
+		synckit.Test(t, func(t *testing.T) { oneRecord(t, size, before) })
 	}
 }
 
@@ -264,7 +265,7 @@ func oneRecord(t *testing.T, size, before int) {
 		w.Header().Set("Content-Type", "text/x")
 		w.WriteHeader(http.StatusOK)
 		_, _ = w.Write(make([]byte, size))
-		synctest.Wait() // what goes out has gone
+		synckit.Wait() // what goes out has gone
 		left := before
 		for len(sent) > 0 {
 			left -= <-sent

@@ -13,8 +13,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // Who sends more behind a request that is the last one still gets its answer
@@ -225,7 +226,7 @@ func (r recorder) Read(p []byte) (int, error) {
 // A request that has come, and was not told that it would not be answered, is
 // answered, and told that it is the last.
 func TestRetireWithARequestInMemory(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var k *talk
 		k = speak(t, func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, r.URL.Path)
@@ -252,7 +253,7 @@ func TestRetireWithARequestInMemory(t *testing.T) {
 // retire ends an idle connection at once, and another one with its answer, when
 // the client ends it too, or had the time to.
 func TestRetire(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, _ *http.Request) {
 			time.Sleep(time.Second)
 			_, _ = io.WriteString(w, "ok")
@@ -265,7 +266,7 @@ func TestRetire(t *testing.T) {
 			t.Errorf("an idle one ends after %v with %q", after, rest)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, _ *http.Request) {
 			time.Sleep(time.Second)
 			_, _ = io.WriteString(w, "ok")
@@ -296,7 +297,7 @@ func (h held) Read([]byte) (int, error) {
 
 // An aborted request's connection ends when its listener lets it.
 func TestHeldBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		aborted := make(chan struct{})
 		until := make(chan struct{})
 		k := scene{below: func(nc net.Conn) net.Conn { return held{nc, until} }}.speak(t,

@@ -10,8 +10,9 @@ import (
 	"runtime"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 type keyOf string
@@ -29,7 +30,7 @@ func TestContext(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				server, stop := context.WithCancelCause(context.WithValue(t.Context(), keyOf("server"), 1))
 				defer stop(nil)
 				l := &life{conn: server}
@@ -62,7 +63,7 @@ func TestContext(t *testing.T) {
 				end(l, stop)
 				<-l.Done()
 				<-child.Done()
-				synctest.Wait()
+				synckit.Wait()
 				want := context.Canceled
 				if name == "with the server" {
 					want = reason
@@ -71,7 +72,7 @@ func TestContext(t *testing.T) {
 					t.Errorf("%v because of %v, a derived one because of %v", l.Err(), context.Cause(l), context.Cause(child))
 				}
 				l.AfterFunc(note("a"))
-				synctest.Wait()
+				synckit.Wait()
 				mu.Lock()
 				defer mu.Unlock()
 				if fmt.Sprint(called) != "[a a a]" || stopB() {
@@ -92,7 +93,7 @@ func TestContext(t *testing.T) {
 // The end of the server's context, and of the client, ends a request that waits,
 // and calls what is to be called then.
 func TestContextEndsWithTheServer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		ended := make(chan time.Duration, 2)
 		server, stop := context.WithCancel(t.Context())
 		k := scene{server: server}.speak(t, func(_ http.ResponseWriter, r *http.Request) {

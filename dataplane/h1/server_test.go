@@ -20,28 +20,12 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+
+	"ringmain/internal/testkit/logkit"
 )
 
 func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("net/http.(*conn).closeWriteAndWait")) // sleeps, whatever happens
-}
-
-// lines is a log that may be read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // identity is a certificate for 127.0.0.1, and who trusts it.
@@ -58,7 +42,7 @@ type stand struct {
 	addr   string
 	hs     *http.Server
 	server *Server // nil = net/http's
-	log    *lines
+	log    *logkit.Buffer
 }
 
 // start runs a server until the test ends.
@@ -69,7 +53,7 @@ func start(t testing.TB, ours bool, h http.Handler, change func(*http.Server)) *
 	if err != nil {
 		t.Fatal(err)
 	}
-	st := &stand{addr: l.Addr().String(), log: new(lines)}
+	st := &stand{addr: l.Addr().String(), log: new(logkit.Buffer)}
 	st.hs = &http.Server{
 		Handler: h, ErrorLog: log.New(st.log, "", 0), MaxHeaderBytes: 8 << 10, DisableGeneralOptionsHandler: true,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, NextProtos: []string{"h2", "http/1.1"}, MinVersion: tls.VersionTLS13},

@@ -1,20 +1,13 @@
 package h1
 
 import (
-	"bytes"
 	"errors"
 	"sync"
 )
 
-const (
-	bufferSize = 4 << 10
-	maxLine    = 1 << 10 // of a chunk's size with its extensions, in bytes
-)
+const bufferSize = 4 << 10
 
-var (
-	errTooLong = errors.New("h1: a line is too long")
-	errBareLF  = errors.New("h1: a line does not end as it must")
-)
+var errTooLong = errors.New("h1: more came than may be kept")
 
 // source is what comes in, and how far it is read.
 type source struct {
@@ -68,30 +61,4 @@ func (s *source) fill(most int) error {
 	n, err := s.c.read(s.data[s.w:])
 	s.w += n
 	return err
-}
-
-// line gives the next line of a body's framing without its CRLF, valid until the
-// following call. A bare LF is refused: what one reader takes for a line's end
-// and another does not is how requests are smuggled.
-func (s *source) line(most int) ([]byte, error) {
-	for seen := 0; ; {
-		have := s.pending()
-		if i := bytes.IndexByte(have[seen:], '\n'); i >= 0 {
-			i += seen
-			if i+1 > most {
-				return nil, errTooLong
-			}
-			if i == 0 || have[i-1] != '\r' {
-				return nil, errBareLF
-			}
-			s.r += i + 1
-			return have[:i-1], nil
-		}
-		if seen = len(have); seen >= most {
-			return nil, errTooLong
-		}
-		if err := s.fill(most); err != nil {
-			return nil, err
-		}
-	}
 }

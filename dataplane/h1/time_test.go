@@ -11,8 +11,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // talk is a connection to a server whose time passes by itself.
@@ -144,7 +145,7 @@ func TestTimes(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				k := speak(t, func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 				want := play(t, k)
 				if rest, after := k.over(); after != want || rest != "" {
@@ -158,7 +159,7 @@ func TestTimes(t *testing.T) {
 // A body has its time from the request's first byte on, and no more once the
 // answer has been given.
 func TestBodyTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var took time.Duration
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			began := time.Now()
@@ -187,7 +188,7 @@ func TestBodyTime(t *testing.T) {
 
 // A body that its handler does not want is waited for shortly.
 func TestSlowUnwantedBody(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 		k.say(t, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n12345")
 		resp, err := http.ReadResponse(k.in, nil)
@@ -198,7 +199,7 @@ func TestSlowUnwantedBody(t *testing.T) {
 			t.Errorf("it ends after %v", after)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 		k.say(t, "POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 10\r\n\r\n12345")
 		time.Sleep(drainWait / 2)
@@ -220,7 +221,7 @@ func TestUnwantedBody(t *testing.T) {
 		"large": "Content-Length: 300000\r\n\r\n12345", "not asked for": "Content-Length: 10\r\nExpect: 100-continue\r\n\r\n",
 	} {
 		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				k := speak(t, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusForbidden) })
 				k.say(t, "POST / HTTP/1.1\r\nHost: h\r\n"+head)
 				resp, err := http.ReadResponse(k.in, nil)
@@ -236,7 +237,7 @@ func TestUnwantedBody(t *testing.T) {
 // A handler that runs for long hears of a client that leaves; a short one costs
 // nobody a look.
 func TestClientsThatLeave(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var heard time.Duration
 		k := speak(t, func(_ http.ResponseWriter, r *http.Request) {
 			began := time.Now()
@@ -250,7 +251,7 @@ func TestClientsThatLeave(t *testing.T) {
 			t.Errorf("it heard after %v", heard)
 		}
 	})
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		heard := make(chan time.Time, 1)
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			for r.Context().Err() == nil {
@@ -282,7 +283,7 @@ func TestClientsThatLeave(t *testing.T) {
 
 // A request that comes while another is served waits for it, and is whole.
 func TestAheadOfTheAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			b, _ := io.ReadAll(r.Body)
 			time.Sleep(time.Second) // watch looks meanwhile
@@ -313,7 +314,7 @@ func TestAheadOfTheAnswer(t *testing.T) {
 // A client that takes nothing is cut off, however small its answers are; one
 // that pauses between them is not.
 func TestStall(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var took time.Duration
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			began := time.Now()
@@ -333,7 +334,7 @@ func TestStall(t *testing.T) {
 		}
 		k.over()
 	})
-	synctest.Test(t, func(t *testing.T) { // as the handler wants it
+	synckit.Test(t, func(t *testing.T) { // as the handler wants it
 		var took time.Duration
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			began := time.Now()
@@ -359,7 +360,7 @@ func TestStall(t *testing.T) {
 // What a handler says after its time, or after it was told to say nothing, goes
 // nowhere.
 func TestDeaf(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := speak(t, func(w http.ResponseWriter, r *http.Request) {
 			_ = http.NewResponseController(w).SetReadDeadline(time.Unix(1, 0))
 			w.WriteHeader(http.StatusForbidden)
@@ -415,7 +416,7 @@ func (r *rekeyed) Write(p []byte) (int, error) {
 // may take is answered, and so are requests after it; one by a client that takes
 // nothing is given up as an answer is.
 func TestNewKeysAfterALongTime(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
 			func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
 		k.say(t, get("/"))
@@ -442,7 +443,7 @@ func TestNewKeysAfterALongTime(t *testing.T) {
 // The time that one answer had is over with it: new keys are answered after that
 // as ever.
 func TestNewKeysAfterADeadline(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
 			func(w http.ResponseWriter, _ *http.Request) {
 				if err := http.NewResponseController(w).SetWriteDeadline(time.Now().Add(time.Second)); err != nil {
@@ -467,7 +468,7 @@ func TestNewKeysAfterADeadline(t *testing.T) {
 
 // Nor does it bound what TLS says between two writes of one answer.
 func TestNewKeysAmidAStream(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		k := scene{tls: func(below net.Conn) net.Conn { return &rekeyed{Conn: below} }}.speak(t,
 			func(w http.ResponseWriter, _ *http.Request) {
 				control := http.NewResponseController(w)

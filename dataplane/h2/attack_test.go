@@ -264,6 +264,30 @@ func TestNoWindow(t *testing.T) {
 	}
 }
 
+// TestWindowsOfOneByte: nor for one that opens its window a byte at a time.
+func TestWindowsOfOneByte(t *testing.T) {
+	ended := make(chan struct{})
+	ts, _ := start(t, true, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		context.AfterFunc(r.Context(), func() { close(ended) })
+		_, _ = io.WriteString(w, strings.Repeat("no", 1000))
+	}), func(s *http.Server) { s.HTTP2.WriteByteTimeout = 200 * time.Millisecond })
+	p := dial(t, ts)
+	p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+	p.ask(1, true, "/")
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for late := time.After(10 * time.Second); ; {
+		select {
+		case <-ended:
+			return
+		case <-late:
+			t.Fatal("the handler waits")
+		case <-tick.C:
+			_ = p.fr.WriteWindowUpdate(1, 1)
+		}
+	}
+}
+
 // TestSlowToTheEnd: a client that is slow to take its last answer gets all of
 // it, though its connection is to end.
 func TestSlowToTheEnd(t *testing.T) {

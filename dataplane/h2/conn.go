@@ -240,6 +240,7 @@ func (c *conn) fail(err error) {
 	for _, s := range c.streams {
 		s.end(c.err)
 	}
+	c.opened(-len(c.streams))
 	clear(c.streams)
 	for _, s := range c.waiting {
 		s.release()

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -18,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // until waits for something that is about to be.
@@ -242,46 +245,52 @@ func TestStalledClient(t *testing.T) {
 // A client that is silent is pinged, and cut off if it does not answer; one
 // that asks nothing is told to go.
 func TestSilentClients(t *testing.T) {
-	ts, _ := start(t, true, stageHandler(), func(s *http.Server) {
-		s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 50*time.Millisecond, time.Second // in which a busy machine answers
-	})
-	p := dial(t, ts)
-	p.hello()
-	p.ask(1, true, "/wait")
-	pings := 0
-	began := time.Now()
-	for p.conn == "" {
-		f, err := p.fr.ReadFrame()
-		if err != nil {
-			break
-		}
-		if f, ok := f.(*http2.PingFrame); ok && !f.IsAck() {
-			if pings++; pings < 4 {
-				_ = p.fr.WritePing(true, f.Data)
+	synckit.Test(t, func(t *testing.T) {
+		p := alone(t, stage, Strangers{}, func(s *http.Server) {
+			s.HTTP2.SendPingTimeout, s.HTTP2.PingTimeout = 50*time.Millisecond, time.Second
+		})()
+		last, pings := time.Now(), 0
+		p.hello()
+		p.ask(1, true, "/wait")
+		for {
+			f, err := p.fr.ReadFrame()
+			if err != nil {
+				break
+			}
+			if f, ok := f.(*http2.PingFrame); ok && !f.IsAck() {
+				if pings++; pings < 4 {
+					_ = p.fr.WritePing(true, f.Data)
+					last = time.Now()
+				}
 			}
 		}
-	}
-	if pings != 4 || time.Since(began) < 1150*time.Millisecond {
-		t.Errorf("%d pings in %v", pings, time.Since(began))
-	}
-	ts, _ = start(t, true, stageHandler(), func(s *http.Server) { s.IdleTimeout = 100 * time.Millisecond })
-	p = dial(t, ts)
-	p.hello()
-	p.ask(1, true, "/hello")
-	for p.seen[0] == nil || !strings.Contains(p.seen[0].end, "goaway") {
-		if p.next(); p.conn != "" {
-			t.Fatalf("no GOAWAY: %s", p.conn)
+		if after := time.Since(last); pings != 4 || after != 1050*time.Millisecond {
+			t.Errorf("cut off %v after the last answer to %d pings", after, pings)
 		}
-	}
-	if a := p.seen[1]; a == nil || a.end != "end " {
-		t.Error("the request was not answered")
-	}
-	for p.conn == "" {
-		p.next()
-	}
-	if p.conn != "closed" {
-		t.Errorf("the connection is %s", p.conn)
-	}
+	})
+	synckit.Test(t, func(t *testing.T) {
+		p := alone(t, stage, Strangers{}, func(s *http.Server) { s.IdleTimeout = 100 * time.Millisecond })()
+		began := time.Now()
+		p.hello()
+		p.ask(1, true, "/hello")
+		for p.seen[0] == nil || !strings.Contains(p.seen[0].end, "goaway") {
+			if p.next(); p.conn != "" {
+				t.Fatalf("no GOAWAY: %s", p.conn)
+			}
+		}
+		if took := time.Since(began); took != 100*time.Millisecond {
+			t.Errorf("told to go after %v", took)
+		}
+		if a := p.seen[1]; a == nil || a.end != "end " {
+			t.Error("the request was not answered")
+		}
+		for p.conn == "" {
+			p.next()
+		}
+		if p.conn != "closed" {
+			t.Errorf("the connection is %s", p.conn)
+		}
+	})
 }
 
 // A connection that sends no preface is closed.
@@ -433,8 +442,13 @@ func (p *player) headers(id uint32, block []byte) error {
 // Frames that ask for nothing, or for answers that are not read, end the connection.
 func TestFloods(t *testing.T) {
 	floods := map[string]func(p *player, i int){
-		"pings":       func(p *player, _ int) { _ = p.fr.WritePing(false, [8]byte{}) },
-		"settings":    func(p *player, _ int) { _ = p.fr.WriteSettings() },
+		"pings":    func(p *player, _ int) { _ = p.fr.WritePing(false, [8]byte{}) },
+		"settings": func(p *player, _ int) { _ = p.fr.WriteSettings() },
+		"many settings": func(p *player, i int) {
+			if i%40 == 0 {
+				_ = p.fr.WriteSettings(slices.Repeat([]http2.Setting{{ID: http2.SettingInitialWindowSize, Val: 1}}, maxSettings)...)
+			}
+		},
 		"priorities":  func(p *player, _ int) { _ = p.fr.WritePriority(3, http2.PriorityParam{StreamDep: 5}) },
 		"unknown":     func(p *player, _ int) { p.raw(99, 0, 0, "") },
 		"empty data":  func(p *player, _ int) { _ = p.fr.WriteData(1, false, nil) },
@@ -532,15 +546,18 @@ func TestUnreadAnswers(t *testing.T) {
 func TestWhatIsKept(t *testing.T) {
 	ts, _ := start(t, true, stageHandler(), nil)
 	client := ts.Client()
-	for range 2000 {
+	before := 0 // of one that has answered
+	for i := range 2000 {
 		resp, err := client.Get(ts.URL + "/bytes?100")
 		if err != nil {
 			t.Fatal(err)
 		}
 		_, _ = io.Copy(io.Discard, resp.Body)
 		_ = resp.Body.Close()
+		if i == 0 {
+			before = runtime.NumGoroutine()
+		}
 	}
-	before := runtime.NumGoroutine()
 	until(t, "goroutines end", func() bool { return runtime.NumGoroutine() <= before })
 }
 

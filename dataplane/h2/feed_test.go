@@ -14,13 +14,15 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"ringmain/internal/testkit/logkit"
 )
 
 // feed gives a connection b after a good beginning, and checks what it says.
 func feed(t *testing.T, b []byte) {
 	t.Helper()
 	near, far := net.Pipe()
-	logged := new(lines)
+	logged := new(logkit.Buffer)
 	hs := &http.Server{ErrorLog: log.New(logged, "", 0), MaxHeaderBytes: 4 << 10, HTTP2: &http.HTTP2Config{MaxConcurrentStreams: 5}}
 	s := &server{hs: hs, limits: limitsOf(hs), conns: make(map[*conn]struct{})}
 	c := newConn(t.Context(), s, near, near, new(tls.ConnectionState), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -171,7 +171,7 @@ func (c *conn) settings(f *http2.SettingsFrame) error {
 			_ = c.nc.SetReadDeadline(time.Time{}) // a connection that is closed says so when it is read
 		}
 	}
-	c.nuisance++
+	c.nuisance += max(1, f.NumSettings()) // each may move the windows of all streams
 	if f.NumSettings() > maxSettings {
 		return errProtocol
 	}
@@ -310,6 +310,7 @@ func (c *conn) forget(s *stream, err error) {
 	}
 	if c.streams[s.id] == s {
 		delete(c.streams, s.id)
+		c.opened(-1)
 		c.emptied()
 	}
 }
@@ -361,6 +362,7 @@ func (c *conn) open(f *http2.MetaHeadersFrame) error {
 	c.nuisance = max(0, c.nuisance-excused)
 	c.quiet = time.Time{}
 	c.streams[id] = s
+	c.opened(1)
 	c.asked(s)
 	c.run(s)
 	return nil

@@ -25,6 +25,7 @@ type server struct {
 
 	strangers  Strangers
 	unanswered atomic.Int64 // requests of connections that nobody trusts
+	open       atomic.Int64 // streams of those
 
 	mu    sync.Mutex
 	conns map[*conn]struct{}

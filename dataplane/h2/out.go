@@ -185,9 +185,10 @@ func (c *conn) send(b []byte) error {
 
 // room waits until some of n bytes of s may be sent, and takes them out of the
 // windows. Streams that wait for the connection do so in turn. Nobody waits for
-// longer than a stall. The caller holds mu, which is given up meanwhile.
-func (s *stream) room(n int) (int, error) {
-	c, latest := s.c, time.Time{}
+// longer than until latest, a stall from the first wait. The caller holds mu,
+// which is given up meanwhile.
+func (s *stream) room(n int, latest *time.Time) (int, error) {
+	c := s.c
 	for {
 		mine := s.window > 0
 		switch {
@@ -212,11 +213,11 @@ func (s *stream) room(n int) (int, error) {
 			continue
 		}
 		if latest.IsZero() {
-			latest = time.Now().Add(c.limits.stall)
+			*latest = time.Now().Add(c.limits.stall)
 		}
 		by := s.writeBy
 		if by.IsZero() {
-			by = latest
+			by = *latest
 		}
 		if err := wait(&s.writable, by); err != nil {
 			c.unqueue(s)

@@ -17,11 +17,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // step is one thing that a client does.
@@ -220,7 +221,7 @@ func (s *theatre) play(a step) {
 	case "push":
 		_ = s.fr.WritePushPromise(http2.PushPromiseParam{StreamID: a.id, PromiseID: 2, EndHeaders: true})
 	}
-	synctest.Wait()
+	synckit.Wait()
 }
 
 // state is what the client can tell of the server. How streams share the
@@ -290,12 +291,12 @@ func differ(steps []step) (at int, ours, theirs string) {
 	a := newTheatre(far)
 	defer func() {
 		_ = far.Close()
-		synctest.Wait()
+		synckit.Wait()
 		if left := c.leftBehind(); left != "" && at < 0 {
 			at, ours = len(steps)-1, left
 		}
 	}()
-	synctest.Wait()
+	synckit.Wait()
 	for i, step := range steps {
 		a.play(step)
 		b.play(step)
@@ -322,7 +323,7 @@ func TestRandomClients(t *testing.T) {
 	}
 	pools()
 	defer pools()
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		for seed := from; seed < from+clients; seed++ {
 			steps := randomSteps(rand.New(rand.NewPCG(uint64(seed), 2)))
 			at, ours, theirs := differ(steps)

@@ -21,32 +21,16 @@ import (
 	"go.uber.org/goleak"
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"ringmain/internal/testkit/logkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// lines is a log that may be read while it is written.
-type lines struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lines) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // start runs a server, by this package or net/http's own, until the test ends.
-func start(t testing.TB, ours bool, h http.Handler, change func(*http.Server)) (*httptest.Server, *lines) {
+func start(t testing.TB, ours bool, h http.Handler, change func(*http.Server)) (*httptest.Server, *logkit.Buffer) {
 	t.Helper()
-	logged := new(lines)
+	logged := new(logkit.Buffer)
 	ts := httptest.NewUnstartedServer(h)
 	ts.EnableHTTP2 = true
 	ts.Config.ErrorLog = log.New(logged, "", 0)
@@ -165,7 +149,7 @@ func stage(w http.ResponseWriter, r *http.Request) {
 // player speaks frames to a server.
 type player struct {
 	t    testing.TB
-	nc   *tls.Conn
+	nc   net.Conn
 	fr   *http2.Framer
 	buf  bytes.Buffer
 	enc  *hpack.Encoder
@@ -189,7 +173,30 @@ func dial(t testing.TB, ts *httptest.Server) *player {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = nc.Close() })
-	p := &player{t: t, nc: nc.(*tls.Conn), open: make(map[uint32]bool), seen: make(map[uint32]*answered)}
+	return play(t, nc)
+}
+
+// alone runs a server whose time passes by itself, in memory, for connections
+// that it gives.
+func alone(t *testing.T, h http.HandlerFunc, few Strangers, change func(*http.Server)) (dialled func() *player) {
+	t.Helper()
+	hs := &http.Server{HTTP2: new(http.HTTP2Config)}
+	if change != nil {
+		change(hs)
+	}
+	s := &server{hs: hs, limits: limitsOf(hs), conns: make(map[*conn]struct{}), strangers: few}
+	return func() *player {
+		near, far := net.Pipe()
+		c := newConn(t.Context(), s, near, near, new(tls.ConnectionState), h)
+		var ended sync.WaitGroup
+		ended.Go(c.serve)
+		t.Cleanup(func() { _ = far.Close(); ended.Wait() })
+		return play(t, far)
+	}
+}
+
+func play(t testing.TB, nc net.Conn) *player {
+	p := &player{t: t, nc: nc, open: make(map[uint32]bool), seen: make(map[uint32]*answered)}
 	p.fr = http2.NewFramer(nc, nc)
 	p.fr.AllowIllegalWrites = true
 	p.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -228,6 +235,11 @@ func (p *player) ask(id uint32, end bool, path string, more ...string) {
 
 func (p *player) head(id uint32, end bool, fields ...string) {
 	p.open[id] = true
+	p.request(id, end, fields...)
+}
+
+// request may be called beside next, unlike head.
+func (p *player) request(id uint32, end bool, fields ...string) {
 	_ = p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, EndStream: end, EndHeaders: true, BlockFragment: p.block(fields...)})
 }
 

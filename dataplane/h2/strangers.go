@@ -16,6 +16,8 @@ type Strangers struct {
 	Each int // requests of one connection without an answer; 0 = nothing here is bounded
 	All  int // such requests of all those connections; when there are as many, one of each connection's
 	Open int // streams of one connection, those with answers that its client does not take included; more are refused, and can be sent again
+	// OpenAll is such streams of all those connections; when there are as many, one of each connection's. 0 = not bounded.
+	OpenAll int
 }
 
 // ConfigureWary is Configure with bounds for strangers.
@@ -32,6 +34,7 @@ func (s *stream) Trust() {
 	defer c.mu.Unlock()
 	if !c.trusted.Swap(true) {
 		c.server.unanswered.Add(-int64(c.unanswered))
+		c.server.open.Add(-int64(len(c.streams)))
 		c.fewer.Signal()
 	}
 }
@@ -107,13 +110,29 @@ func (c *conn) crowded() bool {
 		}
 		each = 1
 	}
-	return c.unanswered >= each || c.unanswered > 0 && c.server.unanswered.Load() >= int64(few.All)
+	return c.unanswered >= each || c.unanswered > 0 && (c.server.unanswered.Load() >= int64(few.All) || c.server.many())
+}
+
+// opened counts n more open streams of a connection. The caller holds mu.
+func (c *conn) opened(n int) {
+	if !c.trusted.Load() {
+		c.server.open.Add(int64(n))
+	}
+}
+
+// many reports whether strangers have as many streams open as they may.
+func (s *server) many() bool {
+	return s.strangers.OpenAll > 0 && s.open.Load() >= int64(s.strangers.OpenAll)
 }
 
 // full refuses a stream of a stranger who has too many. The caller holds mu.
 func (c *conn) full(id uint32) error {
 	few := &c.server.strangers
-	if few.Each == 0 || c.trusted.Load() || len(c.streams) < few.Open {
+	most := few.Open
+	if c.server.many() {
+		most = 1
+	}
+	if few.Each == 0 || c.trusted.Load() || len(c.streams) < most {
 		return nil
 	}
 	return streamError(id, http2.ErrCodeRefusedStream)

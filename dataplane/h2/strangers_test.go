@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/net/http2"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // wary is a server whose handlers wait for open, and trust who asks for /good.
@@ -100,6 +102,49 @@ func TestStrangersWhoTakeNothing(t *testing.T) {
 	}
 }
 
+// TestStrangersWhoTakeNothingTogether: many connections of such strangers have one
+// stream each, whoever asks for something first is read, and who is trusted has all.
+func TestStrangersWhoTakeNothingTogether(t *testing.T) {
+	dialled, running, open := wary(t, Strangers{Each: 3, All: 100, Open: 10, OpenAll: 15})
+	open()
+	var all []*player
+	for _, want := range []int{10, 5, 1, 1} {
+		p := dialled()
+		p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		var taken []uint32
+		for i := range uint32(30) {
+			p.ask(2*i+1, true, "/long")
+			if int(i) < want {
+				taken = append(taken, 2*i+1)
+			}
+		}
+		if got := p.verdict(taken...); strings.Count(got, "REFUSED_STREAM") != 30-want {
+			t.Errorf("want %d streams: %s", want, got)
+		}
+		all = append(all, p)
+	}
+	good := dialled()
+	good.hello()
+	for i := range uint32(40) {
+		good.ask(2*i+1, true, "/good")
+	}
+	if got := good.verdict(); strings.Count(got, `"ok"`) != 40 {
+		t.Error(got)
+	}
+	for _, p := range all {
+		_ = p.nc.Close()
+	}
+	until(t, "handlers", func() bool { return running.Load() == 0 })
+	until(t, "what was counted of connections that ended", func() bool {
+		p := dialled()
+		defer p.nc.Close()
+		p.hello(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 0})
+		p.ask(1, true, "/long")
+		p.ask(3, true, "/long")
+		return !strings.Contains(p.verdict(1, 3), "REFUSED")
+	})
+}
+
 // TestTrustInTheMiddle: a stranger who turns out to be known is let go on, with
 // what runs, and what was counted of him is forgotten.
 func TestTrustInTheMiddle(t *testing.T) {
@@ -161,43 +206,52 @@ func TestRestEnds(t *testing.T) {
 // rest, nothing more is read from it for so long, and then a request at a time;
 // a connection that is trusted, or that begins, is read at once.
 func TestStrangersRest(t *testing.T) {
-	const rest = 300 * time.Millisecond
-	var asked atomic.Int64
-	ts, _ := start(t, false, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		asked.Add(1)
-		if strings.HasPrefix(r.URL.Path, "/good") {
-			w.(interface{ Trust() }).Trust()
+	synckit.Test(t, func(t *testing.T) {
+		const rest = 300 * time.Millisecond
+		var asked atomic.Int64
+		dialled := alone(t, func(w http.ResponseWriter, r *http.Request) {
+			asked.Add(1)
+			if strings.HasPrefix(r.URL.Path, "/good") {
+				w.(interface{ Trust() }).Trust()
+			}
+			w.(interface{ Rest(d time.Duration) }).Rest(rest)
+			_, _ = io.WriteString(w, "ok")
+		}, Strangers{Each: 4, All: 1 << 20, Open: 1000}, nil)
+		p := dialled()
+		p.hello()
+		began := time.Now()
+		for i := range uint32(8) {
+			p.open[2*i+1] = true
 		}
-		w.(interface{ Rest(d time.Duration) }).Rest(rest)
-		_, _ = io.WriteString(w, "ok")
-	}), func(s *http.Server) { ConfigureWary(s, Strangers{Each: 4, All: 1 << 20, Open: 1000}) })
-	p := dial(t, ts)
-	p.hello()
-	began := time.Now()
-	for i := range uint32(8) {
-		p.ask(2*i+1, true, "/bad")
-	}
-	for p.seen[1] == nil || p.seen[1].end == "" {
-		p.next()
-	}
-	if took := time.Since(began); took > rest {
-		t.Errorf("the first answer took %v", took)
-	}
-	if n := asked.Load(); n > 4 {
-		t.Errorf("%d were read before the rest", n)
-	}
-	q := dial(t, ts)
-	q.hello()
-	began = time.Now()
-	for i := range uint32(20) {
-		q.ask(2*i+1, true, "/good")
-	}
-	q.verdict()
-	if took := time.Since(began); took > rest {
-		t.Errorf("somebody known waited %v", took)
-	}
-	p.verdict()
-	if took := time.Since(began); took < 3*rest {
-		t.Errorf("eight were read within %v", took)
-	}
+		var sent sync.WaitGroup
+		sent.Go(func() { // as far as it is read
+			for i := range uint32(8) {
+				p.request(2*i+1, true, ":method", "GET", ":scheme", "https", ":authority", "host", ":path", "/bad")
+			}
+		})
+		for p.seen[1] == nil || p.seen[1].end == "" {
+			p.next()
+		}
+		if took := time.Since(began); took != 0 {
+			t.Errorf("the first answer took %v", took)
+		}
+		if n := asked.Load(); n > 4 {
+			t.Errorf("%d were read before the rest", n)
+		}
+		q := dialled()
+		q.hello()
+		began = time.Now()
+		for i := range uint32(20) {
+			q.ask(2*i+1, true, "/good")
+		}
+		q.verdict()
+		if took := time.Since(began); took != 0 {
+			t.Errorf("somebody known waited %v", took)
+		}
+		sent.Wait()
+		p.verdict()
+		if took := time.Since(began); took < 3*rest {
+			t.Errorf("eight were read within %v", took)
+		}
+	})
 }

@@ -311,12 +311,17 @@ func (s *stream) send(p []byte, end bool) error {
 		c.answered(s)
 		c.out.head(s.id, end && rest == 0, s.held[:s.head], more)
 	}
+	var latest time.Time // for the next whole frame: windows may be opened a byte at a time
+	taken := 0
 	for _, b := range [2][]byte{held, p} {
 		for len(b) > 0 {
-			n, err := s.room(min(len(b), maxFrame))
+			n, err := s.room(min(len(b), maxFrame), &latest)
 			if err != nil {
 				s.failed = err
 				return err
+			}
+			if taken += n; taken >= maxFrame {
+				taken, latest = 0, time.Time{}
 			}
 			rest -= n
 			c.out.data(s.id, end && rest == 0, b[:n])

@@ -15,9 +15,9 @@ import (
 	"time"
 
 	"ringmain/controlplane/identity"
-	"ringmain/controlplane/seal"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/receipt/proof"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // conns are both ends of a worker socket.
@@ -44,15 +44,7 @@ func conns(t *testing.T) (keeper, worker *link.Conn) {
 // storing is as much of a keeper as has receipts, and one signed batch.
 func storing(t *testing.T) (k *Keeper, batch []byte, id string) {
 	t.Helper()
-	key := filepath.Join(t.TempDir(), "kek")
-	if err := seal.CreateKeyFile(key); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	k = newKeeper(Config{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler), WorkerLog: io.Discard, Sealer: seal.New(h)})
+	k = newKeeper(Config{Dir: t.TempDir(), Logger: slog.New(slog.DiscardHandler), WorkerLog: io.Discard, Sealer: diskkit.Sealer(t)})
 	if err := k.openReceipts(t.Context(), "test/d1"); err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -105,6 +106,7 @@ type Keeper struct {
 	stats  stats
 
 	closing  chan struct{} // closed by Close: no worker is started any more
+	closeBy  atomic.Int64  // when Close kills the worker, Unix milliseconds; 0 = no time is set
 	gone     chan struct{} // closed when the last worker is gone after closing
 	once     sync.Once
 	verdicts chan feed.Verdict
@@ -226,9 +228,14 @@ func (k *Keeper) open(ctx context.Context) (err error) {
 // Close asks the worker to drain, waits for it until ctx ends, kills it if it
 // still runs, and stops. All its records are written first.
 func (k *Keeper) Close(ctx context.Context) error {
-	k.once.Do(func() { close(k.closing) })
+	k.once.Do(func() {
+		if by, ok := ctx.Deadline(); ok {
+			k.closeBy.Store(by.UnixMilli())
+		}
+		close(k.closing)
+	})
 	if w := k.current(); w != nil {
-		if err := w.conn.Deliver(ctx, &link.Message{Type: link.TypeDrain}); err != nil {
+		if err := w.conn.Deliver(ctx, k.drain()); err != nil {
 			k.log.Warn("the worker cannot be asked to drain", "error", err)
 		}
 	}
@@ -247,6 +254,15 @@ func (k *Keeper) Close(ctx context.Context) error {
 	k.cancel()
 	err := k.group.Wait()
 	return errors.Join(err, k.release())
+}
+
+// drain asks a worker to finish, and says how long it has.
+func (k *Keeper) drain() *link.Message {
+	m := &link.Message{Type: link.TypeDrain}
+	if by := k.closeBy.Load(); by != 0 {
+		m.Seq = uint64(max(1, by-time.Now().UnixMilli()))
+	}
+	return m
 }
 
 // release gives back what open took.

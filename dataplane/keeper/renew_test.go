@@ -74,7 +74,8 @@ func TestRenewedCertificatesReachTheWorker(t *testing.T) {
 // TestTheNewestSetupComesLast, however a renewal falls among the first messages
 // to a worker.
 func TestTheNewestSetupComesLast(t *testing.T) {
-	k := newKeeper(Config{Peers: func() link.Peers { return link.Peers{} }, PeersChanged: make(chan struct{})})
+	changed := make(chan struct{})
+	k := newKeeper(Config{Peers: func() link.Peers { return link.Peers{} }, PeersChanged: changed})
 	ctx, cancel := context.WithCancel(t.Context())
 	pushed := make(chan struct{})
 	go func() { defer close(pushed); k.pushPeers(ctx) }()
@@ -94,9 +95,14 @@ func TestTheNewestSetupComesLast(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			last = string(m.Setup.NodeCert)
+			if m.Type == link.TypeSetup {
+				last = string(m.Setup.NodeCert)
+			}
 		}
-		// What was queued by now is all that comes.
+		// Once pushPeers has heard of the renewal, and of one thing more, it has
+		// queued all that comes.
+		within(t, "the renewal is noticed", func() bool { return len(k.renewed) == 0 })
+		changed <- struct{}{}
 		if err := k.current().conn.Deliver(t.Context(), &link.Message{Type: link.TypeDrain}); err != nil {
 			t.Fatal(err)
 		}
@@ -108,7 +114,9 @@ func TestTheNewestSetupComesLast(t *testing.T) {
 			if m.Type == link.TypeDrain {
 				break
 			}
-			last = string(m.Setup.NodeCert)
+			if m.Type == link.TypeSetup {
+				last = string(m.Setup.NodeCert)
+			}
 		}
 		if last != want {
 			t.Fatalf("the last setup is %q, want %q", last, want)

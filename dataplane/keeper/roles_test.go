@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -32,6 +31,7 @@ import (
 	"ringmain/dataplane/keeper/trial"
 	"ringmain/dataplane/link"
 	"ringmain/dataplane/view"
+	"ringmain/internal/testkit/netkit"
 )
 
 // The test binary plays all parts: the test itself is the control node, and
@@ -190,9 +190,10 @@ type workerState struct {
 type keeperArgs struct {
 	Dir, Node, Key, API, Control string
 
-	Region string // us-east unless it is set
-	Gossip string // directory in which nodes leave their reports; empty = alone
-	Breaks string // reading a file that is sealed for a context that ends so ends the keeper
+	Region string        // us-east unless it is set
+	Gossip string        // directory in which nodes leave their reports; empty = alone
+	Lives  time.Duration // that a worker lives with a state is proof; 500 ms unless it is set
+	Breaks string        // reading a file that is sealed for a context that ends so ends the keeper
 }
 
 func (a keeperArgs) sealer() (*seal.Sealer, error) {
@@ -223,7 +224,7 @@ func (a keeperArgs) config(logger *slog.Logger) (Config, error) {
 		APIAddr: a.API, PeerAddr: "127.0.0.1:0", Worker: workerCommand, Watch: dialControl(a.Control),
 		Peers:     func() link.Peers { return link.Peers{Nodes: []link.Peer{{Node: "other"}}} },
 		WorkerLog: io.Discard, Logger: logger,
-		Tunables: Tunables{Retry: 50 * time.Millisecond, SpoolPending: 1 << 20, Survival: 500 * time.Millisecond},
+		Tunables: Tunables{Retry: 50 * time.Millisecond, SpoolPending: 1 << 20, Survival: cmp.Or(a.Lives, 500*time.Millisecond)},
 	}
 	if a.Gossip != "" {
 		cfg.Nodes, cfg.Trials = a.gossip()
@@ -302,28 +303,12 @@ func newNode(t *testing.T, c *control) *node {
 	if err := seal.CreateKeyFile(key); err != nil {
 		t.Fatal(err)
 	}
-	api := freeAddress(t)
+	api := netkit.Address()
 	n := &node{t: t, base: "http://" + api, log: &logFile{filepath.Join(t.TempDir(), "log")}, args: keeperArgs{
 		Dir: dir, Node: "d1", Key: key, API: api, Control: c.l.Addr().String(),
 	}}
 	t.Cleanup(n.cleanup)
 	return n
-}
-
-// freeAddress is one that a keeper may bind, again and again: below the ports
-// that the kernel gives to whoever connects, since one of those may be taken
-// while no keeper lives.
-func freeAddress(t *testing.T) string {
-	t.Helper()
-	for range 100 {
-		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", 10_000+rand.IntN(20_000)))
-		if err == nil {
-			defer func() { _ = l.Close() }()
-			return l.Addr().String()
-		}
-	}
-	t.Fatal("no port is free")
-	return ""
 }
 
 // startKeeper runs a keeper in a process of its own.
@@ -366,12 +351,13 @@ func (n *node) cleanup() {
 	if n.cmd != nil {
 		n.killKeeper()
 	}
-	if s, err := n.ask(); err == nil {
-		_ = syscall.Kill(s.PID, syscall.SIGKILL)
-	}
-	for {
-		if pid, err := syscall.Wait4(-1, nil, 0, nil); pid <= 0 && !errors.Is(err, syscall.EINTR) {
-			break // no child is left
+	for { // until no child is left; a worker that has just started may not answer yet
+		pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil)
+		if pid < 0 && !errors.Is(err, syscall.EINTR) {
+			break
+		}
+		if s, err := n.ask(); pid == 0 && err == nil {
+			_ = syscall.Kill(s.PID, syscall.SIGKILL)
 		}
 	}
 	if n.t.Failed() {

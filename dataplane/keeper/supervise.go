@@ -96,7 +96,7 @@ func (k *Keeper) attend(ctx context.Context, w *worker) {
 		err = w.conn.Send(ctx, &link.Message{Type: link.TypePeers, Peers: &peers})
 	}
 	if err == nil && k.isClosing() {
-		err = w.conn.Send(ctx, &link.Message{Type: link.TypeDrain})
+		err = w.conn.Send(ctx, k.drain())
 	}
 	if err == nil {
 		err = k.fill(ctx, w)

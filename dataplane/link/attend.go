@@ -62,6 +62,7 @@ type Attendant struct {
 	ready       chan struct{} // closed at the first Setup
 	loaded      chan struct{} // closed at the first Loaded
 	drain       chan struct{}
+	drainBy     time.Time // before drain is closed
 	once        struct{ ready, loaded, drain sync.Once }
 	health      atomic.Pointer[func() Health]
 	underway    atomic.Uint32 // requests, as health said last
@@ -117,6 +118,9 @@ func (a *Attendant) Close() error {
 	return nil
 }
 
+// maxDrain is the longest time to drain that is believed, in milliseconds.
+const maxDrain = 1 << 40
+
 // Setup waits for a keeper's first Setup and returns the newest.
 func (a *Attendant) Setup(ctx context.Context) (*Setup, error) {
 	select {
@@ -136,6 +140,10 @@ func (a *Attendant) Loaded() <-chan struct{} { return a.loaded }
 
 // Drain is closed when the keeper asks this worker to finish and end.
 func (a *Attendant) Drain() <-chan struct{} { return a.drain }
+
+// DrainBy is when the keeper will end this worker if it has not ended by itself;
+// zero = it does not say. It is known once Drain is closed.
+func (a *Attendant) DrainBy() time.Time { return a.drainBy }
 
 // Peers returns the newest gossip table. The caller must not change it.
 func (a *Attendant) Peers() Peers { return *a.peers.Load() }
@@ -369,7 +377,12 @@ func (a *Attendant) handle(c *Conn, m *Message, frames *uint64) error {
 	case TypeReceiptsAck, TypeReceiptAnswer:
 		a.receipts.take(m)
 	case TypeDrain:
-		a.once.drain.Do(func() { close(a.drain) })
+		a.once.drain.Do(func() {
+			if m.Seq > 0 {
+				a.drainBy = time.Now().Add(time.Duration(min(m.Seq, maxDrain)) * time.Millisecond)
+			}
+			close(a.drain)
+		})
 	default:
 		return fmt.Errorf("%w: a message of type %d from a keeper", ErrMalformed, m.Type)
 	}

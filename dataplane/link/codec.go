@@ -10,9 +10,9 @@ import (
 	"ringmain/controlplane/strict"
 )
 
-// MaxMessage bounds an encoded message, in bytes: one feed frame of the
+// maxMessage bounds an encoded message, in bytes: one feed frame of the
 // largest size and what surrounds it.
-const MaxMessage = 5 << 20
+const maxMessage = 5 << 20
 
 // ErrMalformed means that the peer does not speak this protocol: close the
 // connection. Keeper and worker of one node must be of compatible builds.
@@ -24,8 +24,8 @@ func Encode(m *Message) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode message of type %d: %w", m.Type, err)
 	}
-	if len(body) > MaxMessage {
-		return nil, fmt.Errorf("message of type %d has %d bytes, at most %d fit", m.Type, len(body), MaxMessage)
+	if len(body) > maxMessage {
+		return nil, fmt.Errorf("message of type %d has %d bytes, at most %d fit", m.Type, len(body), maxMessage)
 	}
 	b := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body)))
 	return append(b, body...), nil
@@ -47,7 +47,7 @@ func (d *decoder) next() (*Message, error) {
 		return nil, err
 	}
 	n := binary.BigEndian.Uint32(head[:])
-	if n == 0 || n > MaxMessage {
+	if n == 0 || n > maxMessage {
 		return nil, fmt.Errorf("%w: a length of %d", ErrMalformed, n)
 	}
 	body, err := d.body(int(n))

@@ -49,7 +49,7 @@ func TestCodec(t *testing.T) {
 	if _, err := d.next(); !errors.Is(err, io.EOF) {
 		t.Errorf("after the last message: %v", err)
 	}
-	if _, err := Encode(&Message{Type: TypeMetrics, Bytes: make([]byte, MaxMessage)}); err == nil {
+	if _, err := Encode(&Message{Type: TypeMetrics, Bytes: make([]byte, maxMessage)}); err == nil {
 		t.Error("a message beyond the bound was encoded")
 	}
 }
@@ -61,8 +61,8 @@ func TestMalformed(t *testing.T) {
 		"length cut":     good[:2],
 		"body cut":       good[:len(good)-1],
 		"length zero":    length(0),
-		"length too big": append(length(MaxMessage+1), make([]byte, 10)...),
-		"promises much":  append(length(MaxMessage), 1, 2, 3),
+		"length too big": append(length(maxMessage+1), make([]byte, 10)...),
+		"promises much":  append(length(maxMessage), 1, 2, 3),
 		"no cbor":        append(length(2), 0xff, 0xff),
 		"unknown type":   encode(t, &Message{Type: 99}),
 		"no body":        encode(t, &Message{Type: TypeHello}),

@@ -369,8 +369,11 @@ func TestAttendant(t *testing.T) {
 	if m := receive(t, k, TypeVerdicts); m.Verdicts[0].Key != "k" {
 		t.Errorf("verdicts %+v", m)
 	}
-	send(t, k, &Message{Type: TypeDrain})
+	send(t, k, &Message{Type: TypeDrain, Seq: 60_000})
 	<-a.Drain()
+	if left := time.Until(a.DrainBy()); left < 30*time.Second || left > time.Minute {
+		t.Errorf("it is killed in %v", left)
+	}
 
 	// Another node's keeper is refused; the greeting says who we are.
 	other, hello, _ := dial(t, dir)

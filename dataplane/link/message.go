@@ -19,7 +19,7 @@ const (
 	TypeSetup                         // keeper -> worker, answer to Hello; again with renewed certificates
 	TypeState                         // keeper -> worker: feed frames, each encoded as on the feed
 	TypePeers                         // keeper -> worker: the gossip table
-	TypeDrain                         // keeper -> worker: stop accepting, finish what runs
+	TypeDrain                         // keeper -> worker: stop accepting, finish what runs, within Seq ms if that is not 0
 	TypeMetricsAsk                    // keeper -> worker
 	TypeMetrics                       // worker -> keeper: answer
 	TypeLog                           // worker -> keeper: one slog line in JSON
@@ -42,7 +42,7 @@ type Message struct {
 	Setup    *Setup             `cbor:"3,keyasint,omitempty"`
 	Frames   [][]byte           `cbor:"4,keyasint,omitempty"` // State: feed.EncodeFrame
 	Peers    *Peers             `cbor:"5,keyasint,omitempty"`
-	Seq      uint64             `cbor:"6,keyasint,omitempty"` // MetricsAsk, Metrics; Pin: counter of the epoch of a change that has not arrived
+	Seq      uint64             `cbor:"6,keyasint,omitempty"` // MetricsAsk, Metrics; Drain; Pin: counter of the epoch of a change that has not arrived
 	Bytes    []byte             `cbor:"7,keyasint,omitempty"` // Log, Pin, Metrics (delimited protobuf families)
 	Verdicts []feed.Verdict     `cbor:"8,keyasint,omitempty"`
 	Health   *Health            `cbor:"9,keyasint,omitempty"`
@@ -161,7 +161,7 @@ type Health struct {
 	Draining bool              `cbor:"2,keyasint"`
 	InFlight uint32            `cbor:"3,keyasint"`
 	Capacity uint32            `cbor:"4,keyasint"`
-	Breakers map[string]string `cbor:"5,keyasint,omitempty"` // not closed: "upstream/model" or "peer/node" -> open, half-open
+	Breakers map[string]string `cbor:"5,keyasint,omitempty"` // not closed: "upstream/model/path" or "peer/node" -> open, half-open
 
 	Confinement Confinement `cbor:"6,keyasint"` // as last measured; filled in by the Attendant
 

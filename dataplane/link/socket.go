@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// SocketName is the worker's socket in the data directory.
-const SocketName = "worker.sock"
+// socketName is the worker's socket in the data directory.
+const socketName = "worker.sock"
 
 // Descriptors that a worker finds open when it starts. Those after
 // FirstExtraFD are the ones given as keeper.Config.WorkerFiles.
@@ -97,7 +97,7 @@ func address(dir, name string) (string, func(), error) {
 // worker left behind, and returns it as a file to pass on. Only call it when
 // DialWorker found no worker.
 func ListenSocket(dir string) (*os.File, error) {
-	path, release, err := address(dir, SocketName)
+	path, release, err := address(dir, socketName)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +121,7 @@ func ListenSocket(dir string) (*os.File, error) {
 // what it says of itself and copies of its files. No worker: an error that is
 // syscall.ECONNREFUSED or os.ErrNotExist. Another protocol: ErrVersion.
 func DialWorker(ctx context.Context, dir string) (*Conn, *Hello, *Files, error) {
-	path, release, err := address(dir, SocketName)
+	path, release, err := address(dir, socketName)
 	if err != nil {
 		return nil, nil, nil, err
 	}

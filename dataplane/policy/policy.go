@@ -22,8 +22,8 @@ type Refusal struct {
 	Endpoint     string
 }
 
-// JurisdictionEU is the one whose traffic stays by default, whoever sent it.
-const JurisdictionEU = "eu"
+// jurisdictionEU is the one whose traffic stays by default, whoever sent it.
+const jurisdictionEU = "eu"
 
 // Unpinned is how idc-residency names a request that may run anywhere.
 const Unpinned = "unpinned"
@@ -245,8 +245,8 @@ func Decide(in Input) (Decision, *Refusal) {
 	if d.Pin != "" && d.Pin != in.EntryJurisdiction { // on any node: the answer would leave by the entry
 		return Decision{}, Elsewhere(in.View, d.Pin, in.Up)
 	}
-	if in.EntryJurisdiction == JurisdictionEU && !(org.Jurisdiction == controlplane.JurisdictionAny && org.Roaming) {
-		d.Pin = JurisdictionEU
+	if in.EntryJurisdiction == jurisdictionEU && !(org.Jurisdiction == controlplane.JurisdictionAny && org.Roaming) {
+		d.Pin = jurisdictionEU
 	}
 	if refused := d.pool(in); refused != nil {
 		return Decision{}, refused

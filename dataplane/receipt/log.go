@@ -247,9 +247,9 @@ func (l *Log) turn() {
 	}
 }
 
-// MaxInline is the most bytes that Inline returns, so that all headers of an
+// maxInline is the most bytes that Inline returns, so that all headers of an
 // answer stay within 3 KB.
-const MaxInline = 1792
+const maxInline = 1792
 
 // ErrTooLong means that the signed facts would not fit the answer's headers:
 // send the leaf id instead.
@@ -264,7 +264,7 @@ func (l *Log) Inline(leaf string, f *Facts) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if len(jws) > MaxInline {
+	if len(jws) > maxInline {
 		return "", ErrTooLong
 	}
 	return jws, nil

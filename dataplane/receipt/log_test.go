@@ -18,6 +18,7 @@ import (
 
 	"ringmain/controlplane/identity"
 	"ringmain/dataplane/receipt/proof"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -90,42 +91,44 @@ func verify(t *testing.T, l *Log, doc []byte, bodies proof.Bodies) *proof.Verdic
 }
 
 func TestReceipt(t *testing.T) {
-	l := openLog(t, Config{Tunables: Tunables{Every: 20 * time.Millisecond}})
-	var h Hasher
-	f := facts(id(1))
-	h.Begin(SHA256)
-	for _, part := range []string{`{"model":`, ``, `"sim-chat"}`} {
-		_, _ = h.Write([]byte(part))
-	}
-	f.StateRequest(h.Sum())
-	h.Begin(SHA256)
-	_, _ = h.Write([]byte("answer"))
-	f.StateResponse(h.Sum())
-	leaf := l.Reserve()
-	if again := l.Reserve(); leaf == again || len(leaf) > 40 {
-		t.Errorf("leaf ids %q, %q", leaf, again)
-	}
-	l.Commit(leaf, f)
-	began := time.Now()
-	doc, ok := found(t, l, f.RequestID, "org_1", "another key")
-	if !ok || time.Since(began) > time.Second {
-		t.Fatalf("found %v after %s", ok, time.Since(began))
-	}
-	v := verify(t, l, doc, proof.Bodies{Request: []byte(`{"model":"sim-chat"}`), Response: []byte("answer")})
-	if v.Facts.Leaf != leaf || v.Facts.RequestSalt == v.Facts.ResponseSalt || v.Facts.RequestSalt == (proof.Salt{}) {
-		t.Errorf("%+v", v.Facts)
-	}
-	for _, who := range [][2]string{{"org_2", "key_2"}, {"", ""}, {"org_2", ""}} {
-		if _, ok := found(t, l, f.RequestID, who[0], who[1]); ok {
-			t.Errorf("%q was shown another org's receipt", who)
+	synckit.Test(t, func(t *testing.T) {
+		l := openLog(t, Config{Tunables: Tunables{Every: 20 * time.Millisecond}})
+		var h Hasher
+		f := facts(id(1))
+		h.Begin(SHA256)
+		for _, part := range []string{`{"model":`, ``, `"sim-chat"}`} {
+			_, _ = h.Write([]byte(part))
 		}
-	}
-	if _, ok := found(t, l, f.RequestID, "", "key_1"); !ok {
-		t.Error("the same key was shown nothing")
-	}
-	if _, ok := found(t, l, id(2), "org_1", "key_1"); ok {
-		t.Error("found a receipt of no request")
-	}
+		f.StateRequest(h.Sum())
+		h.Begin(SHA256)
+		_, _ = h.Write([]byte("answer"))
+		f.StateResponse(h.Sum())
+		leaf := l.Reserve()
+		if again := l.Reserve(); leaf == again || len(leaf) > 40 {
+			t.Errorf("leaf ids %q, %q", leaf, again)
+		}
+		l.Commit(leaf, f)
+		began := time.Now()
+		doc, ok := found(t, l, f.RequestID, "org_1", "another key")
+		if took := time.Since(began); !ok || took > 20*time.Millisecond {
+			t.Fatalf("found %v after %s", ok, took)
+		}
+		v := verify(t, l, doc, proof.Bodies{Request: []byte(`{"model":"sim-chat"}`), Response: []byte("answer")})
+		if v.Facts.Leaf != leaf || v.Facts.RequestSalt == v.Facts.ResponseSalt || v.Facts.RequestSalt == (proof.Salt{}) {
+			t.Errorf("%+v", v.Facts)
+		}
+		for _, who := range [][2]string{{"org_2", "key_2"}, {"", ""}, {"org_2", ""}} {
+			if _, ok := found(t, l, f.RequestID, who[0], who[1]); ok {
+				t.Errorf("%q was shown another org's receipt", who)
+			}
+		}
+		if _, ok := found(t, l, f.RequestID, "", "key_1"); !ok {
+			t.Error("the same key was shown nothing")
+		}
+		if _, ok := found(t, l, id(2), "org_1", "key_1"); ok {
+			t.Error("found a receipt of no request")
+		}
+	})
 }
 
 func TestInline(t *testing.T) {
@@ -388,23 +391,25 @@ func TestFullBatchIsSignedAtOnce(t *testing.T) {
 
 // Close signs what is left, and hands it over.
 func TestClose(t *testing.T) {
-	k := new(keeper)
-	l := openLog(t, Config{Keep: k.keep, Tunables: Tunables{Every: time.Hour}})
-	k.mu.Lock()
-	k.log = l
-	k.mu.Unlock()
-	l.Commit(l.Reserve(), facts(id(1)))
-	began := time.Now()
-	if err := l.Close(); err != nil {
-		t.Fatal(err)
-	}
-	if n := k.numbers(); len(n) != 1 || time.Since(began) > time.Second {
-		t.Errorf("batches %v after %s", n, time.Since(began))
-	}
-	l.Commit(l.Reserve(), facts(id(2)))
-	if n := l.stats.dropped.Load(); n != 1 {
-		t.Errorf("%d dropped after Close", n)
-	}
+	synckit.Test(t, func(t *testing.T) {
+		k := new(keeper)
+		l := openLog(t, Config{Keep: k.keep, Tunables: Tunables{Every: time.Hour}})
+		k.mu.Lock()
+		k.log = l
+		k.mu.Unlock()
+		l.Commit(l.Reserve(), facts(id(1)))
+		began := time.Now()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n, took := k.numbers(), time.Since(began); len(n) != 1 || took > 10*time.Millisecond {
+			t.Errorf("batches %v after %s", n, took)
+		}
+		l.Commit(l.Reserve(), facts(id(2)))
+		if n := l.stats.dropped.Load(); n != 1 {
+			t.Errorf("%d dropped after Close", n)
+		}
+	})
 }
 
 // The keys of workers before this one are asked from each keeper.

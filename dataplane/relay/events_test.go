@@ -83,17 +83,17 @@ func TestLongEventsAreCounted(t *testing.T) {
 }
 
 // TestLongEvents: a picture as large as a plain answer may be passes, a larger
-// one does not; an event of text has its own bound.
+// one does not, and its upstream is not to blame.
 func TestLongEvents(t *testing.T) {
 	done := make(chan struct{})
 	close(done)
 	c := New(Config{})
 	defer c.Close()
-	for size, want := range map[int]breaker.Outcome{MaxAnswer - 1<<10: breaker.OK, MaxAnswer + 1<<20: breaker.ServerError} {
+	for size, want := range map[int]breaker.Outcome{MaxAnswer - 1<<10: breaker.OK, MaxAnswer + 1<<20: breaker.ClientError} {
 		ask := &Ask{Upstream: &registry.Record{Upstream: pictures(t, size, done)}, Endpoint: endpointOf("/v1/images/generations"), Streamed: true, Choices: 1,
 			Timeouts: Timeouts{time.Second, 20 * time.Second, 20 * time.Second, time.Minute}}
 		r := c.Upstream(t.Context(), ask)
-		if r.Outcome != want {
+		if r.Outcome != want || want != breaker.OK && !errors.Is(r.Cause, ErrAnswerTooLarge) {
 			t.Errorf("%d bytes: %v %v", size, r.Outcome, r.Cause)
 		} else if want == breaker.OK {
 			all := ""
@@ -115,6 +115,36 @@ func TestLongEvents(t *testing.T) {
 	}
 	if left := c.events.Load(); left != 0 {
 		t.Errorf("%d bytes are still counted", left)
+	}
+}
+
+// TestPicturesInText: models that talk draw, too: a chunk may hold a picture, and
+// the last event of a response all that it drew.
+func TestPicturesInText(t *testing.T) {
+	picture := strings.Repeat("A", 20<<20)
+	for path, events := range map[string][2]string{
+		"/v1/chat/completions": {`data: {"choices":[{"index":0,"delta":{"images":[{"type":"image_url","image_url":{"url":"data:image/png;base64,` + picture + `"}}]},"finish_reason":"stop"}]}` + "\n\n", "data: [DONE]\n\n"},
+		"/v1/responses":        {"data: {\"type\":\"response.created\",\"response\":{\"id\":\"r\"}}\n\n", `data: {"type":"response.completed","response":{"id":"r","output":[{"type":"image_generation_call","result":"` + picture + `"}]}}` + "\n\n"},
+	} {
+		r, c := upstreamOf(t, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("content-type", "text/event-stream")
+			_, _ = io.WriteString(w, events[0]+events[1])
+		}, func(a *Ask) { a.Streamed, a.Endpoint, a.Choices = true, endpointOf(path), 1 })
+		all := 0
+		for r.Stream != nil {
+			b := r.Stream.Next()
+			all += len(b.Forward) + len(b.Last)
+			if b.Last != nil || b.Broken != nil {
+				break
+			}
+		}
+		if r.Outcome != breaker.OK || all != len(events[0])+len(events[1]) {
+			t.Errorf("%s: %v %v, %d bytes", path, r.Outcome, r.Cause, all)
+		}
+		r.Release()
+		if left := c.events.Load(); left != 0 {
+			t.Errorf("%s: %d bytes are still counted", path, left)
+		}
 	}
 }
 

@@ -4,13 +4,13 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"strings"
 	"testing"
 	"time"
 
 	"ringmain/dataplane/breaker"
+	"ringmain/internal/testkit/netkit"
 )
 
 // hijacked answers with raw bytes, and keeps the connection open if asked.
@@ -62,12 +62,7 @@ func TestCausesHoldNoContent(t *testing.T) {
 		}
 		r.Release()
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = l.Close()
-	r, _ := upstreamOf(t, func(http.ResponseWriter, *http.Request) {}, func(a *Ask) { a.Upstream.Upstream.BaseURL = "http://" + l.Addr().String() })
+	r, _ := upstreamOf(t, func(http.ResponseWriter, *http.Request) {}, func(a *Ask) { a.Upstream.Upstream.BaseURL = "http://" + netkit.Address() })
 	if r.Cause == nil || !strings.Contains(r.Cause.Error(), "refused") {
 		t.Errorf("the reason is lost: %v", r.Cause)
 	}

@@ -13,12 +13,13 @@ import (
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"ringmain/internal/testkit/logkit"
 )
 
 // TestHTTP2CausesHoldNoContent: what an upstream says over HTTP/2 does not
@@ -69,7 +70,7 @@ func TestHTTP2CausesHoldNoContent(t *testing.T) {
 // So it may never have one: a host that chose HTTP/2 first, and then does not,
 // fails once and is asked over an own connection.
 func TestNetHTTPPrintsNothing(t *testing.T) {
-	var printed lockedBuffer
+	var printed logkit.Buffer
 	log.SetOutput(&printed)
 	defer log.SetOutput(os.Stderr)
 	s := httptest.NewUnstartedServer(http.NotFoundHandler())
@@ -98,13 +99,14 @@ func TestNetHTTPPrintsNothing(t *testing.T) {
 	c := New(Config{UpstreamRoots: rootsOf(s)})
 	defer c.Close()
 	var statuses []int
+	var causes []error
 	for range 2 {
 		r := c.Upstream(t.Context(), askOf(record("https://"+l.Addr().String())))
-		statuses = append(statuses, r.Status)
+		statuses, causes = append(statuses, r.Status), append(causes, r.Cause)
 		r.Release()
 	}
 	if !slices.Equal(statuses, []int{0, http.StatusOK}) {
-		t.Errorf("statuses %v", statuses)
+		t.Fatalf("statuses %v, %v", statuses, causes)
 	}
 	<-said
 	time.Sleep(50 * time.Millisecond) // for who would print it
@@ -128,23 +130,6 @@ func chatty(conn *tls.Conn, said chan<- struct{}) {
 	time.Sleep(20 * time.Millisecond)
 	_, _ = io.WriteString(conn, "a secret of the answer's")
 	said <- struct{}{}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 // oddHTTP2 answers with a field whose name is none, in the head or at the end.

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"ringmain/controlplane/identity"
@@ -27,6 +28,7 @@ import (
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/relay/h1"
+	"ringmain/dataplane/sock"
 )
 
 // MaxAnswer bounds a plain answer, in bytes.
@@ -148,7 +150,9 @@ type dialError = h1.DialError
 
 const defaultConnect = 2 * time.Second
 
-var heard = unheard(time.Minute)
+func heard(_ context.Context, _, _ string, raw syscall.RawConn) error {
+	return sock.Unheard(raw, time.Minute) //nolint:wrapcheck // the dialer says what it did
+}
 
 func dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	connect := defaultConnect
@@ -240,10 +244,29 @@ func wire(err error) error {
 	return fmt.Errorf("the connection failed, or what came is not HTTP (%T)", err)
 }
 
+// ErrNoSockets is the cause where this node can open no more connections. Whoever
+// was to be asked is well, and open connections serve on.
+var ErrNoSockets = errors.New("this node can open no more connections")
+
+// exhausted reports whether a connection could not be opened for want of files or
+// memory here.
+func exhausted(err error) bool {
+	for _, own := range [...]error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM} {
+		if errors.Is(err, own) {
+			return true
+		}
+	}
+	var dns *net.DNSError // keeps the text only
+	return errors.As(err, &dns) && (strings.Contains(dns.Err, syscall.EMFILE.Error()) || strings.Contains(dns.Err, syscall.ENFILE.Error()))
+}
+
 func (r *Result) fail(err error, o breaker.Outcome) *Result {
 	r.Outcome, r.Cause = o, err
 	var d *dialError
 	r.Reached = !errors.As(err, &d)
+	if !r.Reached && exhausted(err) {
+		r.Outcome, r.Cause = breaker.Behind, ErrNoSockets
+	}
 	r.Silent = o == breaker.Timeout && r.Reached
 	return r
 }

@@ -10,7 +10,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -19,6 +18,7 @@ import (
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/stream"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMain(m *testing.M) {
@@ -68,7 +68,7 @@ func TestAttemptClock(t *testing.T) {
 		}, breaker.ClientGone, 3 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				ctx, leave := context.WithCancel(context.Background())
 				defer leave()
 				start := time.Now()
@@ -83,7 +83,7 @@ func TestAttemptClock(t *testing.T) {
 			})
 		})
 	}
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		short := limits
 		short.Total = time.Second
 		a := newAttempt(context.Background(), short)
@@ -203,6 +203,9 @@ func TestOddAnswers(t *testing.T) {
 				}
 			}
 		}, true, breaker.ServerError},
+		"a plain answer that nests deep": {func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = io.WriteString(w, `{"choices":[`+strings.Repeat("[", 200)+strings.Repeat("]", 200)+`]}`)
+		}, false, breaker.ClientError},
 		"a plain answer over the bound": {func(w http.ResponseWriter, _ *http.Request) {
 			for range MaxAnswer/(1<<20) + 2 {
 				if _, err := io.WriteString(w, strings.Repeat(" ", 1<<20)); err != nil {

@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"strings"
@@ -293,12 +294,15 @@ func (s *Stream) read() error {
 		s.closing -= s.from
 		s.from = 0
 	}
-	most := s.State.MaxEvent()
-	if len(b) > most {
+	switch event := b[s.next:]; {
+	case len(b) <= stream.MaxEvent:
+	case bytes.HasPrefix(event, []byte("data:")), bytes.HasPrefix(event, []byte("event:")):
+		return ErrAnswerTooLarge
+	default:
 		return errGarbage
 	}
 	if cap(b)-len(b) < 512 {
-		size := min(2*len(b), most) + smallBuffer
+		size := min(2*len(b), stream.MaxEvent) + smallBuffer
 		if !s.lend(int64(size)) {
 			return ErrNoRoom
 		}
@@ -337,7 +341,7 @@ func (s *Stream) giveBack() { s.client.events.Add(-s.lent); s.lent = 0 }
 func (s *Stream) broken(err error) Batch {
 	o := s.attempt.outcome(err)
 	switch {
-	case errors.Is(err, ErrNoRoom):
+	case errors.Is(err, ErrNoRoom), errors.Is(err, ErrAnswerTooLarge):
 		o = breaker.ClientError
 	case errors.Is(err, errGarbage):
 		o = breaker.ServerError

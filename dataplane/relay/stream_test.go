@@ -5,11 +5,11 @@ import (
 	"io"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect/stream"
+	"ringmain/internal/testkit/synckit"
 )
 
 // played is what an upstream sends, in turn: bytes, or a pause. It ends with
@@ -102,7 +102,7 @@ func TestStreamClock(t *testing.T) {
 		{"a moderator", picture, []any{partial, "event: error\ndata: {\"type\":\"error\",\"error\":{\"code\":\"moderation_blocked\"}}\n\n"}, partial, "", breaker.Refused, 0, false, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				client := New(Config{})
 				defer client.Close()
 				a := newAttempt(t.Context(), Timeouts{Connect: second, FirstByte: 20 * second, Idle: 20 * second, Total: time.Minute})

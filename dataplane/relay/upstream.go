@@ -36,6 +36,20 @@ type Ask struct {
 // Headers of a client that a provider's API defines. Nothing else goes on.
 var passed = [...]string{versionHeader, "Anthropic-Beta", "Openai-Beta"}
 
+// MaxPassed bounds these: a head that another node or a provider refuses for its
+// size would look like a fault of theirs.
+const MaxPassed = 4 << 10
+
+// Passed is how much of a client's headers goes on, in bytes, as HTTP/2 counts it.
+func Passed(client http.Header) (n int) {
+	for _, name := range passed {
+		for _, v := range client[name] {
+			n += len(name) + len(v) + 32
+		}
+	}
+	return n
+}
+
 const (
 	versionHeader    = "Anthropic-Version"
 	anthropicVersion = "2023-06-01"
@@ -130,7 +144,10 @@ func (c *Client) plain(r *Result, body io.ReadCloser, length int64, ep *dialect.
 	}
 	r.attempt.rest()
 	answer, ok := dialect.ReadAnswer(ep, r.ContentType, r.Body())
-	if !ok {
+	switch {
+	case answer.Deep:
+		return r.fail(ErrAnswerTooLarge, breaker.ClientError)
+	case !ok:
 		return c.notOne(r)
 	}
 	r.Answer = answer
@@ -155,8 +172,9 @@ func (c *Client) notOne(r *Result) *Result {
 	return r
 }
 
-// ErrAnswerTooLarge is the cause where a plain answer is larger than MaxAnswer.
-var ErrAnswerTooLarge = errors.New("the answer is larger than this gateway passes on")
+// ErrAnswerTooLarge is the cause where a plain answer is larger than MaxAnswer, or
+// nests deeper than is read, or where an event of a stream is larger than it may be.
+var ErrAnswerTooLarge = errors.New("the answer is larger, or nests deeper, than this gateway passes on")
 
 // read fills r.body. Each read may take idle; 0 = the clock is set. length is
 // what the answer said, -1 = nothing.

@@ -162,7 +162,7 @@ func (p *Plan) saysShut(n *link.Peer) bool {
 		if !ok || up.Upstream.Disabled || up.Upstream.Region != n.Region {
 			continue
 		}
-		if n.Breakers[t.Upstream+"/"+t.Model] != "open" {
+		if n.Breakers[t.Upstream+"/"+t.Model+p.in.Path] != "open" {
 			return false
 		}
 		any = true

@@ -1,6 +1,7 @@
-// Package syntax reads the smallest parts of HTTP/1.1, for both of its sides
-// here: that to clients and that to upstreams. It takes nothing that two readers
-// might take for different things.
+// Package syntax reads fields, names and the framing of chunks, for both sides of
+// HTTP/1.1 here: that to clients and that to upstreams. It takes nothing that two
+// readers might take for different things, and reads from memory only: who waits
+// for what, and where it goes, is each side's own.
 package syntax
 
 import "strings"
@@ -59,35 +60,4 @@ func Field[T string | []byte](line T) (name, value T, ok bool) {
 		return name, value, false
 	}
 	return line[:n], Trim(line[n+1:]), true
-}
-
-// ChunkSize reads a chunk's first line without its end: "1a", perhaps with space
-// after it, perhaps with extensions (RFC 9112, 7.1). A size has 60 bits at most.
-func ChunkSize(line []byte) (size int64, ok bool) {
-	digits := 0
-	for ; digits < len(line); digits++ {
-		c := line[digits]
-		switch {
-		case '0' <= c && c <= '9':
-			c -= '0'
-		case 'a' <= c && c <= 'f':
-			c -= 'a' - 10
-		case 'A' <= c && c <= 'F':
-			c -= 'A' - 10
-		default:
-			c = 0xff
-		}
-		if c == 0xff {
-			break
-		}
-		if digits == 15 {
-			return 0, false
-		}
-		size = size<<4 | int64(c)
-	}
-	rest := Trim(line[digits:])
-	if digits == 0 || len(rest) > 0 && rest[0] != ';' || !IsPrintable(rest) {
-		return 0, false
-	}
-	return size, true
 }

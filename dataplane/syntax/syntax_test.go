@@ -24,19 +24,6 @@ func TestField(t *testing.T) {
 	}
 }
 
-func TestChunkSize(t *testing.T) {
-	for line, want := range map[string]int64{
-		"0": 0, "1a": 26, "1A": 26, "00a": 10, "5;ext": 5, "5;ext=\"v\"": 5, "5 ": 5, "5 \t;a": 5, "fffffffffffffff": 1<<60 - 1,
-		"": -1, " 5": -1, "+5": -1, "-5": -1, "0x5": -1, "5 5": -1, "5,": -1, "g": -1, ";a": -1, "5\r": -1, "5;a\x00": -1, "5;a\nb": -1, "5;a\rb": -1,
-		"1000000000000000": -1, "0000000000000005": -1, "5_0": -1,
-	} {
-		got, ok := syntax.ChunkSize([]byte(line))
-		if ok != (want >= 0) || ok && got != want {
-			t.Errorf("%q: %d, %t; want %d", line, got, ok, want)
-		}
-	}
-}
-
 func TestSame(t *testing.T) {
 	for s, want := range map[string]bool{"chunked": true, "ChunKED": true, "chun\u212aed": false, "chunke": false, "chunkedd": false, "": false} {
 		if syntax.Same(s, "chunked") != want {

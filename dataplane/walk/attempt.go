@@ -9,7 +9,6 @@ import (
 
 	"ringmain/dataplane/admission"
 	"ringmain/dataplane/breaker"
-	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
 	"ringmain/dataplane/receipt"
 	"ringmain/dataplane/relay"
@@ -34,15 +33,15 @@ const (
 
 // place is a place among the requests under way at an upstream's model.
 type place struct {
-	circuit breaker.Key // zero: none is held
-	sign    admission.Sign
-	began   time.Time
+	upstream, model string // empty: none is held
+	sign            admission.Sign
+	began           time.Time
 }
 
 // give gives a place back.
 func (g *Ground) give(p *place, now time.Time) {
-	if p.circuit != (breaker.Key{}) {
-		g.Limits.Release(p.circuit.Owner, p.circuit.Part, p.sign, p.began, now)
+	if p.upstream != "" {
+		g.Limits.Release(p.upstream, p.model, p.sign, p.began, now)
 		*p = place{}
 	}
 }
@@ -71,12 +70,14 @@ func (w *Walk) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
 	t := relay.TimeoutsOf(w.Plan.Route.Timeouts, w.request.Query.Stream)
 	t.Total = time.Until(w.deadline)
 	if l.Upstream == nil {
-		ticket, ok := w.ground.PeerNodes.Allow(l.circuit())
+		ticket, ok := w.ground.PeerNodes.Allow(w.circuit(l))
 		if !ok {
 			return nil, openIt
 		}
+		outcome := breaker.ClientGone // of a panic
+		defer func() { ticket.Done(outcome) }()
 		res := w.attemptPeer(ctx, l, t)
-		ticket.Done(res.Outcome)
+		outcome = res.Outcome
 		return res, askedIt
 	}
 	return w.attemptUpstream(ctx, l, t)
@@ -85,11 +86,12 @@ func (w *Walk) attempt(ctx context.Context, l *leg) (*relay.Result, skip) {
 func (w *Walk) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*relay.Result, skip) {
 	up, retry, now := l.Upstream.Upstream, w.again(), time.Now()
 	name := up.Name
-	ticket, ok := w.ground.Upstreams.Allow(l.circuit())
+	circuit := w.circuit(l)
+	ticket, ok := w.ground.Upstreams.AllowTo(circuit, w.who(l))
 	if !ok {
 		return nil, openIt
 	}
-	place := place{circuit: l.circuit(), began: now}
+	place := place{upstream: name, model: l.Model, began: now}
 	if !w.ground.Limits.Acquire(name, l.Model, up.Concurrency, now) {
 		ticket.Done(breaker.ClientGone) // nothing was learned
 		return nil, fullIt
@@ -110,11 +112,12 @@ func (w *Walk) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*
 			ticket.Done(breaker.ClientGone)
 		}
 	}()
+	how := request.Rewriting{ZeroRetention: w.request.Decision.ZeroRetention}.At(up.BaseURL)
 	res := w.ground.Client.Upstream(ctx, &relay.Ask{
 		Upstream: l.Upstream, Endpoint: w.request.Endpoint, ContentType: w.request.Query.ContentType(w.request.ContentType), Streamed: w.request.Query.Stream, Choices: w.request.Query.Choices,
 		// The entry node reads the usage chunk too, and hides it itself.
 		WantsUsage: w.request.Query.WantsUsage || !w.request.Front,
-		Body:       w.request.Query.Upstream(w.request.Body.Bytes(), l.Model, request.Rewriting{ZeroRetention: w.request.Decision.ZeroRetention}).Held(w.request.Body.Hold),
+		Body:       w.request.Body.Lend(w.request.Query.Upstream(w.request.Body.Bytes(), l.Model, how)),
 		Client:     w.request.Header, Timeouts: t,
 	})
 	over = true
@@ -125,7 +128,7 @@ func (w *Walk) attemptUpstream(ctx context.Context, l *leg, t relay.Timeouts) (*
 			w.ground.Budgets.Spend(name, time.Now())
 		}
 		if res.RetryAfter > 0 {
-			w.ground.Upstreams.Pause(l.circuit(), time.Now().Add(min(res.RetryAfter, maxRest)))
+			w.ground.Upstreams.Pause(circuit, time.Now().Add(min(res.RetryAfter, maxRest)))
 		}
 	}
 	l.asked = true
@@ -189,7 +192,7 @@ func (w *Walk) attemptPeer(ctx context.Context, l *leg, t relay.Timeouts) *relay
 	res := w.ground.Client.Peer(ctx, &relay.AskPeer{
 		Region: l.Region, Node: l.Peer.Node, Endpoint: w.request.Endpoint, ContentType: w.request.ContentType,
 		Streamed: w.request.Query.Stream, WantsUsage: w.request.Query.WantsUsage, Choices: w.request.Query.Choices,
-		Body: dialect.WholeBody(w.request.Body.Bytes()).Held(w.request.Body.Hold), Client: w.request.Header, Forward: h, Timeouts: t,
+		Body: w.request.Body.Whole(), Client: w.request.Header, Forward: h, Timeouts: t,
 	})
 	w.ground.Attempted("peer/"+l.Region, res.Outcome)
 	l.asked = true

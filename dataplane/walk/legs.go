@@ -2,6 +2,7 @@ package walk
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"time"
 
@@ -29,7 +30,7 @@ func (w *Walk) recall(legs []leg) {
 		p := &w.past[i]
 		for j := range legs {
 			l := &legs[j]
-			if l.Region == p.Region && l.circuit() == p.circuit() && (l.Upstream != nil || p.mute || p.model == l.model) {
+			if l.Region == p.Region && w.circuit(l) == w.circuit(p) && (l.Upstream != nil || p.mute || p.model == l.model) {
 				l.spent, l.asked, l.turn, l.mute, l.from = p.spent, p.asked, p.turn, p.mute, p.from
 			}
 		}
@@ -95,7 +96,7 @@ func (w *Walk) demote(legs []leg) {
 	var back []leg
 	front := legs[:0]
 	for i := range legs {
-		share := w.circuits(&legs[i]).Share(legs[i].circuit(), now)
+		share := w.circuits(&legs[i]).Share(w.circuit(&legs[i]), now)
 		if share >= 1 || float64(random()>>11)/(1<<53) < share {
 			front = append(front, legs[i])
 		} else {
@@ -128,11 +129,20 @@ func (w *Walk) fallBack(model string) bool {
 	return true
 }
 
-func (l *leg) circuit() breaker.Key {
+func (w *Walk) circuit(l *leg) breaker.Key {
 	if l.Upstream == nil {
 		return breaker.Peer(l.Peer.Node)
 	}
-	return breaker.Key{Owner: l.Upstream.Upstream.Name, Part: l.Model}
+	return breaker.Key{Owner: l.Upstream.Upstream.Name, Part: l.Model, Path: w.request.Path}
+}
+
+// who asks, to circuits of upstreams: the org that is billed. What peers fail at is
+// their upstreams', and not told by requests.
+func (w *Walk) who(l *leg) string {
+	if b := w.request.Decision.Billed; b != nil && l.Upstream != nil {
+		return b.Project.Org
+	}
+	return ""
 }
 
 func (w *Walk) circuits(l *leg) *breaker.Set {
@@ -142,13 +152,16 @@ func (w *Walk) circuits(l *leg) *breaker.Set {
 	return w.ground.Upstreams
 }
 
-func (w *Walk) shut(l *leg) bool { return w.circuits(l).Open(l.circuit()) }
+func (w *Walk) shut(l *leg) bool { return w.circuits(l).OpenTo(w.circuit(l), w.who(l)) }
 
 // judge notes what a failed attempt at leg i means for the others, and for what
 // the client is told if it was the last.
 func (w *Walk) judge(res *relay.Result, i int) {
 	l := &w.legs[i]
 	switch {
+	case errors.Is(res.Cause, relay.ErrNoSockets): // in a moment, an open connection may be free
+		w.fail = Failure{Err: ErrShed}
+		return
 	case res.Peer != nil && res.Peer.Outcome == relay.OutcomeBehind:
 		l.spent = true
 		if w.fail.Err == ErrNoRoute {
@@ -158,14 +171,14 @@ func (w *Walk) judge(res *relay.Result, i int) {
 	case res.Peer != nil && res.Peer.Outcome == relay.OutcomeFailed:
 		l.spent = true
 		e := ErrorOf(breaker.ServerError)
-		for _, known := range []*dialect.Error{errTimeout, errSaturated, ErrNoRoute, ErrShed, ErrMetering, errNoZero} {
+		for _, known := range []*dialect.Error{errTimeout, errSaturated, ErrNoRoute, ErrShed, ErrMetering, ErrEnding, ErrPinned, errNoZero} {
 			if known.Code == res.Peer.Code {
 				e = known
 			}
 		}
 		// Its neighbours would ask the same upstreams. What is wrong with that
 		// node alone is worth one more try in its region, not one at every node.
-		alone := e == ErrShed || e == ErrMetering || e == errNoZero
+		alone := e == ErrShed || e == ErrMetering || e == ErrEnding || e == errNoZero
 		if !alone || w.failedIn(l.Region) > 1 {
 			for j := range w.legs {
 				w.legs[j].spent = w.legs[j].spent || w.legs[j].Upstream == nil && w.legs[j].Region == l.Region

@@ -12,6 +12,7 @@ import (
 	"ringmain/dataplane/breaker"
 	"ringmain/dataplane/dialect"
 	"ringmain/dataplane/dialect/request"
+	"ringmain/dataplane/link"
 	"ringmain/dataplane/policy"
 	"ringmain/dataplane/route"
 )
@@ -25,14 +26,14 @@ func TestPanicWithinAnAttempt(t *testing.T) {
 	}
 	up := &registry.Record{Upstream: &registry.Upstream{Name: "up", Concurrency: 1}}
 	l := &leg{Stop: route.Stop{Upstream: up, Model: "m"}}
-	ticket, _ := g.Upstreams.Allow(l.circuit())
-	ticket.Done(breaker.Transport)
 	ep, _ := dialect.EndpointOf("/v1/chat/completions")
+	ticket, _ := g.Upstreams.Allow(breaker.Key{Owner: "up", Part: "m", Path: ep.Path})
+	ticket.Done(breaker.Transport)
 	for i := range 2 {
 		time.Sleep(5 * time.Millisecond) // the circuit is half open
 		b := body.NewPool(1).Get()
 		w := &Walk{ground: g, Plan: &route.Plan{Route: &registry.Route{}}, deadline: time.Now().Add(time.Minute), request: Request{
-			Header: http.Header{}, Endpoint: ep, Query: new(request.Request), Decision: new(policy.Decision), Body: b,
+			Header: http.Header{}, Path: ep.Path, Endpoint: ep, Query: new(request.Request), Decision: new(policy.Decision), Body: b,
 		}}
 		panicked := false
 		func() {
@@ -42,6 +43,29 @@ func TestPanicWithinAnAttempt(t *testing.T) {
 		}()
 		if !panicked || g.Limits.Used("up") != 0 {
 			t.Fatalf("try %d: panicked %t, %d places are taken", i, panicked, g.Limits.Used("up"))
+		}
+	}
+}
+
+// TestPanicWhileAPeerIsAsked: likewise for the circuit of a node.
+func TestPanicWhileAPeerIsAsked(t *testing.T) {
+	const rest = 20 * time.Millisecond
+	g := &Ground{PeerNodes: breaker.New(breaker.Rules{Run: 1, Rest: rest}, nil)}
+	ticket, _ := g.PeerNodes.Allow(breaker.Peer("n"))
+	ticket.Done(breaker.Transport)
+	time.Sleep(2 * rest) // the circuit is half open
+	l := &leg{Stop: route.Stop{Peer: &link.Peer{Node: "n"}}}
+	for i := range 2 {
+		w := &Walk{ground: g, Plan: &route.Plan{Route: &registry.Route{}}, deadline: time.Now().Add(time.Minute), request: Request{
+			Header: http.Header{}, Query: new(request.Request), Decision: new(policy.Decision),
+		}}
+		panicked := false
+		func() {
+			defer func() { panicked = recover() != nil }()
+			_, _ = w.attempt(context.Background(), l)
+		}()
+		if !panicked {
+			t.Fatalf("try %d: it was not asked", i)
 		}
 	}
 }

@@ -33,7 +33,7 @@ type Ground struct {
 	Region, Node, Jurisdiction string
 	Pools                      []string // of this node
 	Client                     *relay.Client
-	Upstreams                  *breaker.Set // circuits per (upstream, model)
+	Upstreams                  *breaker.Set // circuits per (upstream, model, endpoint)
 	PeerNodes                  *breaker.Set // per peer node
 	Limits                     *admission.Limits
 	Budgets                    *breaker.Budgets // of retries, per upstream
@@ -195,14 +195,14 @@ func (w *Walk) Blame(o breaker.Outcome) {
 	if n := len(w.Tried); n > 0 {
 		w.Tried[n-1].Outcome = o.String()
 	}
-	set, key := w.ground.Upstreams, breaker.Key{Owner: w.By.Upstream, Part: w.By.Served}
+	set, key, who := w.ground.Upstreams, breaker.Key{Owner: w.By.Upstream, Part: w.By.Served, Path: w.request.Path}, w.request.Decision.Billed.Project.Org
 	if w.By.Remote != nil {
-		set, key = w.ground.PeerNodes, breaker.Peer(w.By.Remote.Node[0])
+		set, key, who = w.ground.PeerNodes, breaker.Peer(w.By.Remote.Node[0]), ""
 		if o != breaker.Transport && o != breaker.Timeout {
 			return // the peer passed on what its upstream did
 		}
 	}
-	if ticket, ok := set.Allow(key); ok {
+	if ticket, ok := set.AllowTo(key, who); ok {
 		ticket.Done(o)
 	}
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"errors"
@@ -195,29 +194,17 @@ func (s *soaking) look(ctx context.Context, began time.Time) (p sample, err erro
 
 // scrape reads the node's metrics that have no labels.
 func (s *soaking) scrape(ctx context.Context) (map[string]float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, s.Node().Metrics, nil)
+	url := s.Node().Metrics
+	page, err := rig.Metrics(ctx, url)
 	if err != nil {
 		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	page := map[string]float64{}
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		if v, err := strconv.ParseFloat(value, 64); err == nil {
-			page[name] = v
-		}
 	}
 	for _, name := range []string{"go_goroutines", "ringmain_receipts_bytes"} {
 		if _, ok := page[name]; !ok {
-			return nil, errors.Join(lines.Err(), fmt.Errorf("%s shows no %s", s.Node().Metrics, name))
+			return nil, fmt.Errorf("%s shows no %s", url, name)
 		}
 	}
-	return page, lines.Err()
+	return page, nil
 }
 
 const mib = 1 << 20

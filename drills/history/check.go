@@ -44,12 +44,7 @@ func Check(h *History, dir string) Verdict {
 			c.cutRevoked = append(c.cutRevoked, cut.Record)
 		}
 	}
-	c.v.Operations, c.v.Faults, c.v.Cut = len(h.Ops), len(h.Faults), len(c.cutAt)
-	for _, op := range h.Ops {
-		if op.Outcome != Unknown && op.Status != 0 {
-			c.v.Answered++
-		}
-	}
+	c.v.Operations, c.v.Answered, c.v.Faults, c.v.Cut = len(h.Ops), h.answered(), len(h.Faults), len(c.cutAt)
 	if h.Ended > 0 {
 		c.v.PerSecond = float64(c.v.Answered) / h.Ended.Seconds()
 	}

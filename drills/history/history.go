@@ -148,6 +148,22 @@ func (r *Recorder) Fault(f Fault) {
 	r.h.Faults = append(r.h.Faults, f)
 }
 
+// Answered is how many operations the cluster answered for certain.
+func (r *Recorder) Answered() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.h.answered()
+}
+
+func (h *History) answered() (n int) {
+	for i := range h.Ops {
+		if op := &h.Ops[i]; op.Outcome != Unknown && op.Status != 0 {
+			n++
+		}
+	}
+	return n
+}
+
 // Revoked lists the keys that somebody asked to revoke.
 func (r *Recorder) Revoked() map[string]bool {
 	r.mu.Lock()

@@ -21,6 +21,7 @@ import (
 	"ringmain/controlplane"
 	"ringmain/drills/load"
 	"ringmain/drills/simmodel"
+	"ringmain/internal/testkit/netkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -208,7 +209,8 @@ func TestLatencyCountsFromThePlan(t *testing.T) {
 func TestTooManyInFlightIsSaid(t *testing.T) {
 	url, roots := serve(t, simmodel.New(simmodel.Config{}))
 	cfg := base(url, roots)
-	cfg.ChatModel, cfg.Mix, cfg.Timeout, cfg.MaxInFlight = simmodel.FaultSilence, load.Mix{Chat: 1}, 500*time.Millisecond, 3
+	// None of the three is over before the last one is due, however late that goes.
+	cfg.ChatModel, cfg.Mix, cfg.Timeout, cfg.MaxInFlight = simmodel.FaultSilence, load.Mix{Chat: 1}, 3*time.Second, 3
 	got, stats := run(t, cfg)
 	if stats.NotSent != stats.Planned-3 {
 		t.Errorf("%+v, want all but 3 not sent", stats)
@@ -224,9 +226,7 @@ func TestTooManyInFlightIsSaid(t *testing.T) {
 // forbids; one by the front door does not.
 func TestRepeatsAtTheNextRegion(t *testing.T) {
 	url, roots := serve(t, simmodel.New(simmodel.Config{}))
-	dead := httptest.NewServer(http.NotFoundHandler())
-	gone := "https" + strings.TrimPrefix(dead.URL, "http")
-	dead.Close()
+	gone := "https://" + netkit.Address()
 	cfg := base(url, roots)
 	cfg.Rate, cfg.PinnedShare, cfg.FrontDoor, cfg.FrontDoorShare = 400, 0.5, gone, 0.2
 	cfg.Regions = []load.Entry{{Name: "us-east", URL: gone, Jurisdiction: "us"}, {Name: "eu-fra", URL: url, Jurisdiction: "eu"}}

@@ -1,6 +1,7 @@
 package simmodel_test
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/base64"
@@ -312,22 +313,31 @@ func TestQuirks(t *testing.T) {
 		p := simmodel.New(simmodel.Config{})
 		url, hc := serve(t, p, h2)
 		hc.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-		ask := func(model string, stream bool) (*http.Response, string, bool) {
-			ctx, cancel := context.WithTimeout(t.Context(), 900*time.Millisecond)
+		ask := func(model string, stream bool, after string) (*http.Response, string, bool) {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			resp, err := post(ctx, t, hc, url+"/v1/messages", fmt.Sprintf(`{"model":%q,"stream":%t,"messages":[{"role":"user","content":%q}]}`, model, stream, question))
 			if err != nil {
 				t.Fatalf("%s: %v", model, err)
 			}
 			defer func() { _ = resp.Body.Close() }()
-			body, err := io.ReadAll(resp.Body)
-			return resp, string(body), err == nil
+			var body bytes.Buffer
+			for at := bufio.NewReader(resp.Body); ; {
+				line, err := at.ReadString('\n')
+				body.WriteString(line)
+				if err != nil {
+					return resp, body.String(), errors.Is(err, io.EOF)
+				}
+				if after != "" && strings.Contains(line, after) {
+					time.AfterFunc(silent, cancel)
+				}
+			}
 		}
 		for _, c := range []struct {
 			model  string
 			stream bool
 			status int
-			ended  bool // not left open
+			ended  bool // not left open, or cut
 			stop   bool // the end mark is there
 			has    string
 		}{
@@ -351,7 +361,11 @@ func TestQuirks(t *testing.T) {
 			{"sim-chat:bad=1", true, 200, true, true, "not an event"},
 			{simmodel.Fault429 + ":retry=2500ms", true, 429, true, false, "rate_limit_error"},
 		} {
-			resp, body, ended := ask(c.model, c.stream)
+			open := "" // after what it stays so
+			if c.model == simmodel.QuirkNoMarkOpen || c.model == "sim-chat:stall=2" {
+				open = c.has
+			}
+			resp, body, ended := ask(c.model, c.stream, open)
 			if resp.StatusCode != c.status || ended != c.ended || strings.Contains(body, "message_stop") != c.stop || !strings.Contains(body, c.has) {
 				t.Errorf("h2=%t %s stream=%t: %d ended=%t %.2000s", h2, c.model, c.stream, resp.StatusCode, ended, body)
 			}

@@ -229,14 +229,20 @@ func TestStreamShape(t *testing.T) {
 	}
 }
 
+// silent is how long a test listens to what stays silent.
+const silent = 300 * time.Millisecond
+
 // What each fault looks like from the client's side, in both protocols.
 func TestFaults(t *testing.T) {
 	for _, h2 := range []bool{false, true} {
 		p := simmodel.New(simmodel.Config{})
 		url, hc := serve(t, p, h2)
 		seen := func(model string, stream bool) string {
-			ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
+			if model == simmodel.FaultSilence {
+				time.AfterFunc(silent, cancel)
+			}
 			resp, err := post(ctx, t, hc, url+"/v1/chat/completions", fmt.Sprintf(`{"model":%q,"stream":%t,"messages":[{"role":"user","content":"%t"}]}`, model, stream, stream))
 			if err != nil {
 				switch {
@@ -249,6 +255,9 @@ func TestFaults(t *testing.T) {
 				}
 			}
 			defer func() { _ = resp.Body.Close() }()
+			if model == simmodel.FaultStall {
+				time.AfterFunc(silent, cancel)
+			}
 			body, err := io.ReadAll(resp.Body)
 			switch {
 			case ctx.Err() != nil:

@@ -95,8 +95,13 @@ export async function regionLossChecks() {
   let phase = 'before'
   let over = false
   const loops = calls.map(async (c) => {
-    const want = await c.call() // all is well: this is the answer
-    while (!over) {
+    let want // all is well: this is the answer
+    try {
+      want = await c.call()
+    } catch (err) {
+      c.failed.push(`before, the first: ${err}`)
+    }
+    while (want !== undefined && !over) {
       const began = phase
       try {
         const got = await c.call()

@@ -191,15 +191,18 @@ func TestImportBatches(t *testing.T) {
 	h := feedkit.NewHistory("any-us-east", "us-east", 2)
 	us.Accept(h.Open("us-east", "us-east", "eu-fra"))
 	registerer := prometheus.NewPedanticRegistry()
-	im := imports(ca, fra, "f1", func(c *Config) { c.BatchDelay = 50 * time.Millisecond; c.Registerer = registerer }, us)
+	const delay, together = 50 * time.Millisecond, 256
+	im := imports(ca, fra, "f1", func(c *Config) { c.BatchDelay, c.BatchEntries, c.Registerer = delay, together, registerer }, us)
 	sameAs(t, fra, us, h.Shard)
 	fra.Calls.Store(0)
+	begun := time.Now()
 	for range 400 {
 		us.Accept(h.Next())
 	}
 	sameAs(t, fra, us, h.Shard)
-	if calls := fra.Calls.Load(); calls > 40 {
-		t.Errorf("400 entries took %d commands", calls)
+	took := time.Since(begun)
+	if calls := fra.Calls.Load(); calls > 2+400/together+int64(took/delay) {
+		t.Errorf("400 entries took %d commands in %v", calls, took)
 	}
 	feedkit.Eventually(t, func() string {
 		err := testutil.GatherAndCompare(registerer, strings.NewReader(`

@@ -6,15 +6,16 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestRepeatsSeldom: what raft says over and over is said once in a while.
 func TestRepeatsSeldom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
 		l := New(slog.New(slog.NewTextHandler(&out, nil)))
 		for range 40 {

@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -15,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"ringmain/internal/testkit/diskkit"
+	"ringmain/internal/testkit/synckit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -136,7 +136,7 @@ func TestOneOwnerOneProcess(t *testing.T) {
 
 // TestWatchdog: a disk that is slow is left alone, one that has stopped is named.
 func TestWatchdog(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		dog := NewWatchdog("/data", 2*time.Second)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan error, 1)

@@ -7,19 +7,19 @@ import (
 	"net"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"ringmain/internal/testkit/memnet"
+	"ringmain/internal/testkit/synckit"
 )
 
 // TestKeptStreamsOfARestartedPeer: a message that follows a peer's restart
 // reaches the new process, although the streams kept from before are dead.
 func TestKeptStreamsOfARestartedPeer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network := memnet.New()
 		asker, _ := openTransport(network, "asker")
 		defer func() { _ = asker.Close() }()
@@ -100,7 +100,7 @@ func everybody(id raft.ServerID) string { return string(id) }
 // tried over and over, but sent once a heartbeat reached it; and they wait no
 // longer than this node leads in their term.
 func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network, asker, peer := openPair(t)
 		go answer(peer, func(any) any { return &raft.AppendEntriesResponse{Success: true} })
 		var leads atomic.Bool
@@ -152,7 +152,7 @@ func TestEntriesWaitForANodeThatIsAway(t *testing.T) {
 // TestVoterIsNotAway: a node that was away under a former leader and answered
 // since gets a new leader's first entries at once.
 func TestVoterIsNotAway(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network, asker, peer := openPair(t)
 		go answer(peer, func(command any) any {
 			if _, votes := command.(*raft.RequestVoteRequest); votes {
@@ -191,7 +191,7 @@ func TestVoterIsNotAway(t *testing.T) {
 // TestWaitingSnapshotIsNotSent: a snapshot that waited for a node that was away
 // is not sent: raft opens the newest.
 func TestWaitingSnapshotIsNotSent(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		_, asker := openAlone(t)
 		asker.Follow(everybody, func(uint64) bool { return true }, time.Now)
 		asker.away.note("peer", false)
@@ -230,7 +230,7 @@ func TestStallAmidSnapshot(t *testing.T) {
 		{name: "at a sender that is not heard", sender: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
+			synckit.Test(t, func(t *testing.T) {
 				_, asker, peer := openPair(t)
 				begun := time.Now()
 				peer.Follow(func(raft.ServerID) string { return "" }, func(uint64) bool { return false }, func() time.Time {
@@ -272,7 +272,7 @@ func TestStallAmidSnapshot(t *testing.T) {
 
 // TestVersionIsAsked: a node says its version; one that is away does not.
 func TestVersionIsAsked(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network, asker := openAlone(t)
 		_, stopPeer := openTransport(network, "peer")
 		if v, err := asker.Ask(t.Context(), "peer"); v != 7 || err != nil {
@@ -291,7 +291,7 @@ func TestVersionIsAsked(t *testing.T) {
 // TestFirstReleaseDoesNotAnswer: a node of the first release takes the question
 // for a raft message that it does not know, and hangs up.
 func TestFirstReleaseDoesNotAnswer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network, asker := openAlone(t)
 		old := network.Listen("peer")
 		go func() {
@@ -310,7 +310,7 @@ func TestFirstReleaseDoesNotAnswer(t *testing.T) {
 // TestSnapshotToASilentPeer: a snapshot of any size ends soon if its receiver
 // takes no more of it.
 func TestSnapshotToASilentPeer(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		network, asker := openAlone(t)
 		silent := network.Listen("peer")
 		go func() {

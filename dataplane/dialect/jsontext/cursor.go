@@ -15,6 +15,8 @@ type Cursor struct {
 	At    int // where in Data it stands
 	depth int
 	Bad   bool
+	Deep  bool // the mistake is that it nests deeper than MaxDepth
+	More  int  // levels beyond MaxDepth that it may nest
 }
 
 func (c *Cursor) fail() { c.Bad = true }
@@ -232,7 +234,8 @@ func (c *Cursor) Array(each func()) {
 
 func (c *Cursor) open(x byte) bool {
 	c.eat(x)
-	if c.depth++; c.depth > MaxDepth {
+	if c.depth++; c.depth > MaxDepth+c.More {
+		c.Deep = !c.Bad
 		c.fail()
 	}
 	return !c.Bad

@@ -28,6 +28,8 @@ func TestSecondModel(t *testing.T) {
 		{chat, `"models":["dearer","dearest"]`, "models"},
 		{chat, `"fallbacks":["dearer"]`, "fallbacks"},
 		{"/v1/completions", `"models":["dearer"]`, "models"},
+		{chat, `"providerOptions":{"gateway":{"models":["dearer"]}}`, "models"},
+		{chat, `"providerOptions":{"gateway":{"only":["dearer"],"models":[]}}`, ""},
 		{messages, `"tools":[{"type":"advisor_20260301","name":"advisor","model":"dearer"}]`, "tools"},
 		{messages, `"tools":[{"Model":"dearer","type":"advisor_20260301"}]`, "tools"},
 		{messages, `"tools":[{"m\u006fdel":"dearer","type":"advisor_20260301"}]`, "tools"},

@@ -200,7 +200,7 @@ func (f *form) other(nth int, name, base string) *dialect.Error {
 	switch one, _ := (fieldsOf(f.q.Endpoint) & plainFields).find([]byte(base)); {
 	case one == fFallbacks, one == fModels:
 		return furtherModels(one)
-	case one == fProvider, one == fPlugins:
+	case one == fProvider, one == fPlugins, one == fProviderOptions:
 		if f.q.Away == "" {
 			f.q.Away = one.name()
 		}

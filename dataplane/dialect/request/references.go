@@ -289,6 +289,18 @@ func (s *scan) network() {
 	}
 }
 
+// gateways takes what is for gateways that are upstreams, by their names. Some let
+// a request name models to answer in the place of its own.
+func (s *scan) gateways() {
+	s.ObjectOr(func([]byte) {
+		s.ObjectOr(func(key []byte) {
+			if some := s.something(); some && string(key) == fModels.name() && s.refused == nil {
+				s.refused = furtherModels(fModels)
+			}
+		})
+	})
+}
+
 // storing takes the value of a field that may ask the provider to keep something.
 func (s *scan) storing(f fieldSet) {
 	switch f {
@@ -307,6 +319,12 @@ func (s *scan) storing(f fieldSet) {
 			s.away(f.name())
 		}
 		s.Value()
+	case fProviderOptions:
+		if !s.IsNull() {
+			s.stores(f.name())
+			s.away(f.name())
+		}
+		s.gateways()
 	case fPrevious, fConversation, fStorageOptions, fSession:
 		s.id(f.name())
 	case fContainer:

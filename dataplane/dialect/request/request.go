@@ -60,6 +60,7 @@ type Request struct {
 	storeAt        jsontext.Span
 	formatAt       jsontext.Span // response_format of pictures; JSON: with its quotes
 	inline         bool          // which asks for them within the answer
+	unstored       bool          // store is false
 	delimiter      jsontext.Span // of a form
 	optionsEmpty   bool
 	optionsNull    bool
@@ -113,6 +114,7 @@ const (
 	fExtraBody
 	fProvider
 	fPlugins
+	fProviderOptions
 	fImage
 	fStorageOptions
 	fTransfer
@@ -128,12 +130,12 @@ var fieldNames = [...]string{
 	"fallback_credit_token", "inference_geo", "response_format", "stream_format", "images", "mask",
 	"n", "best_of", "prompt", "logprobs", "top_logprobs", "include",
 	"fallbacks", "models", "voice", "deferred", "data_sources", "extra_body",
-	"provider", "plugins", "image", "storage_options",
+	"provider", "plugins", "providerOptions", "image", "storage_options",
 	"kv_transfer_params", "bootstrap_host", "session_params",
 }
 
 const (
-	plainFields       = fModel | fStream | fFallbacks | fModels | fProvider | fPlugins
+	plainFields       = fModel | fStream | fFallbacks | fModels | fProvider | fPlugins | fProviderOptions
 	serverFields      = fTransfer | fBootstrap | fSession // of open servers
 	sampledFields     = plainFields | serverFields | fOptions | fTemperature | fSeed | fChoices | fLogprobs
 	completionsFields = sampledFields | fBestOf | fPrompt
@@ -256,7 +258,7 @@ func Scan(ep *dialect.Endpoint, contentType string, body []byte) (Request, *dial
 			return
 		}
 		if folded {
-			s.refuse(dialect.InvalidJSON, f.name(), "A field of the request differs from `"+f.name()+"` in case only: write it in lower case.")
+			s.refuse(dialect.InvalidJSON, f.name(), "A field of the request differs from `"+f.name()+"` in case only: write it exactly so.")
 		}
 		if s.seen&f != 0 {
 			s.refuse(dialect.InvalidJSON, f.name(), "The field `"+f.name()+"` is given twice: give it once.")
@@ -332,7 +334,7 @@ func (s *scan) field(f fieldSet) {
 		q.storeAt = s.Span()
 		switch v := q.storeAt.Of(s.Data); string(v) {
 		case "false":
-			q.KeepsAnswer = false
+			q.KeepsAnswer, q.unstored = false, true
 		case "null":
 		default:
 			q.KeepsAnswer = true

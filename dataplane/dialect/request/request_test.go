@@ -2,6 +2,8 @@ package request
 
 import (
 	"bytes"
+	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -90,10 +92,22 @@ func TestReaderGivesTheWholeBody(t *testing.T) {
 			t.Fatalf("step %d: %s", step, got)
 		}
 	}
-	freed := 0
-	hold := dialect.NewHold(func() { freed++ })
-	held := b.Held(hold)
-	one, two := held.NewReader(), held.NewReader()
+}
+
+type counted int
+
+func (c *counted) TakeBack() { *c++ }
+
+// TestHold: memory goes back once, after the last who reads it, who is known by
+// having closed it or read to its end; nothing is read from then on.
+func TestHold(t *testing.T) {
+	body := []byte(`{"model":"m"}`)
+	var hold dialect.Hold
+	var freed counted
+	hold.Begin(&freed)
+	whole := dialect.WholeBody(body)
+	held := whole.Held(&hold)
+	one, two, three := held.NewReader(), held.NewReader(), held.NewReader()
 	hold.Release()
 	for range 2 {
 		if err := one.Close(); err != nil || freed != 0 {
@@ -103,8 +117,34 @@ func TestReaderGivesTheWholeBody(t *testing.T) {
 	if _, err := one.Read(make([]byte, 1)); err == nil {
 		t.Error("read after Close")
 	}
-	if err := two.Close(); err != nil || freed != 1 {
-		t.Fatalf("freed %d, %v", freed, err)
+	if n, err := two.Read(make([]byte, 100)); n != len(body) || err != nil || freed != 0 {
+		t.Fatalf("%d bytes, %v, freed %d", n, err, freed)
+	}
+	if n, err := io.ReadFull(three, make([]byte, len(body)-1)); err != nil || freed != 0 {
+		t.Fatalf("%d bytes, %v, freed %d", n, err, freed)
+	}
+	if n, err := three.Read(make([]byte, 100)); n != 1 || err != nil || freed != 1 {
+		t.Fatalf("%d bytes, %v, freed %d", n, err, freed)
+	}
+	for _, r := range []*dialect.Reader{two, three} {
+		if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
+			t.Errorf("behind the end: %d bytes, %v", n, err)
+		}
+		if err := r.Close(); err != nil || freed != 1 {
+			t.Errorf("freed %d, %v", freed, err)
+		}
+	}
+	for name, use := range map[string]func(){
+		"NewReader": func() { held.NewReader() }, "Open": func() { _ = held.Open() }, "AppendParts": func() { held.AppendParts(nil) }, "Release": hold.Release,
+	} {
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Errorf("%s of memory that was given back", name)
+				}
+			}()
+			use()
+		}()
 	}
 }
 

@@ -24,7 +24,7 @@ func Rewrites() []Rewrite {
 		{dialect.OpenAI, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
 		{dialect.Anthropic, "model", "request", "the upstream knows the model by another name", "the upstream's name"},
 		{dialect.OpenAI, "the form's part model", "request", "the upstream knows the model by another name", "the upstream's name"},
-		{dialect.OpenAI, "stream_options.include_usage", "request", "a stream of chat or text completions whose client did not ask for usage", "true, so that it can be metered"},
+		{dialect.OpenAI, "stream_options.include_usage", "request", "a stream of chat or text completions whose client did not ask for usage; not at api.mistral.ai, which gives it unasked and refuses the field", "true, so that it can be metered"},
 		{dialect.OpenAI, "the chunk with empty choices and a usage object", "answer", "the client did not ask for usage", "left out of the stream"},
 	}
 	for i := range storageTable {
@@ -59,6 +59,22 @@ func insert(at int, text string) edit { return edit{jsontext.Span{Start: at, End
 // Rewriting says what else than the model's name must change.
 type Rewriting struct {
 	ZeroRetention bool // force off what would keep anything at the provider
+	unasked       bool // the provider tells usage unasked, and refuses to be asked
+	storesChats   bool // it keeps chats unless store is false
+}
+
+// At notes what is known of whoever answers at a base URL. Mistral tells usage with
+// the last chunk of every stream, and answers stream_options with 422
+// (https://github.com/openai/openai-agents-python/issues/442). OpenAI keeps chats by
+// default; others know no store, and may refuse it, as Azure's older versions do.
+func (r Rewriting) At(base string) Rewriting {
+	host, _ := strings.CutPrefix(base, "https://")
+	if end := strings.IndexAny(host, ":/"); end >= 0 {
+		host = host[:end]
+	}
+	r.unasked = host == "api.mistral.ai"
+	r.storesChats = host == "api.openai.com" || strings.HasSuffix(host, ".api.openai.com")
+	return r
 }
 
 // Upstream gives the body to send to an upstream that knows the model as
@@ -78,7 +94,7 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Bod
 	if model == "" {
 		model = q.Model
 	}
-	if q.Endpoint.UsageOption && q.Stream && !q.WantsUsage {
+	if q.Endpoint.UsageOption && q.Stream && !q.WantsUsage && !how.unasked {
 		switch {
 		case q.includeUsageAt.Present():
 			add(edit{q.includeUsageAt, []byte("true")})
@@ -92,7 +108,7 @@ func (q *Request) Upstream(body []byte, model string, how Rewriting) dialect.Bod
 			add(insert(q.streamAt.End, usageField))
 		}
 	}
-	if how.ZeroRetention && q.KeepsAnswer {
+	if how.ZeroRetention && (q.KeepsAnswer || fieldsOf(q.Endpoint)&fStore != 0 && !q.unstored && how.storesChats) {
 		if q.storeAt.Present() {
 			add(edit{q.storeAt, []byte("false")})
 		} else {

@@ -57,6 +57,8 @@ const (
 	azureOwnData    = "https://learn.microsoft.com/azure/ai-services/openai/references/on-your-data"
 	geminiOpenAI    = "https://ai.google.dev/gemini-api/docs/openai"
 	openRouter      = "https://openrouter.ai/docs/api-reference/overview"
+	openAIMigrate   = "https://developers.openai.com/api/docs/guides/migrate-to-responses"
+	vercelGateway   = "https://vercel.com/docs/ai-gateway/models-and-providers/provider-options"
 	vllmTransfer    = "https://docs.vllm.ai/en/latest/features/disagg_prefill/"
 	xaiFiles        = "https://docs.x.ai/developers/model-capabilities/imagine/files/outputs"
 	xaiDeferred     = "https://docs.x.ai/docs/guides/deferred-chat-completions"
@@ -77,6 +79,7 @@ const otherField = "any other field"
 var storageTable = [...]StorageRow{
 	{Where: responsesPath, Field: "store", Values: "true, null, absent", Action: ForceOff, Reason: "the answer is kept for 30 days, also where the field is absent", Source: openAIData, to: "false"},
 	{Where: chatPath, Field: "store", Values: "true", Action: ForceOff, Reason: "the answer is kept for 30 days", Source: openAIData, to: "false"},
+	{Where: chatPath, Field: "store", Values: "null, absent, and the upstream is at api.openai.com or a region of it", Action: ForceOff, Reason: "the answers of newer accounts are kept unless told otherwise; other servers know no such field, and may refuse it", Source: openAIMigrate, to: "false"},
 	{Where: responsesPath, Field: "background", Values: "true", Action: Refuse, Reason: "the answer is kept for polling", Source: openAIData, Shared: true},
 	{Where: responsesPath, Field: "previous_response_id", Values: "any", Action: Refuse, Reason: "continues an answer that was kept", Source: openAIConv, Shared: true},
 	{Where: responsesPath, Field: "conversation", Values: "any", Action: Refuse, Reason: "kept until deleted", Source: openAIData, Shared: true},
@@ -107,6 +110,7 @@ var storageTable = [...]StorageRow{
 	{Where: "openai", Field: "bootstrap_host", Values: "any", Action: Refuse, Reason: "names the server that gives the cache of the prompt (SGLang)", Shared: true},
 	{Where: "openai", Field: "session_params", Values: "any", Action: Refuse, Reason: "continues a session that the server keeps (SGLang)", Shared: true},
 	{Where: "openai", Field: "provider", Values: "any, in both dialects", Action: Refuse, Reason: "names who else is to answer (OpenRouter), on terms that nobody has looked at", Source: openRouter},
+	{Where: "openai", Field: "providerOptions", Values: "any, in both dialects", Action: Refuse, Reason: "names who else is to answer, and by whose account (Vercel), on terms that nobody has looked at", Source: vercelGateway},
 	{Where: "openai", Field: "plugins", Values: "any, in both dialects", Action: Refuse, Reason: "sends content to whom it names, such as search engines and readers of files (OpenRouter)", Source: openRouter},
 	{Where: "openai", Field: otherField, Values: "at the top level, in extra_body, or a part of a form, that is neither read here nor in the list below, in both dialects", Action: Refuse, Reason: "nobody has looked at what it keeps"},
 	{Where: "openai", Field: "openai-beta", Values: "any", Action: Refuse, Reason: "a header: asks for previews, of which assistants keep their threads; which others keep nothing is not stated"},

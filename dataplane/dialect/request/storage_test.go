@@ -47,6 +47,7 @@ func TestStorageRows(t *testing.T) {
 		"openai kv_transfer_params":                          {{chat, `"kv_transfer_params":{"do_remote_prefill":true,"remote_block_ids":[1]}`, "", `"kv_transfer_params":null`}, {responses, `"kv_transfer_params":{"x":1}`, "", `"kv_transfer_params":null`}},
 		"openai bootstrap_host":                              {{"/v1/completions", `"bootstrap_host":"elsewhere"`, "", `"bootstrap_host":null`}},
 		"openai session_params":                              {{chat, `"session_params":{"id":"s"}`, "", `"session_params":null`}},
+		"openai providerOptions":                             {{chat, `"providerOptions":{"gateway":{"only":["bedrock"]}}`, "", `"providerOptions":null`}},
 		"openai plugins":                                     {{responses, `"plugins":[{"id":"web","engine":"exa"}]`, "", `"plugins":null`}},
 		"openai any other field":                             {{chat, `"remember":true`, "", `"top_p":1`}, {chat, `"extra_body":{"google":{"keep":1}}`, "", `"extra_body":{"google":{"thinking_config":{"keep":1}}}`}, {chat, `"background":true`, "", `"chat_template_kwargs":{"remember":true}`}, {"/v1/embeddings", `"store":true`, "", `"input_type":"query"`}, {messages, `"anthropic_beta":["files-api-2025-04-14"]`, "", `"service_tier":"auto"`}, {responses, `"Truncation":"auto"`, "", `"truncation":"auto"`}, {responses, `"stor\u0065d":1`, "", `"us\u0065r":"u"`}},
 		"openai openai-beta":                                 {{chat, `"user":"u"`, "openai-beta: assistants=v2", `"user":"u"`}},
@@ -184,8 +185,40 @@ func TestStorageIsForcedOff(t *testing.T) {
 			t.Errorf("%+v", row)
 		}
 	}
-	if forced != 3 {
+	if forced != 4 {
 		t.Errorf("%d rows force off", forced)
+	}
+}
+
+// TestChatIsStoredUnlessTold: OpenAI keeps chats of newer accounts by default. Other
+// servers know no such field, and some take none that they do not know.
+func TestChatIsStoredUnlessTold(t *testing.T) {
+	for base, stores := range map[string]bool{
+		"https://api.openai.com": true, "https://api.openai.com/v1": true, "https://eu.api.openai.com:443/v1/": true,
+		"https://acme.openai.azure.com/openai": false, "https://api.mistral.ai/v1": false, "https://api.openai.com.example": false, "https://notapi.openai.com": false, "": false,
+	} {
+		for in, out := range map[string]string{
+			`{"model":"m","n":1}`:         `{"model":"m","store":false,"n":1}`,
+			`{"model":"m","store":null}`:  `{"model":"m","store":false}`,
+			`{"model":"m","store":false}`: `{"model":"m","store":false}`,
+		} {
+			q, fail := Scan(served(t, chatPath), "application/json", []byte(in))
+			if fail != nil {
+				t.Fatal(fail)
+			}
+			want := in
+			if stores {
+				want = out
+			}
+			body := q.Upstream([]byte(in), "", Rewriting{ZeroRetention: true}.At(base))
+			if got := string(body.Append(nil)); got != want {
+				t.Errorf("%s: %s became %s", base, in, got)
+			}
+			body = q.Upstream([]byte(in), "", Rewriting{}.At(base))
+			if got := string(body.Append(nil)); got != in {
+				t.Errorf("%s: %s became %s with retention", base, in, got)
+			}
+		}
 	}
 }
 
@@ -220,6 +253,24 @@ func TestProviderTools(t *testing.T) {
 	}
 }
 
+// TestUsageUnasked: who tells the figures unasked, and refuses to be asked, is not.
+func TestUsageUnasked(t *testing.T) {
+	in := `{"model":"m","stream":true,"stream_options":{"include_usage":false}}`
+	q, fail := Scan(served(t, chatPath), "application/json", []byte(in))
+	if fail != nil {
+		t.Fatal(fail)
+	}
+	for base, unasked := range map[string]bool{
+		"https://api.mistral.ai": true, "https://api.mistral.ai/v1": true, "https://api.mistral.ai:443/": true,
+		"https://api.openai.com/v1": false, "https://api.mistral.ai.example/v1": false, "https://example/https://api.mistral.ai/": false, "": false,
+	} {
+		body := q.Upstream([]byte(in), "", Rewriting{}.At(base))
+		if got := string(body.Append(nil)); (got == in) != unasked {
+			t.Errorf("%s: became %s", base, got)
+		}
+	}
+}
+
 // TestEveryRewriteIsListed: what the code edits and what Rewrites says, side by side.
 func TestEveryRewriteIsListed(t *testing.T) {
 	var got []string
@@ -229,7 +280,7 @@ func TestEveryRewriteIsListed(t *testing.T) {
 	want := []string{
 		"openai request model", "anthropic request model", "openai request the form's part model",
 		"openai request stream_options.include_usage", "openai answer the chunk with empty choices and a usage object",
-		"openai request store", "openai request store", "openai request response_format",
+		"openai request store", "openai request store", "openai request store", "openai request response_format",
 	}
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("%q", got)
@@ -314,7 +365,8 @@ func TestAway(t *testing.T) {
 		{chatPath, `"data_sources":null`, "", ""},
 		{chatPath, `"provider":{"order":["elsewhere"],"allow_fallbacks":true}`, "provider", "provider"},
 		{msgPath, `"plugins":[{"id":"web","engine":"exa"}]`, "plugins", "plugins"},
-		{"/v1/embeddings", `"provider":null,"plugins":null`, "", ""},
+		{chatPath, `"providerOptions":{"gateway":{"order":["elsewhere"]}}`, "providerOptions", "providerOptions"},
+		{"/v1/embeddings", `"provider":null,"plugins":null,"providerOptions":null`, "", ""},
 		{responsesPath, `"tools":[{"type":"bing_grounding","bing_grounding":{}}]`, "tools: unknown", "tools"},
 		{msgPath, `"tools":[{"type":"telepathy_20270101"}]`, "tools: unknown", "tools"},
 		{chatPath, `"kv_transfer_params":{"remote_host":"elsewhere"}`, "kv_transfer_params", "kv_transfer_params"},
@@ -338,7 +390,7 @@ func TestAway(t *testing.T) {
 
 // TestAwayInForms: the same of a form.
 func TestAwayInForms(t *testing.T) {
-	for part, want := range map[string]string{"provider": "provider", "Plugins[0][id]": "plugins", "provider_hint": "", "file": ""} {
+	for part, want := range map[string]string{"provider": "provider", "Plugins[0][id]": "plugins", "providerOptions[gateway]": "providerOptions", "provider_hint": "", "file": ""} {
 		q, fail := Scan(served(t, "/v1/audio/transcriptions"), formType, []byte(formOf(textPart("model", "m"), textPart(part, "x"))))
 		if fail != nil || q.Away != want {
 			t.Errorf("%s: away %q, %v", part, q.Away, fail)

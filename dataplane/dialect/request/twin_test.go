@@ -250,7 +250,7 @@ func want(ep *dialect.Endpoint, m map[string]any) (stores, provider, keeps, dete
 			w.stores = w.stores || x != nil && x != false
 		case fResponseFormat:
 			w.stores = w.stores || x != nil && x != "b64_json"
-		case fPrevious, fConversation, fTransfer, fBootstrap, fSession, fProvider, fPlugins, fStorageOptions, fAudio, fContainer, fDiagnostics, fCreditToken:
+		case fPrevious, fConversation, fTransfer, fBootstrap, fSession, fProvider, fPlugins, fProviderOptions, fStorageOptions, fAudio, fContainer, fDiagnostics, fCreditToken:
 			w.stores = w.stores || x != nil
 		case fTemperature:
 			n, ok := x.(json.Number)

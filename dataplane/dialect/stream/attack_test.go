@@ -183,6 +183,20 @@ func FuzzFailures(f *testing.F) {
 	})
 }
 
+// TestEchoesOfDeepRequests: responses repeat what the request defined, one level
+// deeper in an event: what a request may nest is no garbage there.
+func TestEchoesOfDeepRequests(t *testing.T) {
+	const most = jsontext.MaxDepth - 3 // below the request, its tools and one of them
+	parameters := strings.Repeat("[", most) + strings.Repeat("]", most)
+	if tool := `{"tools":[{"parameters":` + parameters + `}]}`; !jsontext.Valid([]byte(tool)) || jsontext.Valid([]byte("["+tool+"]")) {
+		t.Fatal("not as deep as a request may be")
+	}
+	s := Stream{Endpoint: served(t, "/v1/responses")}
+	if k := s.Event([]byte(`data: {"type":"response.created","response":{"id":"r","tools":[{"parameters":` + parameters + "}]}}\n\n")); k != KindContent {
+		t.Errorf("is read as %d", k)
+	}
+}
+
 // TestErrorCodesEndStreams: every code of ours is an error to who reads it in a stream.
 func TestErrorCodesEndStreams(t *testing.T) {
 	for _, code := range dialect.Codes() {

@@ -8,15 +8,6 @@ import (
 	"ringmain/dataplane/dialect"
 )
 
-func endpointOf(t testing.TB, path string) *dialect.Endpoint {
-	t.Helper()
-	ep, ok := dialect.EndpointOf(path)
-	if !ok {
-		t.Fatal(path)
-	}
-	return ep
-}
-
 // TestMediaStreams reads the streams of sound, pictures and transcripts, as
 // their providers write them: what each event is, and what is known at the end.
 func TestMediaStreams(t *testing.T) {
@@ -58,7 +49,7 @@ func TestMediaStreams(t *testing.T) {
 		{"an error without a type", heard, 1, data(`{"error":{"message":"y"}}`), "4", said{}, false, false},
 		{"no error", heard, 1, data(`{"type":"transcript.text.done","error":null}`), "7", said{}, true, true},
 	} {
-		s, kinds := Stream{Endpoint: endpointOf(t, c.path), Choices: c.choices}, ""
+		s, kinds := Stream{Endpoint: served(t, c.path), Choices: c.choices}, ""
 		for left := []byte(c.in); len(left) > 0; {
 			var split Splitter
 			n := split.Next(left)
@@ -68,8 +59,8 @@ func TestMediaStreams(t *testing.T) {
 		if kinds != c.kinds || saidBy(&s) != c.want || s.Complete() != c.complete || s.Ends() != c.ends {
 			t.Errorf("%s: %s %+v, complete %t, ends %t; want %s %+v", c.name, kinds, saidBy(&s), s.Complete(), s.Ends(), c.kinds, c.want)
 		}
-		if s.Closing() != nil || s.MaxEvent() != MaxPicture {
-			t.Errorf("%s: closed by %q, events of %d", c.name, s.Closing(), s.MaxEvent())
+		if s.Closing() != nil {
+			t.Errorf("%s: closed by %q", c.name, s.Closing())
 		}
 		out := s.AppendFailure(nil, dialect.Fail(dialect.UpstreamError, "broke"), "req_1")
 		if !strings.HasPrefix(string(out), `data: {"error":{"message":"broke"`) {
@@ -81,7 +72,7 @@ func TestMediaStreams(t *testing.T) {
 // TestMediaEventsDoNotAllocate: nothing of a picture is copied to read its event.
 func TestMediaEventsDoNotAllocate(t *testing.T) {
 	event := []byte("event: image_generation.partial_image\ndata: {\"type\":\"image_generation.partial_image\",\"b64_json\":\"" + strings.Repeat("A", 1<<20) + "\",\"usage\":null}\n\n")
-	s := Stream{Endpoint: endpointOf(t, "/v1/images/generations"), Choices: 1}
+	s := Stream{Endpoint: served(t, "/v1/images/generations"), Choices: 1}
 	if n := testing.AllocsPerRun(20, func() {
 		if s.Event(event) != KindContent {
 			t.Fatal("not content")

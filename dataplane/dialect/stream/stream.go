@@ -28,20 +28,9 @@ const (
 	KindClosing             // the answer is complete with it; a mark that says so may follow
 )
 
-// Bounds of one event, in bytes; a longer one is garbage. One that may hold a
-// picture is bounded as a plain answer is, which would hold the same picture.
-const (
-	MaxEvent   = 8 << 20
-	MaxPicture = 32 << 20
-)
-
-// MaxEvent bounds one event of this stream, in bytes.
-func (s *Stream) MaxEvent() int {
-	if s.grammar() == grammarMedia {
-		return MaxPicture
-	}
-	return MaxEvent
-}
+// MaxEvent bounds one event, in bytes, as a plain answer is: models that talk draw
+// pictures, too.
+const MaxEvent = 32 << 20
 
 // Splitter finds where events end in a growing buffer.
 type Splitter struct {

@@ -181,7 +181,7 @@ func (s *Stream) messageDelta(data []byte, where jsontext.Span) {
 // response reads an event of the Responses API. The list of types is that of
 // the official clients (openai-go v3, ResponseStreamEventUnion).
 func (s *Stream) response(name, data []byte) Kind {
-	c := jsontext.Cursor{Data: data}
+	c := jsontext.Cursor{Data: data, More: 1} // it repeats the request's tools, one level deeper
 	if c.Peek() != '{' {
 		return KindGarbage
 	}

@@ -10,8 +10,8 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"ringmain/controlplane/feed"
-	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/disk"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // FuzzSplit: a chunk is taken apart into frames that make it again, or named.
@@ -44,12 +44,7 @@ func FuzzSplit(f *testing.F) {
 // FuzzGeneration: whatever the header and the frames of a generation are, a
 // store is opened that can go on, or says that it may not touch it.
 func FuzzGeneration(f *testing.F) {
-	dir := f.TempDir()
-	key := filepath.Join(dir, "kek")
-	if err := seal.CreateKeyFile(key); err != nil {
-		f.Fatal(err)
-	}
-	sealer := seal.New(must(seal.OpenFileHolder(key)))
+	sealer := diskkit.Sealer(f)
 	head := func(h header) []byte { return must(cbor.Marshal(h)) }
 	var whole chunk
 	for _, frame := range append(with(snapshot(3, "a"), orgRecord("org_any_1", "o")), entry(4, revoke("b"))) {

@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/keeper/lkg/safety"
+	"ringmain/internal/testkit/diskkit"
 )
 
 const shard = controlplane.Shard("any-us-east")
@@ -33,17 +34,9 @@ type rig struct {
 func newRig(t *testing.T) *rig {
 	t.Helper()
 	dir := t.TempDir()
-	key := filepath.Join(t.TempDir(), "kek")
-	if err := seal.CreateKeyFile(key); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(key)
-	if err != nil {
-		t.Fatal(err)
-	}
 	log := new(bytes.Buffer)
 	return &rig{t: t, log: log, cfg: Config{
-		Dir: dir, Name: "c/n", Sealer: seal.New(h), Logger: slog.New(slog.NewTextHandler(log, nil)),
+		Dir: dir, Name: "c/n", Sealer: diskkit.Sealer(t), Logger: slog.New(slog.NewTextHandler(log, nil)),
 	}}
 }
 

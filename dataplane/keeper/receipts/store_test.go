@@ -17,6 +17,7 @@ import (
 	"ringmain/controlplane/identity"
 	"ringmain/controlplane/seal"
 	"ringmain/dataplane/receipt/proof"
+	"ringmain/internal/testkit/diskkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -32,19 +33,6 @@ type rig struct {
 	mu    sync.Mutex
 	now   time.Time
 	acked []uint64
-}
-
-func newSealer(t testing.TB) *seal.Sealer {
-	t.Helper()
-	key := filepath.Join(t.TempDir(), "kek")
-	if err := seal.CreateKeyFile(key); err != nil {
-		t.Fatal(err)
-	}
-	h, err := seal.OpenFileHolder(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return seal.New(h)
 }
 
 func newRig(t testing.TB) *rig {
@@ -65,7 +53,7 @@ func newRig(t testing.TB) *rig {
 		t.Fatal(err)
 	}
 	r.cfg = Config{
-		Dir: t.TempDir(), Name: "test/eu-fra-d1", Sealer: newSealer(t), Now: r.clock, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
+		Dir: t.TempDir(), Name: "test/eu-fra-d1", Sealer: diskkit.Sealer(t), Now: r.clock, Logger: slog.New(slog.NewTextHandler(r.log, nil)),
 		Acked: func(_, number uint64) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -480,7 +468,7 @@ func TestAnotherKeyIsNoDamage(t *testing.T) {
 	ids := r.put(s, 1)
 	r.close(s)
 	right := r.cfg.Sealer
-	r.cfg.Sealer = newSealer(t)
+	r.cfg.Sealer = diskkit.Sealer(t)
 	if _, err := Open(t.Context(), r.cfg); !errors.Is(err, seal.ErrUnknownKey) {
 		t.Fatalf("under another key: %v", err)
 	}

@@ -7,22 +7,14 @@ import (
 	"path/filepath"
 	"testing"
 
-	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 // FuzzSegment: whatever is in a segment, sealed by us or not, is read or named,
 // and no record has bytes that the segment has not.
 func FuzzSegment(f *testing.F) {
 	dir := f.TempDir()
-	key := filepath.Join(dir, "key")
-	if err := seal.CreateKeyFile(key); err != nil {
-		f.Fatal(err)
-	}
-	holder, err := seal.OpenFileHolder(key)
-	if err != nil {
-		f.Fatal(err)
-	}
-	sealer := seal.New(holder)
+	sealer := diskkit.Sealer(f)
 	frame := binary.BigEndian.AppendUint64(binary.BigEndian.AppendUint64(nil, 7), 1)
 	for _, body := range []string{"one", "", "three"} {
 		frame = append(binary.BigEndian.AppendUint32(frame, uint32(len(body))), body...)

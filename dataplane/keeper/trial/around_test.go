@@ -38,7 +38,7 @@ func TestWhoHearsNobodyWaitsForWhomItKnew(t *testing.T) {
 	waits := func(b *Book, self Node, nodes []Node) time.Duration {
 		t.Helper()
 		around := b.Around(self, nodes)
-		w := NewWait(controlplane.ShardGlobal, at(2), "us", self, around, start)
+		w := newWait(controlplane.ShardGlobal, at(2), "us", self, around, start)
 		for d := time.Duration(0); d < 10*time.Minute; d += time.Second {
 			if may, _ := w.Next(at(1), around, none, start.Add(d)); may {
 				return d

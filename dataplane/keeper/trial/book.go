@@ -138,7 +138,7 @@ func (b *Book) Seen(now time.Time, position controlplane.Position) {
 		}
 	}
 	if old >= 0 {
-		if b.ledger.Prove(b.looks[old].position, b.shard) {
+		if b.ledger.prove(b.looks[old].position, b.shard) {
 			b.save()
 		}
 		b.looks = slices.Delete(b.looks, 0, old)
@@ -243,7 +243,7 @@ func (b *Book) Screen(f *feed.Frame) (*feed.Frame, error) {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if !b.ledger.Screens(f.Shard) {
+	if !b.ledger.screens(f.Shard) {
 		return f, nil
 	}
 	return b.ledger.Screen(f)

@@ -157,7 +157,7 @@ func (q *Queue) Next(self Node, at controlplane.Point, nodes func() []Node, left
 		all := nodes()
 		w := q.waits[p]
 		if w == nil {
-			w = NewWait(q.shard, p, home, self, all, q.since[p])
+			w = newWait(q.shard, p, home, self, all, q.since[p])
 			q.waits[p] = w
 		}
 		may, refused := w.Next(at, all, leftOut, now)

@@ -43,10 +43,10 @@ type Wait struct {
 	order map[string][]string // by region: the nodes that were ready, by name
 }
 
-// NewWait begins to wait for a change that region home made. Nodes need not
+// newWait begins to wait for a change that region home made. Nodes need not
 // hold self, which counts as ready. One that has not proven anything (it just
 // started, or is of a release that does not say) is not waited for.
-func NewWait(shard controlplane.Shard, p controlplane.Point, home string, self Node, nodes []Node, now time.Time) *Wait {
+func newWait(shard controlplane.Shard, p controlplane.Point, home string, self Node, nodes []Node, now time.Time) *Wait {
 	w := &Wait{Shard: shard, Point: p, since: now, home: home, self: self, order: map[string][]string{self.Region: {self.Name}}}
 	for _, n := range nodes {
 		if n.Ready && n.Proven != (controlplane.Point{}) && !self.is(n) {

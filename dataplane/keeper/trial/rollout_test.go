@@ -33,7 +33,7 @@ func run(t *testing.T, nodes []Node, seconds int, take func(n *Node)) map[string
 	start := time.Unix(0, 0)
 	waits := map[string]*Wait{}
 	for _, n := range nodes {
-		waits[n.Name] = NewWait(controlplane.ShardGlobal, at(2), "us", n, nodes, start)
+		waits[n.Name] = newWait(controlplane.ShardGlobal, at(2), "us", n, nodes, start)
 	}
 	took := map[string]int{}
 	for s := range seconds {
@@ -112,7 +112,7 @@ func TestRefusal(t *testing.T) {
 	}
 	nodes = world()
 	start := time.Unix(0, 0)
-	w := NewWait(controlplane.ShardGlobal, at(3), "us", nodes[5], nodes, start)
+	w := newWait(controlplane.ShardGlobal, at(3), "us", nodes[5], nodes, start)
 	nodes[3].Isolated, nodes[3].Proven = []Span{bad}, at(3)
 	may, refused := w.Next(at(1), nodes, none, start.Add(time.Hour))
 	if may || len(refused) != 1 || refused[0] != bad {
@@ -152,7 +152,7 @@ func TestACutHistoryHoldsNobody(t *testing.T) {
 	} {
 		nodes := world()
 		nodes[3].Isolated, nodes[3].Proven = []Span{tc.span}, at(9)
-		w := NewWait(controlplane.ShardGlobal, tc.point, "us", nodes[5], nodes, start)
+		w := newWait(controlplane.ShardGlobal, tc.point, "us", nodes[5], nodes, start)
 		if _, refused := w.Next(at(1), nodes, none, start); len(refused) > 0 != tc.refused {
 			t.Errorf("%s: refused %v", name, refused)
 		}
@@ -164,7 +164,7 @@ func TestACutHistoryHoldsNobody(t *testing.T) {
 	// What ended before this node's own epoch is behind it, or cut off.
 	nodes := world()
 	nodes[3].Isolated = []Span{{bad.Shard, 5, 5, epoch}}
-	w := NewWait(controlplane.ShardGlobal, controlplane.Point{Epoch: later, Seq: 7}, "us", nodes[5], nodes, start)
+	w := newWait(controlplane.ShardGlobal, controlplane.Point{Epoch: later, Seq: 7}, "us", nodes[5], nodes, start)
 	if _, refused := w.Next(controlplane.Point{Epoch: later, Seq: 4}, nodes, none, start); len(refused) > 0 {
 		t.Errorf("refused %v", refused)
 	}
@@ -176,7 +176,7 @@ func TestHearsayIsBounded(t *testing.T) {
 	all := Span{Shard: controlplane.ShardGlobal, From: 1, To: 1 << 60, Epoch: epoch}
 	nodes := world()
 	nodes[0].Isolated = []Span{all}
-	w := NewWait(controlplane.ShardGlobal, at(6), "us", nodes[5], nodes, time.Unix(0, 0))
+	w := newWait(controlplane.ShardGlobal, at(6), "us", nodes[5], nodes, time.Unix(0, 0))
 	_, refused := w.Next(at(4), nodes, none, time.Unix(0, 0))
 	if want := (Span{Shard: controlplane.ShardGlobal, From: 5, To: 6, Epoch: epoch}); len(refused) != 1 || refused[0] != want {
 		t.Errorf("refused %v, want %v", refused, want)

@@ -93,9 +93,9 @@ func (l *Ledger) Died(s Span) Suspect {
 	return found
 }
 
-// Prove notes that a worker lives with the state at p, and reports whether
+// prove notes that a worker lives with the state at p, and reports whether
 // that clears anything or moves on in shard.
-func (l *Ledger) Prove(p controlplane.Position, shard controlplane.Shard) (news bool) {
+func (l *Ledger) prove(p controlplane.Position, shard controlplane.Shard) (news bool) {
 	n := len(l.Suspects)
 	l.Suspects = slices.DeleteFunc(l.Suspects, func(s Suspect) bool { return s.To <= p[s.Shard].Seq })
 	news = n != len(l.Suspects) || l.Proven[shard] != p[shard]
@@ -201,8 +201,8 @@ func (l *Ledger) Release(build string) bool {
 	return n != len(l.Isolated)
 }
 
-// Screens reports whether frames of shard have to go through Screen.
-func (l *Ledger) Screens(shard controlplane.Shard) bool {
+// screens reports whether frames of shard have to go through Screen.
+func (l *Ledger) screens(shard controlplane.Shard) bool {
 	return slices.ContainsFunc(l.Isolated, func(i Isolated) bool { return i.Shard == shard })
 }
 

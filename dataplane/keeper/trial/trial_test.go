@@ -14,6 +14,7 @@ import (
 	"ringmain/controlplane/feed"
 	"ringmain/controlplane/registry"
 	"ringmain/controlplane/seal"
+	"ringmain/internal/testkit/diskkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -60,10 +61,10 @@ func TestDeaths(t *testing.T) {
 	if s := l.Died(Span{Shard: shard, From: 8, To: 12, Epoch: epoch}); s.Deaths != 2 || s.From != 8 || s.To != 9 {
 		t.Errorf("two deaths share %+v, want 8 to 9", s)
 	}
-	if !l.Prove(controlplane.Position{shard: at(15)}, shard) || len(l.Suspects) != 1 || l.Suspects[0].To != 20 {
+	if !l.prove(controlplane.Position{shard: at(15)}, shard) || len(l.Suspects) != 1 || l.Suspects[0].To != 20 {
 		t.Errorf("after 15 was proven: %+v", l.Suspects)
 	}
-	if l.Prove(controlplane.Position{shard: at(15)}, shard) {
+	if l.prove(controlplane.Position{shard: at(15)}, shard) {
 		t.Error("proving the same again is news")
 	}
 	if _, ok := Since(shard, l.Proven, controlplane.Position{shard: at(15)}); ok {
@@ -124,15 +125,15 @@ func TestScreen(t *testing.T) {
 	if f := (&feed.Frame{Type: feed.FrameRecord, Shard: shard, Record: project(t, "prj_a", "mended", 7)}); screen(f) != f {
 		t.Error("a newer version did not pass")
 	}
-	if l.Release("v1") || !l.Release("v2") || l.Screens(shard) {
+	if l.Release("v1") || !l.Release("v2") || l.screens(shard) {
 		t.Error("another build does not try again")
 	}
 	l.Isolate(Isolated{Span: One(shard, at(5))})
-	if l.Release("v2") || !l.Screens(shard) {
+	if l.Release("v2") || !l.screens(shard) {
 		t.Error("what was heard while no worker ran is forgotten by the first one")
 	}
 	opening := registry.Change{Op: registry.OpOpen, Home: "eu", Members: []string{"eu"}}
-	if replayed := entry(t, 4, opening); screen(replayed) != replayed || !l.Screens(shard) {
+	if replayed := entry(t, 4, opening); screen(replayed) != replayed || !l.screens(shard) {
 		t.Error("the opening that the bad entry followed, replayed from the disk, let it in")
 	}
 	b, err := registry.EncodeEntry(&registry.Entry{Shard: shard, Epoch: controlplane.Epoch{Counter: 2, Region: "eu"}, Prev: epoch, Seq: 5, Changes: []registry.Change{opening}})
@@ -140,7 +141,7 @@ func TestScreen(t *testing.T) {
 		t.Fatal(err)
 	}
 	other := &feed.Frame{Type: feed.FrameEntry, Shard: shard, Entry: b}
-	if screen(other) != other || l.Screens(shard) {
+	if screen(other) != other || l.screens(shard) {
 		t.Error("the first entry of another history was taken for the one isolated")
 	}
 }
@@ -329,31 +330,23 @@ func TestHollow(t *testing.T) {
 }
 
 func TestFile(t *testing.T) {
-	key := filepath.Join(t.TempDir(), "kek")
-	if err := seal.CreateKeyFile(key); err != nil {
-		t.Fatal(err)
-	}
-	holder, err := seal.OpenFileHolder(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := File{Dir: t.TempDir(), Name: "test/d1", Sealer: seal.New(holder)}
+	f := File{Dir: t.TempDir(), Name: "test/d1", Sealer: diskkit.Sealer(t)}
 	l, err := f.Load()
 	if err != nil || len(l.Suspects) != 0 {
 		t.Fatal(l, err)
 	}
 	l.Died(One(shard, at(4)))
 	l.Isolate(Isolated{Span: One(shard, at(3)), Before: map[string][]byte{"a": {1}}, Own: true})
-	l.Prove(controlplane.Position{shard: at(2)}, shard)
+	l.prove(controlplane.Position{shard: at(2)}, shard)
 	if err := f.Save(l); err != nil {
 		t.Fatal(err)
 	}
 	again, err := f.Load()
-	if err != nil || len(again.Suspects) != 1 || again.Suspects[0].Deaths != 1 || !again.Screens(shard) || again.Proven[shard] != at(2) {
+	if err != nil || len(again.Suspects) != 1 || again.Suspects[0].Deaths != 1 || !again.screens(shard) || again.Proven[shard] != at(2) {
 		t.Errorf("%+v, %v", again, err)
 	}
 	f.Name = "test/d2"
-	if l, err := f.Load(); err == nil || l == nil || l.Screens(shard) {
+	if l, err := f.Load(); err == nil || l == nil || l.screens(shard) {
 		t.Errorf("another node's ledger: %+v, %v", l, err)
 	}
 	f.Name = "test/d1"

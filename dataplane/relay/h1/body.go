@@ -7,26 +7,17 @@ import (
 	"ringmain/dataplane/syntax"
 )
 
-const (
-	// direct is how much must be left of a body, or of a chunk, to be read past
-	// the buffer into the reader's own memory.
-	direct = bufferSize
-	// waste is how many bytes of chunk framing a body may have beyond what its
-	// content accounts for: without a bound a server could send next to nothing
-	// for ever.
-	waste = 16 << 10
-)
+// direct is how much must be left of a body, or of a chunk, to be read past the
+// buffer into the reader's own memory.
+const direct = bufferSize
 
 // body reads an answer's content.
 type body struct {
 	src     *source
 	chunked bool
 	toEOF   bool
-	left    int64 // of the content, or of the chunk
-	edge    bool  // the CRLF after a chunk's content is due
-	last    bool  // in the trailer
-	excess  int   // framing beyond what is reasonable, in bytes
-	trailer int   // bytes
+	left    int64 // of the content, if its length was declared
+	framing syntax.Chunks
 	err     error // once it ended
 }
 
@@ -106,83 +97,40 @@ func (b *body) content(p []byte) (int, error) {
 
 // chunks reads as many chunks as have come and fit.
 func (b *body) chunks(p []byte) (n int, err error) {
+	s := b.src
 	for n < len(p) {
-		if b.left == 0 {
-			if err := b.next(n == 0); err != nil {
-				if errors.Is(err, errNothing) {
-					return n, nil
+		if b.framing.Left == 0 {
+			used, ok := b.framing.Next(s.pending())
+			s.r += used
+			switch {
+			case !ok:
+				return n, errChunk
+			case b.framing.Over:
+				return n, io.EOF
+			case b.framing.Left == 0:
+				if n > 0 {
+					if s.gather(0) != nil {
+						return n, nil
+					}
+				} else if err := s.fill(0); err != nil {
+					return 0, cut(err)
 				}
-				return n, err
+				continue
 			}
 		}
-		if n > 0 && b.src.r == b.src.w && b.src.gather(0) != nil {
+		if n > 0 && s.r == s.w && s.gather(0) != nil {
 			break
 		}
 		want := p[n:]
-		if int64(len(want)) > b.left {
-			want = want[:b.left]
+		if int64(len(want)) > b.framing.Left {
+			want = want[:b.framing.Left]
 		}
 		m, err := b.content(want)
 		n += m
-		if b.left -= int64(m); b.left == 0 {
-			b.edge = true
-		}
+		b.framing.Left -= int64(m)
 		if err != nil {
 			return n, cut(err)
 		}
 	}
 	return n, nil
-}
-
-// next reads the framing up to the next chunk's content, or to the end: io.EOF.
-// With wait false errNothing says that it has not all come; what has is kept.
-func (b *body) next(wait bool) error {
-	if b.edge {
-		line, err := b.src.line(2, wait)
-		if err != nil {
-			if errors.Is(err, ErrTooLong) {
-				err = errChunk
-			}
-			return cut(err)
-		}
-		if len(line) > 0 {
-			return errChunk
-		}
-		b.edge = false
-	}
-	if !b.last {
-		line, err := b.src.line(maxLine, wait)
-		if err != nil {
-			return cut(err)
-		}
-		size, ok := syntax.ChunkSize(line)
-		if !ok {
-			return errChunk
-		}
-		b.left = size
-		// A chunk of n bytes accounts for 16 + 2 n bytes of framing.
-		b.excess = max(0, b.excess+len(line)+2-16-int(min(2*b.left, waste)))
-		if b.excess > waste {
-			return errChunk
-		}
-		if b.left > 0 {
-			return nil
-		}
-		b.last = true
-	}
-	for {
-		line, err := b.src.line(maxLine, wait)
-		if err != nil {
-			return cut(err)
-		}
-		if len(line) == 0 {
-			return io.EOF
-		}
-		if b.trailer += len(line) + 2; b.trailer > maxTrailer {
-			return ErrTooLong
-		}
-		if _, _, ok := syntax.Field(line); !ok {
-			return errField
-		}
-	}
 }

@@ -144,8 +144,10 @@ var behaviours = []behaviour{
 	{name: "chunk extensions", script: saying(ok + chunked + "5;a=b;c=\"d\"\r\nhello\r\n0;x\r\n\r\n")},
 	{name: "chunk sizes in upper case, with zeros", script: saying(ok + chunked + "000A\r\n0123456789\r\n00\r\n\r\n")},
 	{name: "space after a chunk's size", script: saying(ok + chunked + "5 \r\nhello\r\n0\r\n\r\n")},
+	{name: "space before a chunk's extension", script: once(ok + chunked + "5 ;x\r\nhello\r\n0\r\n\r\n")},
 	{name: "trailers", script: saying(ok + "Trailer: X\r\n" + chunked + "5\r\nhello\r\n0\r\nX: y\r\nZ: w\r\n\r\n")},
 	{name: "a trailer that is no field", script: saying(ok + chunked + "5\r\nhello\r\n0\r\na secret\r\n\r\n")},
+	{name: "trailers of 6 KiB", script: once(ok + chunked + "5\r\nhello\r\n0\r\n" + strings.Repeat("X: "+strings.Repeat("y", 1000)+"\r\n", 6) + "\r\n")},
 	{name: "trailers without end", script: func(c *talk) {
 		c.request()
 		c.say(ok + chunked + "5\r\nhello\r\n0\r\n")

@@ -29,15 +29,15 @@ func (e Error) Error() string { return string(e) }
 const (
 	ErrHTTP2    = Error("the server chose HTTP/2: ask it over an HTTP/2 connection")
 	ErrUpgrade  = Error("the server switched protocols, which was not asked for")
-	ErrTooLong  = Error("the answer's head, or a line in it, is too long")
 	ErrField    = Error("a request field holds bytes that a field cannot hold")
 	ErrNoAnswer = Error("the connection ended before an answer came")
 	ErrCanceled = Error("the request was given up: its context ended")
 
+	errTooLong    = Error("the answer's head, or a line in it, is too long")
 	errStatusLine = Error("what came is not an HTTP answer")
 	errVersion    = Error("the answer is of an HTTP version that was not asked for")
 	errField      = Error("a field in the answer's head is not one")
-	errBareLF     = Error("a line of the answer does not end as it must")
+	errBareLF     = Error("a line of the answer's head does not end as it must")
 	errLength     = Error("the answer's content-length is none, or there are two")
 	errTransfer   = Error("the answer has a transfer-encoding other than chunked")
 	errBoth       = Error("the answer has both a content-length and a transfer-encoding")

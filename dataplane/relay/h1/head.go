@@ -55,7 +55,7 @@ func (s *source) head(answerless bool) (Head, error) {
 }
 
 func (s *source) oneHead(left int) (h Head, used int, err error) {
-	line, err := s.line(left, true)
+	line, err := s.line(left)
 	if err != nil {
 		return h, 0, err
 	}
@@ -64,9 +64,9 @@ func (s *source) oneHead(left int) (h Head, used int, err error) {
 	}
 	for {
 		if used += len(line) + 2; used >= left {
-			return h, used, ErrTooLong
+			return h, used, errTooLong
 		}
-		if line, err = s.line(left-used, true); err != nil {
+		if line, err = s.line(left - used); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}

@@ -8,8 +8,6 @@ import (
 const (
 	bufferSize = 4 << 10
 	maxHead    = 64 << 10 // status line, fields and interim answers, in bytes
-	maxLine    = 1 << 10  // of a chunk's size with its extensions, in bytes
-	maxTrailer = 8 << 10  // in bytes
 )
 
 // source is what comes in, and how far it is read. The part of the package
@@ -45,7 +43,7 @@ func (s *source) fillFrom(from io.Reader, most int) error {
 	}
 	if s.w == len(s.buf) {
 		if len(s.buf) >= most {
-			return ErrTooLong
+			return errTooLong
 		}
 		grown := make([]byte, min(2*len(s.buf), most))
 		s.w = copy(grown, s.pending())
@@ -67,15 +65,14 @@ func (s *source) fillFrom(from io.Reader, most int) error {
 
 // line gives the next line without its CRLF, valid until the following call.
 // A line may have most bytes. A bare LF is refused: what one reader takes for
-// a line's end and another does not is how answers get mixed up. With wait
-// false, errNothing says that the line is not there yet.
-func (s *source) line(most int, wait bool) ([]byte, error) {
+// a line's end and another does not is how answers get mixed up.
+func (s *source) line(most int) ([]byte, error) {
 	for seen := 0; ; {
 		have := s.pending()
 		if i := bytes.IndexByte(have[seen:], '\n'); i >= 0 {
 			i += seen
 			if i+1 > most {
-				return nil, ErrTooLong
+				return nil, errTooLong
 			}
 			if i == 0 || have[i-1] != '\r' {
 				return nil, errBareLF
@@ -84,13 +81,9 @@ func (s *source) line(most int, wait bool) ([]byte, error) {
 			return have[:i-1], nil
 		}
 		if seen = len(have); seen >= most {
-			return nil, ErrTooLong
+			return nil, errTooLong
 		}
-		add := s.gather
-		if wait {
-			add = s.fill
-		}
-		if err := add(most); err != nil {
+		if err := s.fill(most); err != nil {
 			return nil, err
 		}
 	}

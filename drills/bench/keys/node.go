@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -108,28 +106,6 @@ func get(ctx context.Context, c *http.Client, url, bearer string) (int, error) {
 		return 0, err
 	}
 	return resp.StatusCode, resp.Body.Close()
-}
-
-// metrics reads those without labels.
-func (n *node) metrics(ctx context.Context) (map[string]float64, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, n.Metrics, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	found := map[string]float64{}
-	lines := bufio.NewScanner(resp.Body)
-	for lines.Scan() {
-		name, value, _ := strings.Cut(lines.Text(), " ")
-		if f, err := strconv.ParseFloat(value, 64); err == nil {
-			found[name] = f
-		}
-	}
-	return found, lines.Err()
 }
 
 // worker is the process id of a data node's worker.

@@ -39,8 +39,14 @@ const recoverIn = 40 * time.Second
 // calm is how long nothing is done between two acts.
 const calm = 500 * time.Millisecond
 
-// run goes on until the time given, and until everything was done once.
-func (n *nemesis) run(ctx context.Context, until time.Time) error {
+// run goes on for so long, until everything was done once, and until as much was
+// answered as is to be: a slow machine is given four times as long.
+func (n *nemesis) run(ctx context.Context, lasts time.Duration) error {
+	begun := time.Now()
+	enough := func() bool {
+		took := time.Since(begun)
+		return took >= lasts && n.w.rec.Answered() >= n.w.load.Answered || took >= 4*lasts
+	}
 	type act struct {
 		name string
 		do   func(context.Context) error
@@ -64,7 +70,7 @@ func (n *nemesis) run(ctx context.Context, until time.Time) error {
 		pause(ctx, calm)
 		// Each act once in every round, in an order that the seed decides.
 		for _, i := range n.random.Perm(len(acts)) {
-			if ctx.Err() != nil || round > 0 && !time.Now().Before(until) {
+			if ctx.Err() != nil || round > 0 && enough() {
 				return nil
 			}
 			if err := n.act(context.WithoutCancel(ctx), acts[i].do); err != nil {
@@ -118,8 +124,19 @@ func (n *nemesis) anyShard(ctx context.Context) (shard, home string, err error) 
 	return shard, home, err
 }
 
-// running lists the control processes of region; node "" is all.
-func (n *nemesis) running(ctx context.Context, region, node string) ([]fault.Process, error) {
+// running lists the control processes of region, once they run; node "" is all.
+// One whose disk or machine held it up for long has ended by itself, and is
+// started anew.
+func (n *nemesis) running(ctx context.Context, region, node string) (found []fault.Process, err error) {
+	err = insist(ctx, "nodes of "+region, recoverIn, func() (bool, string) {
+		var why error
+		found, why = n.processes(ctx, region, node)
+		return why == nil, fmt.Sprint(why)
+	})
+	return found, err
+}
+
+func (n *nemesis) processes(ctx context.Context, region, node string) ([]fault.Process, error) {
 	all, err := n.c.Supervisor.Status(ctx)
 	if err != nil {
 		return nil, err
@@ -239,10 +256,7 @@ func (n *nemesis) home(ctx context.Context, shard string) (string, error) {
 // writes any more.
 func (n *nemesis) settled(ctx context.Context, equal bool) error {
 	for _, r := range n.c.Regions {
-		if err := insist(ctx, "nodes of "+r.Name, recoverIn, func() (bool, string) {
-			_, err := n.running(ctx, r.Name, "")
-			return err == nil, fmt.Sprint(err)
-		}); err != nil {
+		if _, err := n.running(ctx, r.Name, ""); err != nil {
 			return err
 		}
 		if _, err := n.leader(ctx, r.Name); err != nil {

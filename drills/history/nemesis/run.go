@@ -32,8 +32,9 @@ import (
 	"ringmain/drills/history/client"
 )
 
-// Run works on c for as long as it is told to, and until the nemesis, whose order
-// the seed decides, has done everything once. It returns what happened. The error says what the cluster failed to
+// Run works on c for as long as it is told to, until the nemesis, whose order the
+// seed decides, has done everything once, and until so much was answered as load
+// says, if that takes no more than four times as long. It returns what happened. The error says what the cluster failed to
 // do at all; whether what it did was right is for Check to say. There is a
 // history whenever the clients have worked.
 //
@@ -72,7 +73,7 @@ func Run(ctx context.Context, c *cluster.Cluster, net *fault.Network, disks bool
 	g.Go(func() error { return w.run(working) })
 	g.Go(func() error {
 		defer done()
-		return n.run(working, until)
+		return n.run(working, lasts)
 	})
 	g.Go(func() error {
 		err := n.members(working, w.random(-1000), until)

@@ -116,7 +116,7 @@ func (n *nemesis) stall(ctx context.Context) error {
 func (n *nemesis) given(ctx context.Context, victim client.Node, before int) error {
 	var pid int
 	look := func() (bool, string) {
-		ps, err := n.running(ctx, victim.Region, victim.Name)
+		ps, err := n.processes(ctx, victim.Region, victim.Name)
 		if pid = 0; err == nil {
 			pid = ps[0].PID
 		}

@@ -22,6 +22,7 @@ type Load struct {
 	Registers int           // per region, in the shard whose first home it is
 	Clients   int           // per region, on those registers: a dead home holds up its own clients only
 	Pause     time.Duration // of each of them between two requests
+	Answered  int           // requests to be answered for certain before it ends
 	Seed      uint64
 }
 

@@ -56,7 +56,8 @@ type Region struct {
 
 	cluster *Cluster
 	queue   chan delayed // entries of other homes, in order
-	mu      sync.Mutex   // guards what is below
+	early   chan struct{}
+	mu      sync.Mutex // guards what is below
 	state   *ledger.State
 	changed chan struct{} // closed and replaced at each change
 	leader  *Node         // nil = no leader
@@ -67,12 +68,20 @@ type delayed struct {
 	cmd *registry.Command
 }
 
+// Arrive has the next of what other homes sent arrive now.
+func (r *Region) Arrive() { r.early <- struct{}{} }
+
 // arrive applies what other homes sent, each after its delay, until stop.
 func (r *Region) arrive(stop <-chan struct{}) {
 	for {
 		select {
 		case d := <-r.queue:
-			time.Sleep(time.Until(d.due))
+			select {
+			case <-time.After(time.Until(d.due)):
+			case <-r.early:
+			case <-stop:
+				return
+			}
 			r.accept(d.cmd)
 		case <-stop:
 			return
@@ -107,7 +116,7 @@ func Start(t *testing.T, logs io.Writer, regions []string, options ...Option) *C
 	c.Roots.AppendCertsFromPEM(ca.ServerRoots())
 	for _, spec := range regions {
 		parts := strings.Split(spec+":1", ":")
-		r := &Region{Name: parts[0], Jurisdiction: parts[1], cluster: c, state: ledger.New(), changed: make(chan struct{}), queue: make(chan delayed, 1024)}
+		r := &Region{Name: parts[0], Jurisdiction: parts[1], cluster: c, state: ledger.New(), changed: make(chan struct{}), queue: make(chan delayed, 1024), early: make(chan struct{})}
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() {
 			defer close(done)

@@ -186,7 +186,11 @@ func (t *Tool) Local(use, short, example string, run func(context.Context, []str
 		Use: use, Short: short, Example: example,
 		Args: func(c *cobra.Command, args []string) error {
 			if len(args) != len(want) {
-				return Usagef("%q takes %d arguments (%s), not %d", c.CommandPath(), len(want), use, len(args))
+				noun := "arguments"
+				if len(want) == 1 {
+					noun = "argument"
+				}
+				return Usagef("%q takes %d %s (%s), not %d", c.CommandPath(), len(want), noun, use, len(args))
 			}
 			return nil
 		},

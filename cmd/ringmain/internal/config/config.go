@@ -154,7 +154,7 @@ type DataNode struct {
 // Tunables may be changed without changing what the node is.
 type Tunables struct {
 	Capacity     uint32        `yaml:"capacity"`      // data: requests in flight before shedding; 0 = 4096
-	DrainTimeout time.Duration `yaml:"drain_timeout"` // data: how long a stop waits for streams; 0 = 30s
+	DrainTimeout time.Duration `yaml:"drain_timeout"` // data: how long a stop waits for streams, before it ends them with an error; 0 = 30s
 	RecordMemory uint32        `yaml:"record_memory"` // data: bytes of metadata records held while the disk takes none, before requests are refused; 0 = 32 MiB
 	RecordDisk   uint64        `yaml:"record_disk"`   // data: bytes of metadata records kept on disk, before requests are refused; 0 = 4 GiB
 	RecordAge    time.Duration `yaml:"record_age"`    // data: metadata records older than this are removed; 0 = 720h
@@ -191,7 +191,7 @@ type Edge struct {
 	Conns       uint32        `yaml:"conns"`             // open connections of a source; 0 = 16384, and an eighth of total_conns if that is 0, too
 	Silent      uint32        `yaml:"silent"`            // of those, how many may not have sent a request yet; 0 = 512. Too few turn away customers behind one address who connect at once
 	NewConns    uint32        `yaml:"new_conns"`         // new connections of a source a second, and twice that at once; 0 = 1000. Each costs a handshake
-	TotalConns  uint32        `yaml:"total_conns"`       // open connections in all; 0 = as many as half of the memory holds at 50 KiB each, and 131072 at most
+	TotalConns  uint32        `yaml:"total_conns"`       // open connections in all; 0 = as many as half of the memory holds at 50 KiB each, half of the files that may be open, and 131072 at most
 	Aborts      uint32        `yaml:"aborts"`            // requests a connection may break off in 10 s, if they are most of it; 0 = 200
 	ConnAge     time.Duration `yaml:"conn_age"`          // after which a connection is told to go; 0 = 10m. Short ones cost handshakes, long ones stay with a node that is no longer the nearest
 	WrongKeys   uint32        `yaml:"wrong_keys"`        // refused keys of a source a second that are answered without delay; 0 = 20

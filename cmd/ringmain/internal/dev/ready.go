@@ -136,7 +136,7 @@ func (c *cluster) leadersKnown(ctx context.Context) error {
 }
 
 // keyServed is nil once every data node is ready, also to the front door, and
-// accepts the key.
+// accepts the key, and so does whoever is asked at the region's own address.
 func (c *cluster) keyServed(ctx context.Context) error {
 	for _, n := range c.nodes {
 		if n.role != config.Data {
@@ -147,6 +147,11 @@ func (c *cluster) keyServed(ctx context.Context) error {
 		}
 		if !c.backends[n.name].Ready() { // the front door is open only then
 			return fmt.Errorf("%s: the front door has not found it ready yet", n.name)
+		}
+	}
+	for _, r := range c.file.Regions { // a balancer listens some time after it found a node ready
+		if err := c.listModels(ctx, r.API); err != nil {
+			return fmt.Errorf("%s: %w", r.Name, err)
 		}
 	}
 	return nil

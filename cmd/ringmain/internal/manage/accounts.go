@@ -48,12 +48,7 @@ var orgColumns = []cli.Column[api.Org]{
 	cli.Col("SHARD", func(o api.Org) string { return o.Shard }),
 }
 
-func (t *tool) showOrg(o *api.Org, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Org{*o}, true, orgColumns)
-}
+func (t *tool) showOrg(o *api.Org, err error) error { return show(t, o, err, orgColumns) }
 
 func (t *tool) orgCommand() *cobra.Command {
 	var in api.OrgInput
@@ -117,12 +112,7 @@ var projectColumns = []cli.Column[api.Project]{
 	cli.Col("CLASS", func(p api.Project) string { return cmp.Or(p.Class, "interactive") }),
 }
 
-func (t *tool) showProject(p *api.Project, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Project{*p}, true, projectColumns)
-}
+func (t *tool) showProject(p *api.Project, err error) error { return show(t, p, err, projectColumns) }
 
 func (t *tool) projectCommand() *cobra.Command {
 	var in api.ProjectInput
@@ -200,12 +190,7 @@ var policyColumns = []cli.Column[api.Policy]{
 	}),
 }
 
-func (t *tool) showPolicy(p *api.Policy, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Policy{*p}, true, policyColumns)
-}
+func (t *tool) showPolicy(p *api.Policy, err error) error { return show(t, p, err, policyColumns) }
 
 func (t *tool) policyCommand() *cobra.Command {
 	var in api.PolicyInput

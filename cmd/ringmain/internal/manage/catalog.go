@@ -41,10 +41,7 @@ var upstreamColumns = []cli.Column[api.Upstream]{
 }
 
 func (t *tool) showUpstream(u *api.Upstream, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Upstream{*u}, true, upstreamColumns)
+	return show(t, u, err, upstreamColumns)
 }
 
 // upstreamFlags registers the fields of in, which applied copies to another
@@ -202,12 +199,7 @@ var routeColumns = []cli.Column[api.Route]{
 	cli.Col("ID", func(r api.Route) string { return r.ID }),
 }
 
-func (t *tool) showRoute(r *api.Route, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Route{*r}, true, routeColumns)
-}
+func (t *tool) showRoute(r *api.Route, err error) error { return show(t, r, err, routeColumns) }
 
 // parseTarget reads UPSTREAM=MODEL[,order=N][,weight=N].
 func parseTarget(text string) (api.Target, error) {

@@ -155,7 +155,7 @@ func TestMistakes(t *testing.T) {
 	}{
 		{"org", 2, "needs one of: create, delete, get, list, pin, update"},
 		{"org lst", 2, `unknown command "lst" for "ringmain org"`},
-		{"org get", 2, "takes 1 arguments"},
+		{"org get", 2, "takes 1 argument (get ORG), not 0"},
 		{"org list extra", 2, "takes 0 arguments"},
 		{"org list --frobnicate", 2, "unknown flag"},
 		{"org list -o csv", 2, "use table, json or yaml"},

@@ -30,12 +30,7 @@ var keyColumns = []cli.Column[api.Key]{
 	cli.Col("OLD-SECRET-UNTIL", func(k api.Key) string { return cli.When(k.PrevUntil) }),
 }
 
-func (t *tool) showKey(k *api.Key, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Key{*k}, true, keyColumns)
-}
+func (t *tool) showKey(k *api.Key, err error) error { return show(t, k, err, keyColumns) }
 
 // showWhole prints the one answer that holds the whole key. As a table it is
 // the key alone, so that a script can take it.

@@ -23,3 +23,11 @@ func Commands(env cli.Env) []*cobra.Command {
 	t.Bind(list)
 	return list
 }
+
+// show prints one record, or hands on why there is none.
+func show[T any](t *tool, record *T, err error, columns []cli.Column[T]) error {
+	if err != nil {
+		return err
+	}
+	return cli.Show(t.Tool, []T{*record}, true, columns)
+}

@@ -27,9 +27,10 @@ type confirming struct {
 }
 
 func (c *confirming) Confirmed(ctx context.Context, _ controlplane.Shard, _ controlplane.Point) error {
-	if c.cut.Load() {
-		<-ctx.Done()
+	if !c.cut.Load() {
+		return nil
 	}
+	<-ctx.Done()
 	return ctx.Err()
 }
 

@@ -27,12 +27,7 @@ var regionColumns = []cli.Column[api.Region]{
 	cli.Col("ENDPOINT", func(r api.Region) string { return r.Endpoint }),
 }
 
-func (t *tool) showRegion(r *api.Region, err error) error {
-	if err != nil {
-		return err
-	}
-	return cli.Show(t.Tool, []api.Region{*r}, true, regionColumns)
-}
+func (t *tool) showRegion(r *api.Region, err error) error { return show(t, r, err, regionColumns) }
 
 func (t *tool) regionCommand() *cobra.Command {
 	var in api.RegionInput

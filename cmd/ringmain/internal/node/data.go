@@ -217,7 +217,7 @@ func edgeOf(cfg *config.Config) link.Edge {
 	e := cfg.Tunables.Edge
 	conns, total := int(e.Conns), int(e.TotalConns)
 	if total == 0 {
-		total = connsWithin(memory("/"))
+		total = connsWithin(memory("/"), files())
 		conns = cmp.Or(conns, total/8) // no source has them all
 	}
 	return link.Edge{

@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 )
 
 // connMemory is what a connection of a client's costs at most while nothing is
@@ -13,12 +14,26 @@ import (
 const connMemory = 50 << 10
 
 // connsWithin is how many connections are let in by default: as many as half of
-// the memory holds, and never more than 131072. 0 = the memory is not known.
-func connsWithin(memory uint64) int {
-	if memory == 0 {
+// the memory holds, and half of the files that may be open, since each may need
+// one to an upstream, too; and never more than 131072. 0 = that is not known.
+func connsWithin(memory, files uint64) int {
+	most := uint64(131072)
+	if memory > 0 {
+		most = min(max(memory/2/connMemory, 1024), most)
+	}
+	if files > 0 {
+		most = min(max(files/2, 1), most)
+	}
+	return int(most)
+}
+
+// files is how many files a process may have open.
+func files() uint64 {
+	var l syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l) != nil {
 		return 0
 	}
-	return int(min(max(memory/2/connMemory, 1024), 131072))
+	return l.Max // which Go's runtime asks for by itself
 }
 
 // memory is how many bytes this process may have: those of the machine, or fewer

@@ -17,9 +17,9 @@ func TestMemory(t *testing.T) {
 		want  uint64
 		conns int
 	}{
-		"nothing tells":      {nil, 0, 0},
+		"nothing tells":      {nil, 0, 131072},
 		"a machine":          {map[string]string{"proc/meminfo": machine}, 8 * gib, 83886},
-		"nonsense":           {map[string]string{"proc/meminfo": "MemTotal: much\n", "proc/self/cgroup": "0::\n"}, 0, 0},
+		"nonsense":           {map[string]string{"proc/meminfo": "MemTotal: much\n", "proc/self/cgroup": "0::\n"}, 0, 131072},
 		"a group":            {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "2147483648\n"}, 2 * gib, 20971},
 		"the group above":    {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/a/b\n", "sys/fs/cgroup/a/b/memory.max": "max\n", "sys/fs/cgroup/a/memory.max": "1073741824\n"}, gib, 10485},
 		"a container":        {map[string]string{"proc/meminfo": machine, "proc/self/cgroup": "0::/\n", "sys/fs/cgroup/memory.max": "1073741824\n"}, gib, 10485},
@@ -39,12 +39,20 @@ func TestMemory(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			if got := memory(root); got != c.want || connsWithin(got) != c.conns {
-				t.Errorf("%d bytes for %d connections, want %d for %d", got, connsWithin(got), c.want, c.conns)
+			if got := memory(root); got != c.want || connsWithin(got, 0) != c.conns {
+				t.Errorf("%d bytes for %d connections, want %d for %d", got, connsWithin(got, 0), c.want, c.conns)
 			}
 		})
 	}
-	total := connsWithin(memory("/"))
+	for _, c := range []struct {
+		files uint64
+		want  int
+	}{{0, 83886}, {1 << 20, 83886}, {20000, 10000}, {1024, 512}, {1, 1}} {
+		if got := connsWithin(8*gib, c.files); got != c.want {
+			t.Errorf("%d connections with %d files, want %d", got, c.files, c.want)
+		}
+	}
+	total := connsWithin(memory("/"), files())
 	for _, c := range []struct{ conns, total, wantConns, wantTotal int }{
 		{0, 0, total / 8, total}, {7, 0, 7, total}, {0, 5, 0, 5}, {7, 5, 7, 5},
 	} {

@@ -22,9 +22,19 @@ import (
 	"ringmain/dataplane/view"
 )
 
-// workerDrain bounds how long a worker lets streams finish; its keeper kills
-// it sooner if it must.
-const workerDrain = 5 * time.Minute
+// workerDrain bounds how long a worker lets streams finish whose keeper does not
+// say how long it waits, or is gone: longer than a stream may take.
+const workerDrain = time.Hour + 5*time.Minute
+
+// drainFor is how long a worker lets streams finish, so that it can tell those that
+// are left that they end, before its keeper kills it; zero = that does not say when.
+func drainFor(killed, now time.Time) time.Duration {
+	if killed.IsZero() {
+		return workerDrain
+	}
+	left := killed.Sub(now)
+	return max(0, left-min(left/4, 3*time.Second))
+}
 
 // Worker is the whole life of a worker process, which its keeper executes
 // already confined. It returns the exit code. What it must know comes over the
@@ -128,7 +138,13 @@ func work(version string) (err error) {
 			return w.Close()
 		}
 	}
-	drain, done := context.WithTimeout(context.WithoutCancel(ctx), workerDrain)
+	var killed time.Time
+	select {
+	case <-attendant.Drain():
+		killed = attendant.DrainBy()
+	default:
+	}
+	drain, done := context.WithTimeout(context.WithoutCancel(ctx), drainFor(killed, time.Now()))
 	defer done()
 	if err := w.Drain(drain); err != nil {
 		logger.Warn("drained in part", "err", err)

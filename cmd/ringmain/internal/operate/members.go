@@ -188,7 +188,7 @@ func parsePeers(text string) ([]quorum.Peer, error) {
 
 func (t *tool) backupCommand() *cobra.Command {
 	var key, file, peers string
-	create := t.Command("create FILE", "write a sealed backup of a region's whole state", "  ringmain backup create eu-fra.backup --server https://control.eu-fra.example:8443", func(ctx context.Context, c *adminclient.Client, args []string) error {
+	create := t.Command("create FILE", "write a sealed backup of the whole state of the region that answers", "  ringmain backup create eu-fra.backup --server https://control.eu-fra.example:8443", func(ctx context.Context, c *adminclient.Client, args []string) error {
 		return t.createBackup(ctx, c, args[0])
 	})
 	inspect := t.Local("inspect FILE", "check every byte of a backup, and say what it holds", "  ringmain backup inspect eu-fra.backup --key backup.key", func(_ context.Context, args []string) (err error) {
@@ -245,7 +245,7 @@ missing: to other regions the restored one is a new member.`
 	for _, c := range []*cobra.Command{inspect, restore} {
 		c.Flags().StringVar(&key, "key", "", "key that the backup is sealed under: the region's, or its backup_key_file (needed)")
 	}
-	return cli.Group("backup", "back up a region's state, look into backups, restore them", "  ringmain backup create eu-fra.backup\n  ringmain backup inspect eu-fra.backup --key seal.key", create, inspect, restore)
+	return cli.Group("backup", "back up a region's state, look into backups, restore them", "  ringmain backup create eu-fra.backup --server https://control.eu-fra.example:8443\n  ringmain backup inspect eu-fra.backup --key seal.key", create, inspect, restore)
 }
 
 // createBackup writes the file whole or not at all, and never over another.

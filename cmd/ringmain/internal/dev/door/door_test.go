@@ -11,6 +11,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sync/errgroup"
+
+	"ringmain/internal/testkit/netkit"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -57,12 +59,7 @@ func askLine(addr string) (string, error) {
 func TestBalancerTakesTheFirstReady(t *testing.T) {
 	first, second := echo(t, "first"), echo(t, "second")
 	a, b := &Backend{Addr: first.Addr().String()}, &Backend{Addr: second.Addr().String()}
-	free, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	p := &Balancer{Addr: free.Addr().String(), Backends: []*Backend{a, b}}
-	_ = free.Close()
+	p := &Balancer{Addr: netkit.Address(), Backends: []*Backend{a, b}}
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()

@@ -6,12 +6,12 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
-	"testing/synctest"
 	"time"
 
 	"ringmain/controlplane"
 	"ringmain/controlplane/admin/api"
 	"ringmain/gossip/bulletin"
+	"ringmain/internal/testkit/synckit"
 )
 
 // What a data node says of its position names epochs, and always fits a digest.
@@ -43,7 +43,7 @@ func TestWholePosition(t *testing.T) {
 }
 
 func TestPositionIsPublishedWhenItChanges(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
+	synckit.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		var given atomic.Pointer[controlplane.Position]
 		given.Store(new(controlplane.Position))
@@ -59,7 +59,7 @@ func TestPositionIsPublishedWhenItChanges(t *testing.T) {
 		}()
 		for i := range 3 {
 			time.Sleep(time.Second)
-			synctest.Wait()
+			synckit.Wait()
 			given.Store(&controlplane.Position{"eu": {Epoch: controlplane.Epoch{Counter: 1, Region: "eu-fra"}, Seq: uint64(i / 2)}})
 		}
 		time.Sleep(time.Second)

@@ -1,0 +1,5 @@
+//go:build !race
+
+package synckit
+
+const underRace = false
