@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"ringmain/dataplane/breaker"
+	"ringmain/dataplane/relay"
 )
 
 // locate finds the address of a peer for the relay.
@@ -126,7 +127,7 @@ func (w *Worker) probeOne(ctx context.Context, name nodeName) {
 	case err == nil:
 		w.trips.add(name, rtt)
 		ticket.Done(breaker.OK)
-	case ctx.Err() != nil:
+	case ctx.Err() != nil, errors.Is(err, relay.ErrNoSockets): // nothing was learned
 		ticket.Done(breaker.ClientGone)
 	case timedOut(err):
 		ticket.Done(breaker.Timeout)

@@ -142,6 +142,7 @@ type circuit struct {
 	mu      sync.Mutex
 	failing string    // caller whose request failed last
 	several time.Time // when requests of two callers had failed in turn
+	since   uint64    // changes before one caller's requests opened it
 }
 
 // failed notes whose request failed. It comes before the failure counts.
@@ -156,7 +157,7 @@ func (c *circuit) failed(who string) {
 
 // changed notes by whose requests the state changed.
 func (c *circuit) changed(from, to gobreaker.State, window time.Duration) {
-	c.changes.Add(1)
+	now := c.changes.Add(1)
 	c.run.Store(0)
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -170,6 +171,7 @@ func (c *circuit) changed(from, to gobreaker.State, window time.Duration) {
 	case to == gobreaker.StateOpen && from == gobreaker.StateClosed && time.Since(c.several) > window:
 		who := c.failing
 		c.by.Store(&who)
+		c.since = now - 1
 	case to == gobreaker.StateOpen && c.others(c.failing):
 		c.shared()
 	}
@@ -186,6 +188,20 @@ func (c *circuit) shared() {
 func (c *circuit) others(who string) bool {
 	by := c.by.Load()
 	return by != nil && *by != who
+}
+
+// beside notes how a request ended that was asked since the circuit was closed last,
+// and is not of its state: it tells whether one caller alone has a part in that.
+func (c *circuit) beside(t Ticket, failed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case t.changes < c.since || !c.others(t.who):
+	case failed:
+		c.shared()
+	case t.beside:
+		c.well.Store(true)
+	}
 }
 
 // trial is the one that a half-open circuit let through last. Another takes its
@@ -272,7 +288,7 @@ func (s *Set) AllowTo(key Key, who string) (Ticket, bool) {
 	done, err := c.cb.Allow()
 	if err != nil {
 		if c.others(who) {
-			return Ticket{circuit: c, who: who, beside: true}, true
+			return Ticket{circuit: c, changes: changes, who: who, beside: true}, true
 		}
 		return Ticket{}, false
 	}
@@ -347,17 +363,11 @@ func (t Ticket) Done(o Outcome) {
 		return
 	}
 	switch {
-	case t.beside && err == nil:
-		t.circuit.well.Store(true)
-		return
-	case t.beside:
-		t.circuit.shared()
-		return
 	case t.trial != nil:
 		t.trial.end(err)
 		return
-	}
-	if t.circuit.changes.Load() != t.changes {
+	case t.beside || t.circuit.changes.Load() != t.changes:
+		t.circuit.beside(t, err != nil)
 		return
 	}
 	done, refused := t.circuit.cb.Allow()

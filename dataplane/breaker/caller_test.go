@@ -134,3 +134,71 @@ func TestEndpointsHaveCircuits(t *testing.T) {
 		t.Errorf("%s is shut", key)
 	}
 }
+
+// TestLateWordsOfOthers: what others asked beside a circuit that one caller opened
+// tells nothing any more once it is everybody's, or closed, or open anew.
+func TestLateWordsOfOthers(t *testing.T) {
+	key := Key{Owner: "up", Part: "m"}
+	synckit.Test(t, func(t *testing.T) {
+		s := New(Rules{Run: 2}, nil)
+		open := func(callers ...string) {
+			t.Helper()
+			for _, who := range callers {
+				if !tries(s, key, who, ServerError) {
+					t.Fatalf("refused to %s too soon", who)
+				}
+			}
+		}
+		rest := func() { time.Sleep(5*time.Second + time.Millisecond) }
+		told := func(when string) {
+			t.Helper()
+			if s.Snapshot()[key.String()] != "open" {
+				t.Errorf("%s: other nodes are told %v", when, s.Snapshot())
+			}
+		}
+		open("mallory", "mallory")
+		early, _ := s.AllowTo(key, "alice")
+		late, _ := s.AllowTo(key, "alice")
+		later, _ := s.AllowTo(key, "alice")
+		tries(s, key, "bob", Transport)
+		early.Done(OK)
+		told("others failed, too")
+
+		rest()
+		if !tries(s, key, "alice", OK) {
+			t.Fatal("no trial")
+		}
+		late.Done(OK) // closed
+		open("alice", "bob")
+		told("down for all")
+
+		rest()
+		if !tries(s, key, "alice", OK) {
+			t.Fatal("no trial")
+		}
+		time.Sleep(20 * time.Second)
+		open("mallory", "mallory")
+		later.Done(Transport) // of a time that is long past
+		if s.OpenTo(key, "alice") {
+			t.Error("open to others by what failed before")
+		}
+	})
+}
+
+// TestOthersThatHang: requests of others, asked before one caller's opened the
+// circuit, fail after that: it is open to all, as no other hears for minutes that
+// a request beside fails.
+func TestOthersThatHang(t *testing.T) {
+	key := Key{Owner: "up", Part: "m"}
+	synckit.Test(t, func(t *testing.T) {
+		s := New(Rules{Run: 2}, nil)
+		hangs, _ := s.AllowTo(key, "alice")
+		for range 2 {
+			tries(s, key, "bob", Timeout)
+		}
+		hangs.Done(Timeout)
+		if tries(s, key, "carol", OK) || !s.OpenTo(key, "alice") {
+			t.Error("open to one caller alone, and others hang")
+		}
+	})
+}

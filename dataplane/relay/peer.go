@@ -185,6 +185,9 @@ func (c *Client) Probe(ctx context.Context, region, node string) (time.Duration,
 	start := time.Now()
 	resp, err := c.peers.RoundTrip(req)
 	if err != nil {
+		if exhausted(err) {
+			err = ErrNoSockets
+		}
 		return 0, fmt.Errorf("probe %s/%s: %w", region, node, err)
 	}
 	rtt := time.Since(start)

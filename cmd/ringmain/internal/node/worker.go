@@ -22,9 +22,14 @@ import (
 	"ringmain/dataplane/view"
 )
 
-// workerDrain bounds how long a worker lets streams finish whose keeper does not
-// say how long it waits, or is gone: longer than a stream may take.
-const workerDrain = time.Hour + 5*time.Minute
+const (
+	// workerDrain bounds how long a worker lets streams finish whose keeper does not
+	// say how long it waits: longer than a stream may take.
+	workerDrain = time.Hour + 5*time.Minute
+	// unasked is the same where no keeper asked, but a signal: this node serves nobody
+	// meanwhile, since no keeper starts another worker before this one ends.
+	unasked = 5 * time.Minute
+)
 
 // drainFor is how long a worker lets streams finish, so that it can tell those that
 // are left that they end, before its keeper kills it; zero = that does not say when.
@@ -34,6 +39,34 @@ func drainFor(killed, now time.Time) time.Duration {
 	}
 	left := killed.Sub(now)
 	return max(0, left-min(left/4, 3*time.Second))
+}
+
+// drainer is a link.Attendant.
+type drainer interface {
+	Drain() <-chan struct{}
+	DrainBy() time.Time
+}
+
+// draining ends when a worker that drains has waited for long enough. A signal to
+// all processes of a unit comes to it before the keeper says how long that is.
+func draining(ctx context.Context, keeper drainer) (context.Context, context.CancelFunc) {
+	ctx, done := context.WithCancel(ctx)
+	go func() {
+		end := time.NewTimer(unasked)
+		defer end.Stop()
+		for asked := keeper.Drain(); ; {
+			select {
+			case <-ctx.Done():
+				return
+			case <-asked:
+				asked = nil
+				end.Reset(drainFor(keeper.DrainBy(), time.Now()))
+			case <-end.C:
+				done()
+			}
+		}
+	}()
+	return ctx, done
 }
 
 // Worker is the whole life of a worker process, which its keeper executes
@@ -138,13 +171,7 @@ func work(version string) (err error) {
 			return w.Close()
 		}
 	}
-	var killed time.Time
-	select {
-	case <-attendant.Drain():
-		killed = attendant.DrainBy()
-	default:
-	}
-	drain, done := context.WithTimeout(context.WithoutCancel(ctx), drainFor(killed, time.Now()))
+	drain, done := draining(context.WithoutCancel(ctx), attendant)
 	defer done()
 	if err := w.Drain(drain); err != nil {
 		logger.Warn("drained in part", "err", err)
