@@ -2,8 +2,8 @@ package meter
 
 import (
 	"encoding/binary"
-	"strings"
-	"unicode/utf8"
+
+	"ringmain/controlplane/strict"
 )
 
 // Append appends the version byte and the record in deterministic CBOR (RFC
@@ -94,9 +94,7 @@ func (e *encoder) key(k uint64) {
 }
 
 func (e *encoder) text(k uint64, s string) {
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "\uFFFD") // or nobody could read the record
-	}
+	s = strict.Text(s) // or nobody could read the record
 	e.key(k)
 	e.head(majorText, uint64(len(s)))
 	e.b = append(e.b, s...)

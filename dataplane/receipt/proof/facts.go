@@ -11,8 +11,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"strings"
-	"unicode/utf8"
 
 	"ringmain/controlplane/strict"
 )
@@ -254,9 +252,7 @@ func appendInt(b []byte, v int64) []byte {
 }
 
 func appendText(b []byte, s string) []byte {
-	if !utf8.ValidString(s) {
-		s = strings.ToValidUTF8(s, "\uFFFD") // or neither CBOR nor JSON could carry it
-	}
+	s = strict.Text(s) // or neither CBOR nor JSON could carry it
 	return append(appendUint(b, 3, uint64(len(s))), s...)
 }
 
